@@ -1,0 +1,207 @@
+"""A Phi-3 checkpoint on disk: found, downloaded if need be, and checked before any work.
+
+`Checkpoint.resolve` takes a folder or a hub id and returns a folder whose config names a model
+that phi3ov supports and whose weights are safetensors. Converting it is ``exporter.py``'s work.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import ExportError, UnsupportedModelError
+from .rope import rope_type
+
+NEEDED_FILES = ("config.json", "tokenizer.json")
+_DOWNLOADED = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.jinja",
+    "added_tokens.json",
+    "config.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+)
+"""What is fetched from the hub: no pickled weights, no code, no ONNX, no pictures."""
+
+_ROPE_TYPES = ("default", "longrope", "su")
+_OTHER_FAMILY = {
+    "phi3small": "Phi-3-small is another architecture (block-sparse attention)",
+    "phimoe": "Phi-3.5-MoE is a mixture of experts",
+    "phi3_v": "Phi-3-vision reads pictures as well",
+    "phi4mm": "Phi-4-multimodal reads pictures and sound as well",
+    "phi4_multimodal": "Phi-4-multimodal reads pictures and sound as well",
+    "phi": "Phi-1 and Phi-2 are another architecture",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A folder with a supported checkpoint.
+
+    Attributes:
+        path: The folder.
+        config: Its parsed ``config.json``.
+        source: What the caller named: a hub id, or a folder.
+        revision: The revision that was asked for; None for a folder.
+        commit: The commit that it stands for; None for a folder.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    source: str
+    revision: str | None = None
+    commit: str | None = None
+
+    @classmethod
+    def resolve(cls, source: str | Path, *, revision: str | None = None) -> Checkpoint:
+        """Find the checkpoint, downloading it if ``source`` is a hub id, and check it.
+
+        Raises:
+            ExportError: It is not there, cannot be downloaded, or lacks a file.
+            UnsupportedModelError: It is no Phi-3 that phi3ov supports.
+        """
+        folder = Path(source)
+        if folder.is_dir():
+            if revision is not None:
+                raise ExportError(
+                    f"revision={revision!r} goes with a hub id, but {folder} is a folder."
+                )
+            return cls(path=folder, config=_check_folder(folder), source=str(source))
+        if isinstance(source, Path) or not _looks_like_hub_id(source):
+            raise ExportError(
+                f"source={str(source)!r} is neither a folder nor a hub id such as "
+                "'microsoft/Phi-3-mini-4k-instruct'."
+            )
+        path = _download(source, revision)
+        return cls(
+            path=path,
+            config=_check_folder(path),
+            source=source,
+            revision=revision or "main",
+            commit=path.name,  # the hub's cache names snapshots by their commit
+        )
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of all weight files."""
+        return sum(file.stat().st_size for file in self.path.glob("*.safetensors"))
+
+    def linear_inputs(self) -> dict[str, int]:
+        """Return the input width of every linear layer of the transformer blocks, by its name."""
+        hidden = int(self.config["hidden_size"])
+        heads = int(self.config["num_attention_heads"])
+        widths = {
+            "self_attn.qkv_proj": hidden,
+            "self_attn.o_proj": heads * int(self.config.get("head_dim") or hidden // heads),
+            "mlp.gate_up_proj": hidden,
+            "mlp.down_proj": int(self.config["intermediate_size"]),
+        }
+        return {
+            f"model.layers.{index}.{name}": width
+            for index in range(int(self.config["num_hidden_layers"]))
+            for name, width in widths.items()
+        }
+
+
+def _looks_like_hub_id(source: str) -> bool:
+    owner, slash, name = source.partition("/")
+    plain = not any(
+        part in ("", ".", "..") or "\\" in part or ":" in part for part in (owner, name)
+    )
+    return bool(slash) and plain and "/" not in name
+
+
+def _download(repo_id: str, revision: str | None) -> Path:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                repo_id, revision=revision, allow_patterns=list(_DOWNLOADED)
+            )
+        )
+    except errors.GatedRepoError as error:
+        raise ExportError(
+            f"{repo_id} is gated: accept its terms on its hub page, then log in with "
+            "`hf auth login` or set HF_TOKEN."
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise ExportError(f"{repo_id} has no revision={revision!r}.") from error
+    except errors.RepositoryNotFoundError as error:
+        raise ExportError(
+            f"source={repo_id!r}: there is no such folder here and no such model on the hub (or it "
+            "is private: log in with `hf auth login`)."
+        ) from error
+    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
+        raise ExportError(
+            f"{repo_id} could not be downloaded ({type(error).__name__}), and it is not in the "
+            "local cache. Check the connection and HF_HUB_OFFLINE, or give a local folder; a "
+            "download that was cut off goes on where it stopped."
+        ) from error
+
+
+def _check_folder(folder: Path) -> Mapping[str, Any]:
+    """Check that ``folder`` holds a supported checkpoint and return its config."""
+    for name in NEEDED_FILES:
+        if not (folder / name).is_file():
+            raise ExportError(f"{folder} has no {name}{_hint(folder, name)}.")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ExportError(f"{folder / 'config.json'} is not JSON: {error}.") from error
+    _check_config(config)
+    if not any(folder.glob("*.safetensors")):
+        pickled = sorted(file.name for file in folder.glob("*.bin"))
+        found = (
+            f"only {', '.join(pickled)}, and pickled weights can run code" if pickled else "none"
+        )
+        raise ExportError(f"{folder} has no safetensors weights ({found}).")
+    return config  # type: ignore[no-any-return]
+
+
+def _hint(folder: Path, name: str) -> str:
+    if name == "tokenizer.json" and (folder / "tokenizer.model").is_file():
+        return (
+            " (it has a tokenizer.model: AutoTokenizer.from_pretrained(folder).save_pretrained("
+            "folder) writes a tokenizer.json)"
+        )
+    return " and is no checkpoint in Hugging Face layout" if name == "config.json" else ""
+
+
+def _check_config(config: Any) -> None:
+    if not isinstance(config, dict):
+        raise UnsupportedModelError(f"config.json holds a {type(config).__name__}, not an object.")
+    model_type = config.get("model_type")
+    if model_type != "phi3":
+        why = _OTHER_FAMILY.get(str(model_type), "phi3ov runs the Phi-3 architecture only")
+        raise UnsupportedModelError(f"config.json: model_type={model_type!r}: {why}.")
+    architectures = config.get("architectures") or ["Phi3ForCausalLM"]
+    if "Phi3ForCausalLM" not in architectures:
+        raise UnsupportedModelError(
+            f"config.json: architectures={architectures!r} does not name Phi3ForCausalLM."
+        )
+    if rope_type(config) not in _ROPE_TYPES:
+        raise UnsupportedModelError(
+            f"config.json: rope type {rope_type(config)!r} is none of {', '.join(_ROPE_TYPES)}."
+        )
+    needed = (
+        "hidden_size",
+        "intermediate_size",
+        "max_position_embeddings",
+        "num_attention_heads",
+        "num_hidden_layers",
+    )
+    for name in needed:
+        value = config.get(name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UnsupportedModelError(
+                f"config.json: {name}={value!r} must be a positive integer."
+            )

@@ -1,0 +1,128 @@
+"""Every error that phi3ov raises on purpose.
+
+Each one derives from `Phi3OVError` and, where one fits, from the builtin that a
+caller would expect, so both ``except phi3ov.Phi3OVError`` and ``except ValueError``
+work::
+
+    Phi3OVError(Exception)
+    ├─ MissingDependencyError(ImportError)      an optional package is not installed
+    ├─ UnsupportedModelError(ValueError)        config.json is not a Phi-3 that phi3ov supports
+    ├─ ExportError                              conversion or compression failed
+    │   └─ CompressionError(ValueError)         the recipe does not fit the model's layers
+    ├─ ArtifactError(ValueError)                an exported folder is incomplete or changed
+    ├─ DeviceError(ValueError)                  no requested device is there
+    ├─ OptionError(ValueError)                  an option is out of range or contradicts another
+    ├─ StateError(RuntimeError)                 used after close(), or while a turn is open
+    ├─ PromptError(ValueError)                  a conversation that no prompt can be made of
+    │   └─ ContextLengthError                   prompt and answer do not fit the context
+    └─ GenerationError                          the engine failed while answering
+        └─ EngineCrashedError                   the worker process died
+
+Errors of the libraries underneath are translated where they enter (``engine/`` and
+``exporter.py``) and stay reachable as ``__cause__``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Phi3OVError(Exception):
+    """Base of every deliberate error of this library."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy by state, because subclasses take keyword-only arguments."""
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(cls: type[Phi3OVError], args: tuple[Any, ...], state: dict[str, Any]) -> Phi3OVError:
+    error = cls.__new__(cls, *args)
+    error.__dict__.update(state)
+    return error
+
+
+class MissingDependencyError(Phi3OVError, ImportError):
+    """An optional package is not installed; the message holds the exact pip command."""
+
+    def __init__(self, package: str, *, purpose: str, command: str) -> None:
+        """Say which ``package`` is missing, what it is for, and the ``command`` that brings it."""
+        super().__init__(f"{purpose} needs {package}, which is not installed. Run: {command}")
+        self.package = package
+        self.command = command
+
+
+class UnsupportedModelError(Phi3OVError, ValueError):
+    """A checkpoint is not a Phi-3 that phi3ov supports; names the field and its value."""
+
+
+class ExportError(Phi3OVError):
+    """Conversion or compression failed; nothing was left at the target."""
+
+
+class CompressionError(ExportError, ValueError):
+    """A compression recipe does not fit the model, or was not what came out."""
+
+    def __init__(self, message: str, *, layers: tuple[str, ...] = ()) -> None:
+        """Keep the names of the ``layers`` that the recipe does not fit."""
+        super().__init__(message)
+        self.layers = layers
+
+
+class ArtifactError(Phi3OVError, ValueError):
+    """An exported folder is incomplete, changed or of another version; lists every problem."""
+
+    def __init__(self, message: str, *, problems: tuple[str, ...] = ()) -> None:
+        """Keep every one of the ``problems`` found, one sentence each."""
+        lines = "".join(f"\n  - {problem}" for problem in problems)
+        super().__init__(message + lines)
+        self.problems = problems
+
+
+class DeviceError(Phi3OVError, ValueError):
+    """None of the requested devices can be used; says what was asked, what exists and why."""
+
+
+class OptionError(Phi3OVError, ValueError):
+    """An option's value is out of range or contradicts another; names the field and the value."""
+
+
+class StateError(Phi3OVError, RuntimeError):
+    """An object was used at the wrong time: a closed model, or a chat whose turn is still open."""
+
+
+class PromptError(Phi3OVError, ValueError):
+    """A conversation has a bad order of roles, is empty, or cannot be put into the format."""
+
+
+class ContextLengthError(PromptError):
+    """The prompt and the answer asked for do not fit the model's context."""
+
+    def __init__(self, *, prompt_tokens: int, max_new_tokens: int, context_tokens: int) -> None:
+        """Keep the three numbers that do not fit together, all in tokens."""
+        room = context_tokens - prompt_tokens
+        way_out = (
+            f"Ask for max_new_tokens={room} at most"
+            if room > 0
+            else "Shorten the conversation, or start a new one"
+        )
+        super().__init__(
+            f"prompt_tokens={prompt_tokens} plus max_new_tokens={max_new_tokens} exceed "
+            f"context_tokens={context_tokens}. {way_out}; or choose on_overflow='drop_oldest' "
+            "or 'clamp' to have phi3ov make room."
+        )
+        self.prompt_tokens = prompt_tokens
+        self.max_new_tokens = max_new_tokens
+        self.context_tokens = context_tokens
+
+
+class GenerationError(Phi3OVError):
+    """The engine failed while answering; what had been said so far is in ``partial_text``."""
+
+    def __init__(self, message: str, *, partial_text: str = "") -> None:
+        """Keep the ``partial_text`` that the engine had produced before it failed."""
+        super().__init__(message)
+        self.partial_text = partial_text
+
+
+class EngineCrashedError(GenerationError):
+    """The worker process died; the model starts a new one for the next request."""

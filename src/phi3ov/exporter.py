@@ -1,0 +1,410 @@
+"""Checkpoint to artifact: `export_model` converts, compresses, verifies, and then renames.
+
+The steps, each a phase that progress reports:
+
+1. check the checkpoint and the recipe (nothing has been written yet);
+2. convert it to OpenVINO with optimum's exporter, in the checkpoint's own precision;
+3. compress the weights with NNCF;
+4. collect the files that travel along;
+5. read the result back: is it really what was asked for?
+6. write the manifest and rename the folder into place.
+
+All work happens in a folder beside the target. An export either is what was asked for, or it
+raises and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import io
+import logging
+import os
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .artifact import MANIFEST_NAME, MODEL_XML, Artifact, Manifest, record_files
+from .chat_format import ChatFormat, recognize_format
+from .checkpoint import Checkpoint
+from .compression import (
+    Compression,
+    Int4Compression,
+    check_compression,
+    check_divisible,
+    check_weights,
+    compress_ir,
+)
+from .errors import ExportError, MissingDependencyError, Phi3OVError
+from .ir import WeightSummary, read_weights, summarize
+from .prompt import ChatTokenizer
+
+if TYPE_CHECKING:
+    from filelock import FileLock
+
+_LOGGER = logging.getLogger("phi3ov")
+
+_TRAVELS_ALONG = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+)
+_TOKENIZER_PAIR = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
+_TOOLS = (
+    "phi3ov",
+    "openvino",
+    "openvino-tokenizers",
+    "optimum-intel",
+    "nncf",
+    "transformers",
+    "torch",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportProgress:
+    """Where an export is: ``phase`` is number ``step`` of ``steps`` and begins now."""
+
+    phase: str
+    step: int
+    steps: int
+    elapsed_seconds: float
+
+
+ProgressCallback = Callable[[ExportProgress], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportReport:
+    """What an export made.
+
+    Attributes:
+        artifact: The exported folder.
+        source_bytes: Bytes of the checkpoint's weights.
+        artifact_bytes: Bytes of the exported folder.
+        weights: What the model really holds, by precision and group size.
+        phase_seconds: How long each phase took.
+    """
+
+    artifact: Artifact
+    source_bytes: int
+    artifact_bytes: int
+    weights: tuple[WeightSummary, ...]
+    phase_seconds: Mapping[str, float]
+
+
+def export_model(
+    source: str | Path,
+    output: str | Path,
+    *,
+    compression: Compression = Int4Compression(),  # noqa: B008 - immutable
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    overwrite: bool = False,
+    progress: bool | ProgressCallback = True,
+) -> ExportReport:
+    """Export a Phi-3 checkpoint to a folder that `phi3ov.load_model` loads.
+
+    Args:
+        source: A local checkpoint folder, or a hub id.
+        output: The folder to make.
+        compression: `Int4Compression`, ``"int8"`` or ``"fp16"`` (no compression).
+        revision: Branch, tag or commit of a hub id.
+        trust_remote_code: Run code that the checkpoint brings. No supported model needs it.
+        overwrite: Replace ``output`` if it is an artifact already.
+        progress: True prints a line per phase to stderr; a callable gets `ExportProgress`.
+
+    Raises:
+        ExportError: Source or target cannot be used, the disk is too small, or a tool failed.
+        CompressionError: The recipe does not fit the model; names the layers.
+        UnsupportedModelError: The checkpoint is no Phi-3 that phi3ov supports.
+        MissingDependencyError: ``phi3ov[export]`` is not installed.
+
+    Example:
+        >>> report = export_model("microsoft/Phi-3-mini-4k-instruct", "phi3")  # doctest: +SKIP
+        >>> report.artifact.bits_per_weight  # doctest: +SKIP
+        5.8
+    """
+    _require_tools()
+    target = Path(output).absolute()
+    phases = _Phases(progress)
+    phases.begin("check")
+    _check_target(target, overwrite=overwrite)
+    check_compression(compression)
+    checkpoint = Checkpoint.resolve(source, revision=revision)
+    if isinstance(compression, Int4Compression):
+        check_divisible(checkpoint, compression)
+    chat_format = _recognize_format(checkpoint)
+    ChatTokenizer.from_folder(checkpoint.path, chat_format)  # raises where it cannot be used
+    with _workplace(target) as work:
+        _check_disk(checkpoint, work)
+        made = work / "artifact"
+        made.mkdir()
+        try:
+            with _quiet_tools():
+                phases.begin("convert")
+                _convert(checkpoint, work / "full", trust_remote_code=trust_remote_code)
+                phases.begin("compress")
+                compress_ir(work / "full", made, compression)
+            phases.begin("collect files")
+            _collect_files(checkpoint, work / "full", made)
+            shutil.rmtree(work / "full")
+            phases.begin("verify")
+            layers = read_weights(made / MODEL_XML)
+            check_weights(layers, compression)
+            weights = summarize(layers)
+            _write_manifest(made, checkpoint, compression, weights, chat_format)
+            _replace(made, target, work)
+        except Phi3OVError:
+            raise
+        except Exception as error:
+            raise ExportError(
+                f"Exporting {source} failed in the phase {phases.current!r}: "
+                f"{type(error).__name__}: {error}. Nothing was left at {target}. "
+                f"{_free_disk(target)}"
+            ) from error
+    artifact = Artifact.open(target)
+    return ExportReport(
+        artifact=artifact,
+        source_bytes=checkpoint.weights_bytes,
+        artifact_bytes=artifact.size_bytes,
+        weights=weights,
+        phase_seconds=phases.finish(),
+    )
+
+
+class _Phases:
+    """Reports phases as they begin and measures them."""
+
+    NAMES = ("check", "convert", "compress", "collect files", "verify")
+
+    def __init__(self, progress: bool | ProgressCallback) -> None:  # noqa: FBT001
+        self._report = _print_progress if progress is True else progress
+        self._started = self._phase_started = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+        self.current = ""
+
+    def begin(self, name: str) -> None:
+        self._end()
+        self.current = name
+        if callable(self._report):
+            self._report(
+                ExportProgress(
+                    phase=name,
+                    step=self.NAMES.index(name) + 1,
+                    steps=len(self.NAMES),
+                    elapsed_seconds=time.perf_counter() - self._started,
+                )
+            )
+
+    def finish(self) -> dict[str, float]:
+        self._end()
+        return self._seconds
+
+    def _end(self) -> None:
+        now = time.perf_counter()
+        if self.current:
+            self._seconds[self.current] = now - self._phase_started
+        self._phase_started = now
+
+
+def _print_progress(progress: ExportProgress) -> None:
+    line = f"[{progress.step}/{progress.steps}] {progress.phase} ({progress.elapsed_seconds:.0f} s)"
+    sys.stderr.write(f"phi3ov export {line}\n")
+    sys.stderr.flush()
+
+
+def _require_tools() -> None:
+    for module, package in (("optimum.intel", "optimum-intel"), ("nncf", "nncf")):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the tools' own imports
+                importlib.import_module(module)
+        except ImportError as error:
+            raise MissingDependencyError(
+                package, purpose="export_model()", command='pip install "phi3ov[export]"'
+            ) from error
+
+
+def _check_target(target: Path, *, overwrite: bool) -> None:
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not (target / MANIFEST_NAME).is_file():
+        raise ExportError(
+            f"output={str(target)!r} exists and is no folder that phi3ov exported, so it is not "
+            "replaced. Choose another folder."
+        )
+    if not overwrite:
+        raise ExportError(
+            f"output={str(target)!r} exists. Pass overwrite=True to replace it, or load it with "
+            "phi3ov.load_model()."
+        )
+
+
+def _recognize_format(checkpoint: Checkpoint) -> ChatFormat:
+    from transformers import AutoTokenizer
+
+    with _quiet_tools():
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+    if not tokenizer.chat_template:
+        raise ExportError(f"{checkpoint.path} has no chat template, so no chat format is known.")
+    return recognize_format(
+        lambda messages: str(
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        )
+    )
+
+
+@contextlib.contextmanager
+def _workplace(target: Path) -> Iterator[Path]:
+    """Give a fresh folder beside ``target`` that only this export uses, and remove it after.
+
+    The name is fixed and a lock guards it, so what a killed export left is known to be dead
+    and is removed, and two exports to one target cannot mix.
+    """
+    work = target.parent / f".{target.name}.phi3ov-export"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = _lock(target.parent / f".{target.name}.phi3ov-lock", target)
+    try:
+        if work.exists():
+            _LOGGER.warning("Removing %s, which an export that was killed left behind.", work)
+            shutil.rmtree(work)
+        work.mkdir()
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        lock.release()
+        with contextlib.suppress(OSError):
+            Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _lock(path: Path, target: Path) -> FileLock:
+    from filelock import FileLock, Timeout  # huggingface-hub brings it
+
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ExportError(f"Another export to {target} is running. Wait for it to end.") from error
+    return lock
+
+
+def _check_disk(checkpoint: Checkpoint, work: Path) -> None:
+    needed = int(checkpoint.weights_bytes * 1.7) + 64 * 2**20
+    free = shutil.disk_usage(work).free
+    if free < needed:
+        raise ExportError(
+            f"The export needs about {needed / 1e9:.1f} GB beside its target, for the converted "
+            f"and the compressed model, but {work.parent} has {free / 1e9:.1f} GB free."
+        )
+
+
+def _free_disk(target: Path) -> str:
+    with contextlib.suppress(OSError):
+        return f"{shutil.disk_usage(target.parent).free / 1e9:.1f} GB of disk are free there."
+    return ""
+
+
+@contextlib.contextmanager
+def _quiet_tools() -> Iterator[None]:
+    """Keep the tools' own bars, warnings and log lines away from the user's terminal."""
+    from transformers.utils import logging as transformers_logging
+
+    names = ("nncf", "optimum", "transformers", "openvino_tokenizers")
+    levels = {name: logging.getLogger(name).level for name in names}
+    bars = transformers_logging.is_progress_bar_enabled()
+    try:
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        transformers_logging.disable_progress_bar()
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _convert(checkpoint: Checkpoint, output: Path, *, trust_remote_code: bool) -> None:
+    """Write the model and its tokenizer pair as OpenVINO IR, weights in their own precision.
+
+    optimum's exporter takes a quantization config too, but compresses nothing with it and says
+    nothing; so compression is a step of its own.
+    """
+    from optimum.exporters.openvino import main_export
+    from optimum.intel import OVConfig
+
+    main_export(
+        str(checkpoint.path),
+        output=output,
+        task="text-generation-with-past",
+        trust_remote_code=trust_remote_code,
+        local_files_only=True,
+        ov_config=OVConfig(dtype="auto"),
+        stateful=True,
+        convert_tokenizer=True,
+        library_name="transformers",
+    )
+
+
+def _collect_files(checkpoint: Checkpoint, full: Path, made: Path) -> None:
+    """Copy what travels along: the checkpoint's own files as they are, and the tokenizer pair.
+
+    The config is the checkpoint's, because the exporter writes a changed context length.
+    """
+    for name in _TRAVELS_ALONG:
+        if (checkpoint.path / name).is_file():
+            shutil.copyfile(checkpoint.path / name, made / name)
+    for name in _TOKENIZER_PAIR:
+        if not (full / name).is_file():
+            raise ExportError(
+                f"openvino-tokenizers could not convert the tokenizer of {checkpoint.path}: "
+                f"it wrote no {name}."
+            )
+        for part in (name, name.replace(".xml", ".bin")):
+            shutil.copyfile(full / part, made / part)
+
+
+def _write_manifest(
+    made: Path,
+    checkpoint: Checkpoint,
+    compression: Compression,
+    weights: tuple[WeightSummary, ...],
+    chat_format: ChatFormat,
+) -> None:
+    if isinstance(compression, Int4Compression):
+        recipe: dict[str, Any] = {"mode": "int4", **asdict(compression)}
+    else:
+        recipe = {"mode": compression}
+    manifest = Manifest(
+        source=checkpoint.source,
+        revision=checkpoint.revision,
+        commit=checkpoint.commit,
+        source_bytes=checkpoint.weights_bytes,
+        recipe=recipe,
+        weights=weights,
+        chat_format=chat_format.name,
+        system_messages=chat_format.system_messages,
+        versions={tool: importlib.metadata.version(tool) for tool in _TOOLS},
+        files=record_files(made),
+    )
+    (made / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8", newline="\n")
+
+
+def _replace(made: Path, target: Path, work: Path) -> None:
+    """Rename ``made`` to ``target``, an artifact that was there before going first."""
+    if target.exists():
+        os.replace(target, work / "replaced")
+    os.replace(made, target)

@@ -1,0 +1,148 @@
+"""What an OpenVINO IR really holds: the precision of every weight, read from its XML.
+
+The XML names each constant with its element type, shape and size, so this needs neither
+openvino nor the weights themselves.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import xml.etree.ElementTree as ET
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Precision = Literal["int4", "int8", "fp16", "bf16", "fp32"]
+
+_PRECISIONS: dict[str, Precision] = {
+    "i4": "int4",
+    "u4": "int4",
+    "i8": "int8",
+    "u8": "int8",
+    "f16": "fp16",
+    "bf16": "bf16",
+    "f32": "fp32",
+}
+
+_WEIGHT_NAME = re.compile(r"\.(_openvino_orig_)?weight$")
+"""How openvino's PyTorch frontend calls weights: the longer form for 16-bit checkpoints."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightLayer:
+    """One weight matrix of an IR.
+
+    Attributes:
+        name: Its name in the checkpoint, such as ``model.layers.0.mlp.down_proj.weight``.
+        precision: How its values are stored.
+        group_size: How many values of a row share one scale; 0 where a whole row does, and
+            for floating-point weights.
+        symmetric: Whether it has no zero points.
+        parameters: Number of values.
+        size_bytes: Bytes of values, scales and zero points.
+    """
+
+    name: str
+    precision: Precision
+    group_size: int
+    symmetric: bool
+    parameters: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightSummary:
+    """All weight matrices of one precision and group size, counted."""
+
+    precision: Precision
+    group_size: int
+    symmetric: bool
+    layers: int
+    parameters: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Constant:
+    element_type: str
+    shape: tuple[int, ...]
+    size_bytes: int
+
+
+def read_weights(model_xml: Path) -> tuple[WeightLayer, ...]:
+    """Return every weight matrix (two dimensions or more) of the IR at ``model_xml``.
+
+    NNCF stores a compressed matrix of shape [rows, columns] as [rows, groups, group_size]
+    when it is grouped, with ``<name>/scale`` and ``<name>/zero_point`` constants beside it.
+
+    Example:
+        >>> read_weights(Path("phi3-int4/openvino_model.xml"))[0].precision  # doctest: +SKIP
+        'int8'
+    """
+    constants = _read_constants(model_xml)
+    layers = []
+    for name, constant in constants.items():
+        owner, _, part = name.rpartition("/")
+        if part in ("scale", "zero_point") and owner in constants:
+            continue
+        if not _WEIGHT_NAME.search(name) or constant.element_type not in _PRECISIONS:
+            continue
+        if len([size for size in constant.shape if size > 1]) < 2:
+            continue
+        companions = [constants.get(f"{name}/{part}") for part in ("scale", "zero_point")]
+        grouped = len(constant.shape) == 3 and companions[0] is not None
+        layers.append(
+            WeightLayer(
+                name=_WEIGHT_NAME.sub(".weight", name.removeprefix("self.")),
+                precision=_PRECISIONS[constant.element_type],
+                group_size=constant.shape[2] if grouped else 0,
+                symmetric=companions[1] is None,
+                parameters=math.prod(constant.shape),
+                size_bytes=constant.size_bytes + sum(one.size_bytes for one in companions if one),
+            )
+        )
+    return tuple(layers)
+
+
+def summarize(layers: Iterable[WeightLayer]) -> tuple[WeightSummary, ...]:
+    """Count ``layers`` by precision, group size and symmetry, the largest share first."""
+    kinds: dict[tuple[Precision, int, bool], list[WeightLayer]] = defaultdict(list)
+    for layer in layers:
+        kinds[layer.precision, layer.group_size, layer.symmetric].append(layer)
+    summaries = [
+        WeightSummary(
+            precision=precision,
+            group_size=group_size,
+            symmetric=symmetric,
+            layers=len(members),
+            parameters=sum(layer.parameters for layer in members),
+            size_bytes=sum(layer.size_bytes for layer in members),
+        )
+        for (precision, group_size, symmetric), members in kinds.items()
+    ]
+    return tuple(sorted(summaries, key=lambda summary: -summary.parameters))
+
+
+def bits_per_weight(weights: Iterable[WeightSummary]) -> float:
+    """Return the average bits that one parameter takes, scales and zero points included."""
+    weights = tuple(weights)
+    return 8 * sum(one.size_bytes for one in weights) / sum(one.parameters for one in weights)
+
+
+def _read_constants(model_xml: Path) -> dict[str, _Constant]:
+    """Return the named constants of an IR, freeing the XML tree as it is read."""
+    constants = {}
+    for _, element in ET.iterparse(model_xml):
+        if element.tag != "layer":
+            continue
+        data = element.find("data")
+        if element.get("type") == "Const" and data is not None:
+            shape = tuple(int(size) for size in data.get("shape", "").split(",") if size.strip())
+            constants[element.attrib["name"]] = _Constant(
+                data.attrib["element_type"], shape, int(data.attrib["size"])
+            )
+        element.clear()
+    return constants

@@ -1,0 +1,162 @@
+"""Token ids to text while they arrive: no split characters, no control tokens, stop strings.
+
+`AnswerText` is what `ReplyStream` feeds one id at a time. It composes three small steps:
+ids that end the answer or that are control tokens are taken out, `Detokenizer` turns the
+rest into text that never splits a character, and `StopStrings` holds back what may still
+become a stop string.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokenizers.decoders import DecodeStream
+
+
+class TokenDecoder(Protocol):
+    """What a tokenizer must offer to turn an answer into text."""
+
+    control_tokens: dict[int, str]
+    """Every control token: id to text."""
+    stop_tokens: dict[int, str]
+    """The control tokens that end an answer: id to text."""
+    byte_tokens: frozenset[int]
+    """Ids that stand for one byte each (byte fallback); empty for byte-level vocabularies."""
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of ``token_ids`` as a whole; control tokens give no text."""
+        ...
+
+    def decode_stream(self) -> DecodeStream:
+        """Return a fresh incremental decoder."""
+        ...
+
+    def step(self, stream: DecodeStream, token_ids: list[int]) -> str:
+        """Feed ``token_ids`` to ``stream``; return the text that became certain."""
+        ...
+
+
+class Detokenizer:
+    """Text of a growing list of ids; the pieces joined equal ``decode(all ids)``.
+
+    Vocabularies with byte fallback (Llama's, so Phi-3's) spell rare characters as one token
+    per byte, and an invalid byte makes *every* byte of its run a replacement character. So a
+    run of byte tokens is decoded when it is over, in one go.
+    """
+
+    def __init__(self, decoder: TokenDecoder) -> None:
+        self._decoder = decoder
+        self._stream = decoder.decode_stream()
+        self._token_ids: list[int] = []
+        self._byte_run: list[int] = []
+        self._emitted = 0
+
+    def add(self, token_id: int) -> str:
+        """Take one id; return the text that became certain, often empty."""
+        self._token_ids.append(token_id)
+        if token_id in self._decoder.byte_tokens:
+            self._byte_run.append(token_id)
+            return ""
+        piece = ""
+        if self._byte_run:
+            piece = self._decoder.step(self._stream, self._byte_run)
+            self._byte_run = []
+        piece += self._decoder.step(self._stream, [token_id])
+        self._emitted += len(piece)
+        return piece
+
+    def finish(self) -> str:
+        """Return what was held back: an unfinished character becomes U+FFFD."""
+        rest = self._decoder.decode(self._token_ids)[self._emitted :]
+        self._emitted += len(rest)
+        return rest
+
+
+class StopStrings:
+    """Text up to the first stop string, no part of which is ever let through."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.found: str | None = None
+
+    def add(self, text: str) -> str:
+        """Take more text; return what can be shown now."""
+        if not self._stops or self.found is not None:
+            return "" if self.found is not None else text
+        self._held += text
+        hits = [(self._held.find(stop), stop) for stop in self._stops]
+        hits = [(start, stop) for start, stop in hits if start >= 0]
+        if hits:
+            start, self.found = min(hits, key=lambda hit: (hit[0], -len(hit[1])))
+            shown, self._held = self._held[:start], ""
+            return shown
+        keep = self._longest_beginning()
+        shown, self._held = (
+            self._held[: len(self._held) - keep],
+            self._held[len(self._held) - keep :],
+        )
+        return shown
+
+    def finish(self) -> str:
+        """Return what was held back for a stop string that did not come."""
+        rest, self._held = self._held, ""
+        return rest
+
+    def _longest_beginning(self) -> int:
+        """Length of the longest end of the held text that begins one of the stop strings."""
+        longest = min(len(self._held), max(len(stop) for stop in self._stops) - 1)
+        for length in range(longest, 0, -1):
+            if any(stop.startswith(self._held[-length:]) for stop in self._stops):
+                return length
+        return 0
+
+
+class AnswerText:
+    """The text of one answer, fed one token id at a time.
+
+    Attributes:
+        token_ids: The ids of the answer so far, without the stop token.
+        stopped_by: The stop token's text or the stop string that ended it; None until then.
+    """
+
+    def __init__(self, decoder: TokenDecoder, stops: Sequence[str] = ()) -> None:
+        """Read ids with ``decoder`` until one of its stop tokens or one of ``stops``."""
+        self._decoder = decoder
+        self._detokenizer = Detokenizer(decoder)
+        self._stops = StopStrings(stops)
+        self._pieces: list[str] = []
+        self.token_ids: list[int] = []
+        self.stopped_by: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The text that may be shown so far."""
+        return "".join(self._pieces)
+
+    def add(self, token_id: int) -> str:
+        """Take one id; return the text to show for it, often empty."""
+        if token_id in self._decoder.stop_tokens:
+            self.stopped_by = self._decoder.stop_tokens[token_id]
+            return ""
+        self.token_ids.append(token_id)
+        if token_id in self._decoder.control_tokens:
+            return ""
+        return self._show(self._stops.add(self._detokenizer.add(token_id)))
+
+    def finish(self) -> str:
+        """Return the text that was held back, once no more ids will come."""
+        if self._stops.found is not None:
+            return ""
+        rest = self._show(self._stops.add(self._detokenizer.finish()))
+        return rest + self._show(self._stops.finish())
+
+    def _show(self, text: str) -> str:
+        if self._stops.found is not None:
+            self.stopped_by = self._stops.found
+        if text:
+            self._pieces.append(text)
+        return text
