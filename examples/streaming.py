@@ -16,10 +16,10 @@ def main(folder: str) -> None:
         for piece in chat.stream("What is the capital of France?"):
             print(piece, end="", flush=True)
 
-        stream = chat.stream("Tell me a long story.")
+        stream = chat.stream("Write a poem about the sea.")
         for number, piece in enumerate(stream):
             print(piece, end="", flush=True)
-            if number == 20:
+            if number == 10:
                 stream.cancel()  # from any thread; the history forgets this turn
         print(f"\n[{stream.reply.finish_reason}]")
         asyncio.run(stream_without_blocking(chat))

@@ -30,6 +30,7 @@ from .generation import GenerationOptions, Reply, Timings, Usage
 from .model import Phi3Model, load_model
 from .runtime import DeviceChoice, RuntimeConfig, list_devices
 from .stream import ReplyStream
+from .tools import Tool, ToolCall
 
 __version__ = "0.1.0"
 
@@ -59,6 +60,8 @@ __all__ = [
     "RuntimeConfig",
     "StateError",
     "Timings",
+    "Tool",
+    "ToolCall",
     "UnsupportedModelError",
     "Usage",
     "export_model",

@@ -143,7 +143,10 @@ checkpoint into it first: phi3ov.export_model(source, 'models/no-such-folder').
                 else "Export the checkpoint with phi3ov.export_model()."
             )
             raise ArtifactError(f"{folder} has no {MANIFEST_NAME}. {hint}")
-        manifest = Manifest.from_json(manifest_path.read_text(encoding="utf-8"))
+        try:
+            manifest = Manifest.from_json(manifest_path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise ArtifactError(f"{manifest_path} is not UTF-8: {error}.") from error
         problems = [
             problem
             for name, record in manifest.files.items()
@@ -151,7 +154,10 @@ checkpoint into it first: phi3ov.export_model(source, 'models/no-such-folder').
         ]
         if problems:
             raise ArtifactError(f"{folder} is not as it was exported:", problems=tuple(problems))
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        try:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{folder / 'config.json'} cannot be read: {error!r}.") from error
         return cls(path=folder, manifest=manifest, config=config)
 
     @property

@@ -7,6 +7,7 @@ fits to the token.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from .chat_format import Message
 from .errors import PromptError, StateError
 from .generation import GenerationOptions, Options, Reply
 from .stream import ReplyStream
+from .tools import Tool, describe_tools
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -55,6 +57,7 @@ class Phi3Chat:
         model: Phi3Model,
         *,
         system: str | None = None,
+        tools: Sequence[Tool] = (),
         options: GenerationOptions = GenerationOptions(),  # noqa: B008 - immutable
     ) -> None:
         """Start a conversation.
@@ -62,17 +65,24 @@ class Phi3Chat:
         Args:
             model: The model that answers.
             system: What the model shall be; None for no system message.
+            tools: What the model may call; `Reply.tool_calls` says what it asked for. Needs a
+                model that was trained for it (Phi-4-mini). Descriptions stand in the system
+                message, which is empty if ``system`` is None.
             options: Options of every turn.
 
         Raises:
-            PromptError: The checkpoint's own template would drop the system message.
+            PromptError: The checkpoint's own template would drop the system message, or the
+                model was trained without tools.
         """
         self.model = model
         self.options = options
+        if system is None and tools:
+            system = ""
         self._system = None if system is None else Message("system", system)
         self._system_ids: tuple[int, ...] = ()
         if self._system is not None:
-            self._system_ids = tuple(model.tokenizer.encode_message(self._system))
+            described = describe_tools(tools) if tools else None
+            self._system_ids = tuple(model.tokenizer.encode_message(self._system, tools=described))
         self._turns: list[_Turn] = []
         self._turn_is_open = False
 

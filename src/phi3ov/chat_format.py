@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from .errors import PromptError, UnsupportedModelError
@@ -82,20 +82,28 @@ class ChatFormat:
         footer: Text after a content.
         system_messages: What the checkpoint's own template does with a system message:
             ``"kept"``, ``"kept unless empty"``, or ``"dropped"`` without a word.
+        tool_list: Tokens around the tool descriptions at the end of the system message; None
+            for a model that was trained without tools.
+        tool_call: Tokens around the calls in an answer; None likewise.
     """
 
     name: str
     header: str
     footer: str
     system_messages: Literal["kept", "kept unless empty", "dropped"] = "kept"
+    tool_list: tuple[str, str] | None = None
+    tool_call: tuple[str, str] | None = None
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """Write ``messages`` as one string, as the checkpoint's own template does."""
-        parts = [
-            self.header.format(role=message["role"]) + message["content"] + self.footer
-            for message in messages
-            if not self.skips(message["role"], message["content"])
-        ]
+        parts = []
+        for message in messages:
+            if self.skips(message["role"], message["content"]):
+                continue
+            parts += [self.header.format(role=message["role"]), message["content"]]
+            if "tools" in message and self.tool_list is not None:
+                parts += [self.tool_list[0], message["tools"], self.tool_list[1]]
+            parts.append(self.footer)
         return "".join(parts) + self.header.format(role="assistant")
 
     def skips(self, role: str, content: str) -> bool:
@@ -108,14 +116,21 @@ class ChatFormat:
 
 
 _SHAPES = (
-    ("phi3", "<|{role}|>\n", "<|end|>\n"),
-    ("phi4-mini", "<|{role}|>", "<|end|>"),
-    ("phi4", "<|im_start|>{role}<|im_sep|>", "<|im_end|>"),
+    ChatFormat(name="phi3", header="<|{role}|>\n", footer="<|end|>\n"),
+    ChatFormat(
+        name="phi4-mini",
+        header="<|{role}|>",
+        footer="<|end|>",
+        tool_list=("<|tool|>", "<|/tool|>"),
+        tool_call=("<|tool_call|>", "<|/tool_call|>"),
+    ),
+    ChatFormat(name="phi4-mini without tools", header="<|{role}|>", footer="<|end|>"),
+    ChatFormat(name="phi4", header="<|im_start|>{role}<|im_sep|>", footer="<|im_end|>"),
 )
 
 FORMATS: tuple[ChatFormat, ...] = tuple(
-    ChatFormat(name=name, header=header, footer=footer, system_messages=system_messages)
-    for name, header, footer in _SHAPES
+    replace(shape, system_messages=system_messages)
+    for shape in _SHAPES
     for system_messages in ("kept", "kept unless empty", "dropped")
 )
 """Every format that phi3ov writes. Sources: the chat templates in the checkpoints'
@@ -149,6 +164,7 @@ def recognize_format(render: RenderTemplate) -> ChatFormat:
         UnsupportedModelError: It is none of `FORMATS`; says where the nearest one differs.
     """
     probes = [[{"role": role, "content": text} for role, text in probe] for probe in _PROBES]
+    probes.append([{"role": "system", "content": "s", "tools": "[1]"}, *probes[0]])
     rendered = [render(probe) for probe in probes]
     nearest: tuple[int, str] = (-1, "")
     for chat_format in FORMATS:

@@ -140,6 +140,10 @@ def _download(repo_id: str, revision: str | None) -> Path:
             f"source={repo_id!r}: there is no such folder here and no such model on the hub (or it "
             "is private: log in with `hf auth login`)."
         ) from error
+    except errors.HFValidationError as error:
+        raise ExportError(
+            f"source={repo_id!r} is neither a folder nor a hub id: {error}"
+        ) from error
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
         raise ExportError(
             f"{repo_id} could not be downloaded ({type(error).__name__}), and it is not in the "

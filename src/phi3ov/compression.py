@@ -13,7 +13,7 @@ from typing import Any, Literal
 from .artifact import MODEL_XML
 from .checkpoint import Checkpoint
 from .errors import CompressionError, OptionError
-from .ir import WeightLayer
+from .ir import WeightLayer, is_weight
 
 _NEVER_INT4 = ("embed_tokens", "lm_head")
 """NNCF keeps embeddings and the output layer in the backup precision (int8)."""
@@ -103,7 +103,36 @@ def compress_ir(full: Path, made: Path, compression: Compression) -> None:
         import nncf
 
         nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
-    openvino.save_model(model, made / MODEL_XML, compress_to_fp16=compression == "fp16")
+    else:
+        _store_weights_as_fp16(model)
+    openvino.save_model(model, made / MODEL_XML, compress_to_fp16=False)
+
+
+def _store_weights_as_fp16(model: Any) -> None:
+    """Store the weight matrices, fp32 or bf16, as fp16, and nothing else.
+
+    openvino's ``compress_to_fp16`` leaves bf16 as it is, and rounds the rotary frequencies too,
+    which turns keys by a whole radian after some thousand tokens.
+    """
+    import numpy as np
+    import openvino.opset13 as ops
+
+    for node in model.get_ops():
+        name = node.get_friendly_name()
+        if node.get_type_name() != "Constant" or not is_weight(name, node.get_output_shape(0)):
+            continue
+        stored = node.get_element_type().get_type_name()
+        if stored not in ("f32", "bf16"):
+            continue
+        with np.errstate(over="ignore"):
+            values = node.get_data(dtype=np.float32).astype(np.float16)
+        if not np.isfinite(values).all():
+            raise CompressionError(f"{name} holds values that fp16 cannot.", layers=(name,))
+        users = node.output(0).get_target_inputs()
+        constant = ops.constant(values, dtype=np.float16, name=name)
+        source = constant if stored == "bf16" else ops.convert(constant, "f32")
+        for user in users:
+            user.replace_source_output(source.output(0))
 
 
 def _compress_to_int4(model: Any, compression: Int4Compression) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal, TypedDict
 
 from .errors import OptionError
+from .tools import ToolCall
 
 FinishReason = Literal["stop", "length", "cancelled"]
 """Why an answer ended: by itself, at its token limit, or because somebody cancelled it."""
@@ -82,6 +83,8 @@ Set a temperature above 0, or leave top_p out.
             raise OptionError(
                 f"stop={self.stop!r} is a string; give a tuple: stop=({self.stop!r},)"
             )
+        if not isinstance(self.stop, tuple | list):
+            raise OptionError(f"stop={self.stop!r} must be a tuple of strings.")
         object.__setattr__(self, "stop", tuple(self.stop))
         _require_integer("max_new_tokens", self.max_new_tokens, least=1)
         if any(not isinstance(text, str) or not text for text in self.stop):
@@ -185,6 +188,7 @@ class Reply:
             ``on_overflow="clamp"`` had to act.
         dropped_turns: How many of the oldest turns ``on_overflow="drop_oldest"`` left out.
         seed: The seed that the tokens were drawn with; None for greedy decoding.
+        tool_calls: The calls that the model asked for; see `Tool`.
     """
 
     text: str
@@ -196,6 +200,7 @@ class Reply:
     max_new_tokens: int
     dropped_turns: int = 0
     seed: int | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
 
     def __str__(self) -> str:
         return self.text

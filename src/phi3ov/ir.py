@@ -88,9 +88,7 @@ def read_weights(model_xml: Path) -> tuple[WeightLayer, ...]:
         owner, _, part = name.rpartition("/")
         if part in ("scale", "zero_point") and owner in constants:
             continue
-        if not _WEIGHT_NAME.search(name) or constant.element_type not in _PRECISIONS:
-            continue
-        if len([size for size in constant.shape if size > 1]) < 2:
+        if not is_weight(name, constant.shape) or constant.element_type not in _PRECISIONS:
             continue
         companions = [constants.get(f"{name}/{part}") for part in ("scale", "zero_point")]
         grouped = len(constant.shape) == 3 and companions[0] is not None
@@ -105,6 +103,11 @@ def read_weights(model_xml: Path) -> tuple[WeightLayer, ...]:
             )
         )
     return tuple(layers)
+
+
+def is_weight(name: str, shape: Iterable[int]) -> bool:
+    """Whether a constant of an IR is a weight matrix, not a norm's vector or a helper value."""
+    return bool(_WEIGHT_NAME.search(name)) and len([size for size in shape if size > 1]) >= 2
 
 
 def summarize(layers: Iterable[WeightLayer]) -> tuple[WeightSummary, ...]:

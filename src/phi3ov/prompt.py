@@ -65,6 +65,7 @@ class ChatTokenizer:
         from tokenizers import Tokenizer
 
         definition = json.loads(tokenizer_json)
+        definition |= {"truncation": None, "padding": None}  # some fine-tunes ship theirs
         added = {token["content"]: token for token in definition.get("added_tokens", [])}
         control = {
             text: token
@@ -74,7 +75,7 @@ class ChatTokenizer:
         self.format = chat_format
         self.control_tokens: dict[int, str] = {token["id"]: text for text, token in control.items()}
         self._control = control
-        self._decoder: Tokenizer = Tokenizer.from_str(tokenizer_json)
+        self._decoder: Tokenizer = Tokenizer.from_str(json.dumps(definition))
         for token in control.values():
             token["special"] = True
         self._plain: Tokenizer = Tokenizer.from_str(json.dumps(definition))
@@ -105,11 +106,17 @@ class ChatTokenizer:
         ids = [token_id for message in messages for token_id in self.encode_message(message)]
         return ids + self.opening
 
-    def encode_message(self, message: Message) -> list[int]:
+    def encode_message(self, message: Message, *, tools: str | None = None) -> list[int]:
         """Return the ids of one message, from its header to its footer.
 
+        Args:
+            message: The message.
+            tools: JSON that describes the tools, for the end of a system message. It is text,
+                like a content.
+
         Raises:
-            PromptError: The format's own template drops system messages and this is one.
+            PromptError: The format's own template drops system messages and this is one, or
+                the model was trained without tools.
         """
         if self.format.skips(message.role, message.content):
             if not message.content:
@@ -121,7 +128,9 @@ class ChatTokenizer:
             )
         header = self._segments(self.format.header.format(role=message.role))
         footer = self._segments(self.format.footer)
-        return self._encode_segments([*header, message.content, *footer])
+        return self._encode_segments(
+            [*header, message.content, *self._tool_segments(tools), *footer]
+        )
 
     @property
     def opening(self) -> list[int]:
@@ -169,6 +178,25 @@ class ChatTokenizer:
         """Feed ``token_ids`` to ``stream``; return the text that became certain."""
         return stream.step(self._decoder, token_ids) or ""
 
+    def _tool_segments(self, tools: str | None) -> list[int | str]:
+        if tools is None:
+            return []
+        if self.format.tool_list is None:
+            raise PromptError(
+                f"tools were given, but the chat format {self.format.name!r} has none: of the "
+                "family only Phi-4-mini was trained to call tools."
+            )
+        before, after = (self._control[token]["id"] for token in self.format.tool_list)
+        return [before, tools, after]
+
+    @property
+    def tool_call_ids(self) -> tuple[int, int] | None:
+        """Ids that stand before and after a tool call; None for a model without tools."""
+        if self.format.tool_call is None:
+            return None
+        before, after = (self._control[token]["id"] for token in self.format.tool_call)
+        return before, after
+
     def _segments(self, text: str) -> list[int | str]:
         """Split ``text`` of a format into control ids and the text between them."""
         segments: list[int | str] = []
@@ -207,6 +235,7 @@ class ChatTokenizer:
                 self.format.header.format(role=role) + self.format.footer
             )
         }
+        needed.update(self.format.tool_list or (), self.format.tool_call or ())
         missing = sorted(needed - self._control.keys())
         if missing:
             raise UnsupportedModelError(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING
@@ -61,6 +62,8 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
         self._completion_tokens = 0
         self._reply: Reply | None = None
         self._failed = False
+        # One reader at a time: close() may be called while another thread waits for a piece.
+        self._reading = threading.RLock()
 
     @property
     def reply(self) -> Reply:
@@ -83,18 +86,19 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
         return self
 
     def __next__(self) -> str:
-        while not self.done:
-            try:
-                chunk = next(self._tokens, None)
-            except GenerationError as error:
-                self._fail(error)
-                raise
-            except BaseException:  # Ctrl-C while waiting: the engine must not go on
-                self.close()
-                raise
-            piece = self._end() if chunk is None else self._take(chunk)
-            if piece:
-                return piece
+        with self._reading:
+            while not self.done:
+                try:
+                    chunk = next(self._tokens, None)
+                except GenerationError as error:
+                    self._fail(error)
+                    raise
+                except BaseException:  # Ctrl-C while waiting: the engine must not go on
+                    self.close()
+                    raise
+                piece = self._end() if chunk is None else self._take(chunk)
+                if piece:
+                    return piece
         raise StopIteration
 
     def __aiter__(self) -> ReplyStream:
@@ -106,7 +110,7 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
         try:
             piece = await asyncio.to_thread(next, self, None)
         except asyncio.CancelledError:
-            self.cancel()
+            self.cancel(keep=self._keep_partial)
             raise
         if piece is None:
             raise StopAsyncIteration
@@ -130,14 +134,15 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
     def close(self) -> None:
         """Cancel the answer if it has not ended, and wait until the engine let go of it."""
         self.cancel(keep=self._keep_partial)
-        while not self.done:
-            try:
-                chunk = next(self._tokens, None)
-            except GenerationError as error:
-                self._fail(error)
-                return
-            if chunk is None:
-                self._end()
+        with self._reading:
+            while not self.done:
+                try:
+                    chunk = next(self._tokens, None)
+                except GenerationError as error:
+                    self._fail(error)
+                    return
+                if chunk is None:
+                    self._end()
 
     def drain(self) -> Reply:
         """Read the stream to its end and return the reply: this is all that ``generate()`` does."""
@@ -206,6 +211,7 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
             max_new_tokens=self._plan.max_new_tokens,
             dropped_turns=self._plan.dropped_turns,
             seed=self._plan.seed,
+            tool_calls=self._answer.tool_calls,
         )
         self._on_end(self._reply, reason != "cancelled" or self._keep_partial)
         return rest

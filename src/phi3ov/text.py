@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from .tools import ToolCall, parse_tool_calls
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -25,6 +27,11 @@ class TokenDecoder(Protocol):
     """The control tokens that end an answer: id to text."""
     byte_tokens: frozenset[int]
     """Ids that stand for one byte each (byte fallback); empty for byte-level vocabularies."""
+
+    @property
+    def tool_call_ids(self) -> tuple[int, int] | None:
+        """Ids that stand before and after a tool call; None for a model without tools."""
+        ...
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of ``token_ids`` as a whole; control tokens give no text."""
@@ -91,7 +98,8 @@ class StopStrings:
         hits = [(self._held.find(stop), stop) for stop in self._stops]
         hits = [(start, stop) for start, stop in hits if start >= 0]
         if hits:
-            start, self.found = min(hits, key=lambda hit: (hit[0], -len(hit[1])))
+            # The one that is complete first, so that the pieces' borders make no difference.
+            start, self.found = min(hits, key=lambda hit: (hit[0] + len(hit[1]), hit[0]))
             shown, self._held = self._held[:start], ""
             return shown
         keep = self._longest_beginning()
@@ -121,6 +129,8 @@ class AnswerText:
     Attributes:
         token_ids: The ids of the answer so far, without the stop token.
         stopped_by: The stop token's text or the stop string that ended it; None until then.
+        tool_calls: The calls that the answer holds; complete after `finish`. What stands
+            between tool-call tokens is no text, unless it cannot be read as calls.
     """
 
     def __init__(self, decoder: TokenDecoder, stops: Sequence[str] = ()) -> None:
@@ -129,8 +139,10 @@ class AnswerText:
         self._detokenizer = Detokenizer(decoder)
         self._stops = StopStrings(stops)
         self._pieces: list[str] = []
+        self._call_ids: list[int] | None = None
         self.token_ids: list[int] = []
         self.stopped_by: str | None = None
+        self.tool_calls: tuple[ToolCall, ...] = ()
 
     @property
     def text(self) -> str:
@@ -144,6 +156,9 @@ class AnswerText:
             return ""
         self.token_ids.append(token_id)
         if token_id in self._decoder.control_tokens:
+            return self._switch_call(token_id)
+        if self._call_ids is not None:
+            self._call_ids.append(token_id)
             return ""
         return self._show(self._stops.add(self._detokenizer.add(token_id)))
 
@@ -151,8 +166,29 @@ class AnswerText:
         """Return the text that was held back, once no more ids will come."""
         if self._stops.found is not None:
             return ""
-        rest = self._show(self._stops.add(self._detokenizer.finish()))
+        rest = self._end_call()
+        rest += self._show(self._stops.add(self._detokenizer.finish()))
         return rest + self._show(self._stops.finish())
+
+    def _switch_call(self, token_id: int) -> str:
+        """Begin or end a tool call where ``token_id`` says so."""
+        before, after = self._decoder.tool_call_ids or (None, None)
+        if token_id == before and self._call_ids is None:
+            self._call_ids = []
+        elif token_id == after:
+            return self._end_call()
+        return ""
+
+    def _end_call(self) -> str:
+        """Read the ids of a tool call; return them as text if they are none."""
+        if self._call_ids is None:
+            return ""
+        text, self._call_ids = self._decoder.decode(self._call_ids), None
+        calls = parse_tool_calls(text)
+        if calls is None:
+            return self._show(self._stops.add(text))
+        self.tool_calls += calls
+        return ""
 
     def _show(self, text: str) -> str:
         if self._stops.found is not None:

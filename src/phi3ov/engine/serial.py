@@ -55,7 +55,7 @@ class _State:
 
     def __init__(self) -> None:
         self.waiting: queue.SimpleQueue[TokenStream | None] = queue.SimpleQueue()
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # a finalizer may run where it is held
         self.closing = False
         self.current: TokenStream | None = None
 
@@ -73,7 +73,8 @@ def _serve(state: _State, run: RunRequest) -> None:
         except BaseException as raised:  # noqa: BLE001 - it belongs to whoever reads the stream
             error = raised
         stream.end(error)
-        state.current = None
+        with state.lock:  # `_shut_down` looks at it twice
+            state.current = None
         del stream  # an idle thread must not keep the last answer's stream alive
 
 

@@ -1,0 +1,1 @@
+"""The tests; `unit` needs neither native inference nor torch."""

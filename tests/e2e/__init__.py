@@ -1,0 +1,1 @@
+"""The public surface on real models: API, command, README, guide, examples."""

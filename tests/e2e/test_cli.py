@@ -1,0 +1,149 @@
+"""The command ``phi3ov``, run as a process on the reference model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import phi3ov
+
+from .conftest import RunPython
+
+
+def test_chat_answers_one_message_on_stdout_and_nothing_else(
+    run_python: RunPython, reference_export: Path
+) -> None:
+    """``phi3ov chat MODEL MESSAGE`` prints the answer and only that: it can be piped."""
+    done = run_python("-m", "phi3ov", "chat", reference_export, "What is the capital of France?")
+    assert done.returncode == 0
+    assert done.stdout == "The capital of France is Paris.\n"
+
+
+def test_interactive_chat_remembers_resets_and_ends_with_the_input(
+    run_python: RunPython, reference_export: Path
+) -> None:
+    """Turns build on each other, /reset forgets, an error does not end the program, EOF does."""
+    done = run_python(
+        "-m", "phi3ov", "chat", reference_export, "--max-new-tokens", "40",
+        stdin="What is the capital of France?\n/reset\nWhat is the capital of France?\n",
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert done.stdout.count("The capital of France is Paris.") == 2
+    assert "(forgotten)" in done.stderr
+    tokens_in = [line for line in done.stderr.splitlines() if "tokens in" in line]
+    first, second = (line.partition("tokens in")[0].split("; ")[1] for line in tokens_in)
+    assert first == second, "after /reset the prompt is as short as the first one"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT to one process, which Windows cannot")
+def test_ctrl_c_stops_the_answer_and_not_the_program(reference_export: Path) -> None:
+    """Ctrl-C during an answer ends that answer; the next message is answered."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "phi3ov", "chat", str(reference_export)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("Write a long story about a lighthouse, with every detail.\n")
+    process.stdin.flush()
+    while process.stdout.read(1) != ">":  # the prompt "you> "
+        pass
+    process.stdout.read(40)  # the answer is under way
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate("What is the capital of France?\n", timeout=120)
+    assert process.returncode == 0
+    assert "(cancelled;" in err
+    assert "Paris" in out
+
+
+def test_info_shows_what_the_model_really_holds(
+    run_python: RunPython, reference_export: Path
+) -> None:
+    """``info --json`` is the manifest's facts and all stop tokens; plain ``info`` shows a table."""
+    facts = json.loads(run_python("-m", "phi3ov", "info", "--json", reference_export).stdout)
+    weights = phi3ov.Artifact.open(reference_export).manifest.weights
+    assert [one["layers"] for one in facts["weights"]] == [one.layers for one in weights]
+    assert set(facts["stop_tokens"].values()) >= {"<|end|>", "<|endoftext|>", "<|assistant|>"}
+    table = run_python("-m", "phi3ov", "info", reference_export).stdout
+    assert "int4" in table
+    assert "bits per weight" in table
+
+
+def test_verify_finds_one_changed_byte(
+    run_python: RunPython, reference_export: Path, tmp_path: Path
+) -> None:
+    """``verify`` exits with 0 on a whole folder and with 1, naming the file, on a changed one."""
+    copy = shutil.copytree(reference_export, tmp_path / "copy")
+    assert run_python("-m", "phi3ov", "verify", copy).returncode == 0
+    with (copy / "openvino_model.bin").open("r+b") as file:
+        file.seek(1_000_000)
+        byte = file.read(1)
+        file.seek(1_000_000)
+        file.write(bytes([byte[0] ^ 1]))
+    done = run_python("-m", "phi3ov", "verify", copy)
+    assert done.returncode == 1
+    assert "openvino_model.bin: its content has changed" in done.stderr
+
+
+def test_devices_lists_what_openvino_finds(run_python: RunPython) -> None:
+    """``devices --json`` names the CPU."""
+    assert "CPU" in json.loads(run_python("-m", "phi3ov", "devices", "--json").stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("chat", "no-such-folder", "hi"), "is not a folder"),
+        (("export", "no-such-folder", "out"), "neither a folder nor a hub id"),
+        (("info", "."), "has no phi3ov.json"),
+    ],
+)
+def test_an_error_is_one_line_and_exit_code_1(
+    run_python: RunPython, arguments: tuple[str, ...], said: str
+) -> None:
+    """What the library refuses is said in one line, without a traceback."""
+    done = run_python("-m", "phi3ov", *arguments)
+    assert done.returncode == 1
+    last_line = done.stderr.splitlines()[-1]  # the export's progress may stand before it
+    assert last_line.startswith("phi3ov: ")
+    assert said in last_line
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_device_names_what_exists(run_python: RunPython, reference_export: Path) -> None:
+    """Asking for a device that is not there lists those that are."""
+    done = run_python("-m", "phi3ov", "chat", reference_export, "hi", "--device", "GPU.7")
+    assert done.returncode == 1
+    assert "GPU.7 is not there" in done.stderr
+    assert "CPU (" in done.stderr
+
+
+def test_int4_options_without_int4_are_refused(run_python: RunPython) -> None:
+    """No option is accepted and ignored: --ratio goes with int4 only."""
+    done = run_python("-m", "phi3ov", "export", "x", "y", "--precision", "int8", "--ratio", "0.5")
+    assert done.returncode == 2
+    assert "ratio" in done.stderr
+
+
+def test_reference_builds_a_checkpoint_and_export_exports_it(
+    run_python: RunPython, tmp_path: Path
+) -> None:
+    """``phi3ov reference DIR`` and ``phi3ov export DIR OUT`` work one after the other."""
+    assert run_python("-m", "phi3ov", "reference", "small").returncode == 0
+    done = run_python(
+        "-m", "phi3ov", "export", "small", "small-int8", "--precision", "int8", "--quiet"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "bits per weight" in done.stdout
+    weights = phi3ov.Artifact.open(tmp_path / "small-int8").manifest.weights
+    assert {one.precision for one in weights} == {"int8"}
