@@ -2,35 +2,40 @@
 
     checkpoint ──export_model()──▶ artifact folder ──load_model()──▶ Phi3Model ──Phi3Chat──▶ text
 
-The names below are the public surface. None of torch, transformers, nncf, optimum, openvino,
-openvino_genai and numpy is imported before a call needs it.
+The names in ``__all__`` are the public surface. Each is imported from its module when it is
+first used (PEP 562), so that ``import phi3ov`` costs next to nothing; and none of torch,
+transformers, nncf, optimum, openvino, openvino_genai and numpy is imported before a call needs it.
 """
 
-from .artifact import Artifact
-from .chat import Phi3Chat
-from .chat_format import Message
-from .compression import Int4Compression
-from .errors import (
-    ArtifactError,
-    CompressionError,
-    ContextLengthError,
-    DeviceError,
-    EngineCrashedError,
-    ExportError,
-    GenerationError,
-    MissingDependencyError,
-    OptionError,
-    Phi3OVError,
-    PromptError,
-    StateError,
-    UnsupportedModelError,
-)
-from .exporter import ExportProgress, ExportReport, export_model
-from .generation import GenerationOptions, Reply, Timings, Usage
-from .model import Phi3Model, load_model
-from .runtime import DeviceChoice, RuntimeConfig, list_devices
-from .stream import ReplyStream
-from .tools import Tool, ToolCall
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .artifact import Artifact
+    from .chat import Phi3Chat
+    from .chat_format import Message
+    from .compression import Int4Compression
+    from .errors import (
+        ArtifactError,
+        CompressionError,
+        ContextLengthError,
+        DeviceError,
+        EngineCrashedError,
+        ExportError,
+        GenerationError,
+        MissingDependencyError,
+        OptionError,
+        Phi3OVError,
+        PromptError,
+        StateError,
+        UnsupportedModelError,
+    )
+    from .exporter import ExportProgress, ExportReport, export_model
+    from .generation import GenerationOptions, Reply, Timings, Usage
+    from .model import Phi3Model, load_model
+    from .runtime import DeviceChoice, RuntimeConfig, list_devices
+    from .stream import ReplyStream
+    from .tools import Tool, ToolCall
 
 __version__ = "0.1.0"
 
@@ -68,3 +73,45 @@ __all__ = [
     "list_devices",
     "load_model",
 ]
+
+# Where each public name comes from; a test compares it with __all__ and the imports above.
+_MODULES = {
+    "artifact": ("Artifact",),
+    "chat": ("Phi3Chat",),
+    "chat_format": ("Message",),
+    "compression": ("Int4Compression",),
+    "errors": (
+        "ArtifactError",
+        "CompressionError",
+        "ContextLengthError",
+        "DeviceError",
+        "EngineCrashedError",
+        "ExportError",
+        "GenerationError",
+        "MissingDependencyError",
+        "OptionError",
+        "Phi3OVError",
+        "PromptError",
+        "StateError",
+        "UnsupportedModelError",
+    ),
+    "exporter": ("ExportProgress", "ExportReport", "export_model"),
+    "generation": ("GenerationOptions", "Reply", "Timings", "Usage"),
+    "model": ("Phi3Model", "load_model"),
+    "runtime": ("DeviceChoice", "RuntimeConfig", "list_devices"),
+    "stream": ("ReplyStream",),
+    "tools": ("Tool", "ToolCall"),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its module when it is first used."""
+    for module, names in _MODULES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(f".{module}", __name__), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -16,7 +16,7 @@ raises and leaves nothing behind.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
+import importlib
 import io
 import logging
 import os
@@ -384,6 +384,8 @@ def _write_manifest(
     weights: tuple[WeightSummary, ...],
     chat_format: ChatFormat,
 ) -> None:
+    from importlib import metadata
+
     if isinstance(compression, Int4Compression):
         recipe: dict[str, Any] = {"mode": "int4", **asdict(compression)}
     else:
@@ -397,7 +399,7 @@ def _write_manifest(
         weights=weights,
         chat_format=chat_format.name,
         system_messages=chat_format.system_messages,
-        versions={tool: importlib.metadata.version(tool) for tool in _TOOLS},
+        versions={tool: metadata.version(tool) for tool in _TOOLS},
         files=record_files(made),
     )
     (made / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8", newline="\n")

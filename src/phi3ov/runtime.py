@@ -64,8 +64,9 @@ class RuntimeConfig:
                 "kv_cache_precision", self.kv_cache_precision, get_args(KVCachePrecision)
             )
         for name, value in (("num_streams", self.num_streams), ("threads", self.threads)):
-            right = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-            if (name == "num_streams" and not right) or (value is not None and not right):
+            if name == "threads" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise OptionError(f"{name}={value!r} must be an integer of at least 1.")
         for name in self.properties:
             if name in _FIELD_OF_PROPERTY:

@@ -127,18 +127,30 @@ class _Streamer(openvino_genai.StreamerBase):  # type: ignore[misc]
 class _LastSequence:
     """What genai's prefix cache keeps of the last request, counted as genai counts it.
 
-    The cache holds whole blocks, and one begun block at the very end of a sequence. genai does
+    The cache holds whole blocks, and the begun block at the end of each sequence. genai does
     not report what it reused. This says what it reuses of the *last* sequence, which is right
     for a chat that grows and at most too low where older sequences are still in the cache.
+
+    Where several sequences ended inside one block, genai takes the shortest, so their ends are
+    remembered too.
     """
+
+    _MOST_ENDS = 10_000  # a KV cache holds far fewer begun blocks
 
     def __init__(self, block_tokens: int) -> None:
         self._block_tokens = block_tokens
         self._token_ids: tuple[int, ...] = ()
+        self._ends: dict[int, None] = {}
 
     def remember(self, token_ids: tuple[int, ...]) -> None:
         """Note the ids that the model has read."""
         self._token_ids = token_ids
+        begun = len(token_ids) % self._block_tokens
+        if begun:
+            whole = len(token_ids) - begun
+            self._ends[hash((hash(token_ids[:whole]), token_ids[whole:]))] = None
+        if len(self._ends) > self._MOST_ENDS:
+            del self._ends[next(iter(self._ends))]
 
     def reusable(self, prompt_ids: tuple[int, ...]) -> int:
         """Return how many of ``prompt_ids`` need not be read again."""
@@ -147,6 +159,12 @@ class _LastSequence:
             if one != other:
                 break
             equal += 1
-        whole_blocks = equal - equal % self._block_tokens
-        reused = equal if equal == len(self._token_ids) else whole_blocks
+        whole = equal - equal % self._block_tokens
+        before = hash(prompt_ids[:whole])
+        ends = (
+            end
+            for end in range(whole + 1, equal + 1)
+            if hash((before, prompt_ids[whole:end])) in self._ends
+        )
+        reused = next(ends, whole)
         return min(reused, len(prompt_ids) - 1)  # the last id is always read: its logits are needed
