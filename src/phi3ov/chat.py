@@ -79,10 +79,11 @@ class Phi3Chat:
         if system is None and tools:
             system = ""
         self._system = None if system is None else Message("system", system)
-        self._system_ids: tuple[int, ...] = ()
+        self._beginning_ids = tuple(model.tokenizer.prefix)
         if self._system is not None:
             described = describe_tools(tools) if tools else None
-            self._system_ids = tuple(model.tokenizer.encode_message(self._system, tools=described))
+            system_ids = model.tokenizer.encode_message(self._system, tools=described)
+            self._beginning_ids += tuple(system_ids)
         self._turns: list[_Turn] = []
         self._turn_is_open = False
 
@@ -95,7 +96,7 @@ class Phi3Chat:
     @property
     def token_ids(self) -> tuple[int, ...]:
         """The history as ids: what the next prompt begins with."""
-        return (*self._system_ids, *(one for turn in self._turns for one in turn.token_ids))
+        return (*self._beginning_ids, *(one for turn in self._turns for one in turn.token_ids))
 
     def generate(self, message: str, **options: Unpack[Options]) -> Reply:
         """Take a turn and return the finished answer.
@@ -132,7 +133,7 @@ class Phi3Chat:
         def fit_prompt(dropped: int) -> tuple[list[int], int]:
             dropped = min(dropped, len(self._turns))
             kept = [one for turn in self._turns[dropped:] for one in turn.token_ids]
-            prompt_ids = [*self._system_ids, *kept, *user_ids, *self.model.tokenizer.opening]
+            prompt_ids = [*self._beginning_ids, *kept, *user_ids, *self.model.tokenizer.opening]
             return prompt_ids, dropped
 
         def end_turn(reply: Reply, keep: bool) -> None:  # noqa: FBT001 - a callback's signature
@@ -173,7 +174,7 @@ class Phi3Chat:
     def fork(self) -> Phi3Chat:
         """Return a second conversation with the same past; the two go on independently."""
         twin = Phi3Chat(self.model, options=self.options)
-        twin._system, twin._system_ids = self._system, self._system_ids
+        twin._system, twin._beginning_ids = self._system, self._beginning_ids
         twin._turns = list(self._turns)
         return twin
 

@@ -19,7 +19,7 @@ Role = Literal["system", "user", "assistant"]
 RenderTemplate = Callable[[list[dict[str, str]]], str]
 """A checkpoint's own chat template: messages to prompt string, assistant turn opened."""
 
-CONTROL_TOKEN = re.compile(r"<\|[a-z_/]+\|>")
+CONTROL_TOKEN = re.compile(r"<\|[a-z_/]+\|>|<s>")
 """How control tokens look inside a `ChatFormat`."""
 
 
@@ -82,6 +82,7 @@ class ChatFormat:
         footer: Text after a content.
         system_messages: What the checkpoint's own template does with a system message:
             ``"kept"``, ``"kept unless empty"``, or ``"dropped"`` without a word.
+        prefix: Text before the first message; most formats have none.
         tool_list: Tokens around the tool descriptions at the end of the system message; None
             for a model that was trained without tools.
         tool_call: Tokens around the calls in an answer; None likewise.
@@ -91,12 +92,13 @@ class ChatFormat:
     header: str
     footer: str
     system_messages: Literal["kept", "kept unless empty", "dropped"] = "kept"
+    prefix: str = ""
     tool_list: tuple[str, str] | None = None
     tool_call: tuple[str, str] | None = None
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """Write ``messages`` as one string, as the checkpoint's own template does."""
-        parts = []
+        parts = [self.prefix]
         for message in messages:
             if self.skips(message["role"], message["content"]):
                 continue
@@ -117,6 +119,9 @@ class ChatFormat:
 
 _SHAPES = (
     ChatFormat(name="phi3", header="<|{role}|>\n", footer="<|end|>\n"),
+    ChatFormat(
+        name="phi3 after <s>", prefix="<s>", header="<|{role}|>\n", footer="<|end|>\n"
+    ),  # Phi-3-mini's first revisions, from which many exports on the hub were made
     ChatFormat(
         name="phi4-mini",
         header="<|{role}|>",

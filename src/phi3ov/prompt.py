@@ -104,7 +104,7 @@ class ChatTokenizer:
         """
         check_roles(messages)
         ids = [token_id for message in messages for token_id in self.encode_message(message)]
-        return ids + self.opening
+        return self.prefix + ids + self.opening
 
     def encode_message(self, message: Message, *, tools: str | None = None) -> list[int]:
         """Return the ids of one message, from its header to its footer.
@@ -131,6 +131,11 @@ class ChatTokenizer:
         return self._encode_segments(
             [*header, message.content, *self._tool_segments(tools), *footer]
         )
+
+    @property
+    def prefix(self) -> list[int]:
+        """The ids before the first message; empty for most formats."""
+        return self._encode_segments(self._segments(self.format.prefix))
 
     @property
     def opening(self) -> list[int]:
@@ -232,7 +237,7 @@ class ChatTokenizer:
             token
             for role in get_args(Role)
             for token in CONTROL_TOKEN.findall(
-                self.format.header.format(role=role) + self.format.footer
+                self.format.prefix + self.format.header.format(role=role) + self.format.footer
             )
         }
         needed.update(self.format.tool_list or (), self.format.tool_call or ())

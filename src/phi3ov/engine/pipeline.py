@@ -79,12 +79,14 @@ class _Runner:
     def run(self, stream: TokenStream) -> None:
         """Generate for one stream; called on the engine's thread."""
         request = stream.request
-        stream.cached_tokens = self._cache.reusable(request.prompt_ids)
+        reused = self._cache.reusable(request.prompt_ids)
+        # The last id is always read: its logits are needed.
+        stream.cached_tokens = min(reused, len(request.prompt_ids) - 1)
         streamer = _Streamer(stream)
         prompt = openvino.Tensor(np.array([request.prompt_ids], dtype=np.int64))
-        self._cache.remember(())  # what a failed request leaves behind is not known
+        self._cache.forget()
         self._pipeline.generate(prompt, generation_config(request), streamer)
-        self._cache.remember((*request.prompt_ids, *streamer.token_ids[:-1]))
+        self._cache.remember(request.prompt_ids, streamer.token_ids[:-1], reused=reused)
 
 
 def generation_config(request: TokenRequest) -> openvino_genai.GenerationConfig:
@@ -127,44 +129,38 @@ class _Streamer(openvino_genai.StreamerBase):  # type: ignore[misc]
 class _LastSequence:
     """What genai's prefix cache keeps of the last request, counted as genai counts it.
 
-    The cache holds whole blocks, and the begun block at the end of each sequence. genai does
-    not report what it reused. This says what it reuses of the *last* sequence, which is right
-    for a chat that grows and at most too low where older sequences are still in the cache.
-
-    Where several sequences ended inside one block, genai takes the shortest, so their ends are
-    remembered too.
+    The cache holds whole blocks, and the begun block at the end of a sequence, which it can find
+    by one length only: where the last *generated* token left it, or where a prompt first filled
+    it. genai does not report what it reused. This says what it reuses of the *last* sequence,
+    which is right for a chat that grows and at most too low where older sequences are still in
+    the cache. (Source: ``append_slots`` and ``get_full_prefix_restore_plan`` in genai's
+    ``block_manager.hpp``.)
     """
-
-    _MOST_ENDS = 10_000  # a KV cache holds far fewer begun blocks
 
     def __init__(self, block_tokens: int) -> None:
         self._block_tokens = block_tokens
         self._token_ids: tuple[int, ...] = ()
-        self._ends: dict[int, None] = {}
+        self._findable_end = 0
 
-    def remember(self, token_ids: tuple[int, ...]) -> None:
-        """Note the ids that the model has read."""
-        self._token_ids = token_ids
-        begun = len(token_ids) % self._block_tokens
-        if begun:
-            whole = len(token_ids) - begun
-            self._ends[hash((hash(token_ids[:whole]), token_ids[whole:]))] = None
-        if len(self._ends) > self._MOST_ENDS:
-            del self._ends[next(iter(self._ends))]
+    def forget(self) -> None:
+        """Expect nothing: what a failed request leaves behind is not known."""
+        self._token_ids, self._findable_end = (), 0
+
+    def remember(
+        self, prompt_ids: tuple[int, ...], generated_ids: list[int], *, reused: int
+    ) -> None:
+        """Note the ids that the model has read, of which `reusable` had found ``reused``."""
+        self._token_ids = (*prompt_ids, *generated_ids)
+        begun = len(self._token_ids) - len(self._token_ids) % self._block_tokens
+        kept = not generated_ids and reused > begun
+        self._findable_end = reused if kept else len(self._token_ids)
 
     def reusable(self, prompt_ids: tuple[int, ...]) -> int:
-        """Return how many of ``prompt_ids`` need not be read again."""
+        """Return how many of ``prompt_ids`` the cache holds."""
         equal = 0
         for one, other in zip(self._token_ids, prompt_ids, strict=False):
             if one != other:
                 break
             equal += 1
         whole = equal - equal % self._block_tokens
-        before = hash(prompt_ids[:whole])
-        ends = (
-            end
-            for end in range(whole + 1, equal + 1)
-            if hash((before, prompt_ids[whole:end])) in self._ends
-        )
-        reused = next(ends, whole)
-        return min(reused, len(prompt_ids) - 1)  # the last id is always read: its logits are needed
+        return self._findable_end if whole < self._findable_end <= equal else whole
