@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     )
     from .exporter import ExportProgress, ExportReport, export_model
     from .generation import GenerationOptions, Reply, Timings, Usage
+    from .hub import fetch_artifact, push_to_hub
     from .model import Phi3Model, load_model
     from .runtime import DeviceChoice, RuntimeConfig, list_devices
     from .stream import ReplyStream
@@ -70,8 +71,10 @@ __all__ = [
     "UnsupportedModelError",
     "Usage",
     "export_model",
+    "fetch_artifact",
     "list_devices",
     "load_model",
+    "push_to_hub",
 ]
 
 # Where each public name comes from; a test compares it with __all__ and the imports above.
@@ -97,6 +100,7 @@ _MODULES = {
     ),
     "exporter": ("ExportProgress", "ExportReport", "export_model"),
     "generation": ("GenerationOptions", "Reply", "Timings", "Usage"),
+    "hub": ("fetch_artifact", "push_to_hub"),
     "model": ("Phi3Model", "load_model"),
     "runtime": ("DeviceChoice", "RuntimeConfig", "list_devices"),
     "stream": ("ReplyStream",),

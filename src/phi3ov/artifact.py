@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
@@ -18,6 +19,8 @@ from typing import Any
 from .chat_format import FORMATS, ChatFormat
 from .errors import ArtifactError
 from .ir import WeightSummary, bits_per_weight
+
+_LOGGER = logging.getLogger("phi3ov")
 
 MANIFEST_NAME = "phi3ov.json"
 MODEL_XML = "openvino_model.xml"
@@ -136,15 +139,11 @@ checkpoint into it first: phi3ov.export_model(source, 'models/no-such-folder').
                 f"phi3ov.export_model(source, {str(path)!r})."
             )
         manifest_path = folder / MANIFEST_NAME
-        if not manifest_path.is_file():
-            hint = (
-                "It holds a checkpoint: export it first with phi3ov.export_model()."
-                if (folder / "config.json").is_file() and not (folder / MODEL_XML).is_file()
-                else "Export the checkpoint with phi3ov.export_model()."
-            )
-            raise ArtifactError(f"{folder} has no {MANIFEST_NAME}. {hint}")
         try:
-            manifest = Manifest.from_json(manifest_path.read_text(encoding="utf-8"))
+            if manifest_path.is_file():
+                manifest = Manifest.from_json(manifest_path.read_text(encoding="utf-8"))
+            else:
+                manifest = _describe_foreign(folder)
         except UnicodeDecodeError as error:
             raise ArtifactError(f"{manifest_path} is not UTF-8: {error}.") from error
         problems = [
@@ -181,7 +180,14 @@ checkpoint into it first: phi3ov.export_model(source, 'models/no-such-folder').
     @property
     def size_bytes(self) -> int:
         """Bytes of all files together, the manifest left out."""
+        if not self.has_checksums:
+            return sum(path.stat().st_size for path in self.path.iterdir() if path.is_file())
         return sum(record.size_bytes for record in self.manifest.files.values())
+
+    @property
+    def has_checksums(self) -> bool:
+        """Whether there is a manifest to compare the files with; phi3ov's own exports have one."""
+        return bool(self.manifest.files)
 
     @property
     def bits_per_weight(self) -> float:
@@ -192,8 +198,14 @@ checkpoint into it first: phi3ov.export_model(source, 'models/no-such-folder').
         """Read every file and compare it with its SHA-256 in the manifest.
 
         Raises:
-            ArtifactError: Something is missing or changed; lists every problem.
+            ArtifactError: Something is missing or changed; lists every problem. Or there is
+                no manifest to compare with.
         """
+        if not self.has_checksums:
+            raise ArtifactError(
+                f"{self.path} has no {MANIFEST_NAME}: phi3ov did not export it, so there is "
+                "nothing to compare its files with."
+            )
         problems = []
         for name, record in self.manifest.files.items():
             path = self.path / PurePosixPath(name)
@@ -203,6 +215,41 @@ checkpoint into it first: phi3ov.export_model(source, 'models/no-such-folder').
             problems += found
         if problems:
             raise ArtifactError(f"{self.path} is not as it was exported:", problems=tuple(problems))
+
+
+def _describe_foreign(folder: Path) -> Manifest:
+    """Describe a folder without a manifest as far as that can be done.
+
+    Raises:
+        ArtifactError: It is no OpenVINO export.
+        UnsupportedModelError: Its chat format is none that phi3ov knows.
+    """
+    from .foreign import UNKNOWN, describe_weights, render_format
+
+    if not (folder / MODEL_XML).is_file():
+        hint = "Export the checkpoint with phi3ov.export_model()."
+        if (folder / "config.json").is_file():
+            hint = "It holds a checkpoint: export it first with phi3ov.export_model()."
+        raise ArtifactError(f"{folder} has no {MANIFEST_NAME}. {hint}")
+    weights = describe_weights(folder)
+    chat_format = render_format(folder)
+    _LOGGER.warning(
+        "%s was not exported by phi3ov: its source, its recipe and whether a file has changed "
+        "are unknown.",
+        folder,
+    )
+    return Manifest(
+        source=UNKNOWN,
+        revision=None,
+        commit=None,
+        source_bytes=0,
+        recipe={"mode": UNKNOWN},
+        weights=weights,
+        chat_format=chat_format.name,
+        system_messages=chat_format.system_messages,
+        versions={},
+        files={},
+    )
 
 
 def hash_file(path: Path) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ExportError, UnsupportedModelError
+from .hub import download, is_hub_id
 from .rope import rope_type
 
 NEEDED_FILES = ("config.json", "tokenizer.json")
@@ -74,12 +75,12 @@ class Checkpoint:
                     f"revision={revision!r} goes with a hub id, but {folder} is a folder."
                 )
             return cls(path=folder, config=_check_folder(folder), source=str(source))
-        if isinstance(source, Path) or not _looks_like_hub_id(source):
+        if isinstance(source, Path) or not is_hub_id(source):
             raise ExportError(
                 f"source={str(source)!r} is neither a folder nor a hub id such as "
                 "'microsoft/Phi-3-mini-4k-instruct'."
             )
-        path = _download(source, revision)
+        path = download(source, revision=revision, files=_DOWNLOADED)
         return cls(
             path=path,
             config=_check_folder(path),
@@ -108,48 +109,6 @@ class Checkpoint:
             for index in range(int(self.config["num_hidden_layers"]))
             for name, width in widths.items()
         }
-
-
-def _looks_like_hub_id(source: str) -> bool:
-    owner, slash, name = source.partition("/")
-    plain = not any(
-        part in ("", ".", "..") or "\\" in part or ":" in part for part in (owner, name)
-    )
-    return bool(slash) and plain and "/" not in name
-
-
-def _download(repo_id: str, revision: str | None) -> Path:
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                repo_id, revision=revision, allow_patterns=list(_DOWNLOADED)
-            )
-        )
-    except errors.GatedRepoError as error:
-        raise ExportError(
-            f"{repo_id} is gated: accept its terms on its hub page, then log in with "
-            "`hf auth login` or set HF_TOKEN."
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise ExportError(f"{repo_id} has no revision={revision!r}.") from error
-    except errors.RepositoryNotFoundError as error:
-        raise ExportError(
-            f"source={repo_id!r}: there is no such folder here and no such model on the hub (or it "
-            "is private: log in with `hf auth login`)."
-        ) from error
-    except errors.HFValidationError as error:
-        raise ExportError(
-            f"source={repo_id!r} is neither a folder nor a hub id: {error}"
-        ) from error
-    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
-        raise ExportError(
-            f"{repo_id} could not be downloaded ({type(error).__name__}), and it is not in the "
-            "local cache. Check the connection and HF_HUB_OFFLINE, or give a local folder; a "
-            "download that was cut off goes on where it stopped."
-        ) from error
 
 
 def _check_folder(folder: Path) -> Mapping[str, Any]:

@@ -25,7 +25,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,9 +37,12 @@ from .compression import (
     Int4Compression,
     check_compression,
     check_divisible,
+    check_ignored,
     check_weights,
-    compress_ir,
+    describe_recipe,
+    draw_samples,
 )
+from .compressor import compress_ir
 from .errors import ExportError, MissingDependencyError, Phi3OVError
 from .ir import WeightSummary, read_weights, summarize
 from .prompt import ChatTokenizer
@@ -143,9 +146,11 @@ def export_model(
     check_compression(compression)
     checkpoint = Checkpoint.resolve(source, revision=revision)
     if isinstance(compression, Int4Compression):
+        check_ignored(checkpoint, compression)
         check_divisible(checkpoint, compression)
     chat_format = _recognize_format(checkpoint)
-    ChatTokenizer.from_folder(checkpoint.path, chat_format)  # raises where it cannot be used
+    tokenizer = ChatTokenizer.from_folder(checkpoint.path, chat_format)  # raises if unusable
+    samples = draw_samples(checkpoint, compression, tokenizer)
     with _workplace(target) as work:
         _check_disk(checkpoint, work)
         made = work / "artifact"
@@ -155,7 +160,7 @@ def export_model(
                 phases.begin("convert")
                 _convert(checkpoint, work / "full", trust_remote_code=trust_remote_code)
                 phases.begin("compress")
-                compress_ir(work / "full", made, compression)
+                compress_ir(work / "full", made, compression, samples)
             phases.begin("collect files")
             _collect_files(checkpoint, work / "full", made)
             shutil.rmtree(work / "full")
@@ -163,7 +168,8 @@ def export_model(
             layers = read_weights(made / MODEL_XML)
             check_weights(layers, compression)
             weights = summarize(layers)
-            _write_manifest(made, checkpoint, compression, weights, chat_format)
+            recipe = describe_recipe(compression, samples)
+            _write_manifest(made, checkpoint, recipe, weights, chat_format)
             _replace(made, target, work)
         except Phi3OVError:
             raise
@@ -380,16 +386,12 @@ def _collect_files(checkpoint: Checkpoint, full: Path, made: Path) -> None:
 def _write_manifest(
     made: Path,
     checkpoint: Checkpoint,
-    compression: Compression,
+    recipe: Mapping[str, Any],
     weights: tuple[WeightSummary, ...],
     chat_format: ChatFormat,
 ) -> None:
     from importlib import metadata
 
-    if isinstance(compression, Int4Compression):
-        recipe: dict[str, Any] = {"mode": "int4", **asdict(compression)}
-    else:
-        recipe = {"mode": compression}
     manifest = Manifest(
         source=checkpoint.source,
         revision=checkpoint.revision,

@@ -94,7 +94,7 @@ def read_weights(model_xml: Path) -> tuple[WeightLayer, ...]:
         grouped = len(constant.shape) == 3 and companions[0] is not None
         layers.append(
             WeightLayer(
-                name=_WEIGHT_NAME.sub(".weight", name.removeprefix("self.")),
+                name=f"{layer_name(name)}.weight",
                 precision=_PRECISIONS[constant.element_type],
                 group_size=constant.shape[2] if grouped else 0,
                 symmetric=companions[1] is None,
@@ -103,6 +103,16 @@ def read_weights(model_xml: Path) -> tuple[WeightLayer, ...]:
             )
         )
     return tuple(layers)
+
+
+def layer_name(name: str) -> str:
+    """Return the checkpoint's name of the layer that a weight, by any of its names, is of.
+
+    Example:
+        >>> layer_name("self.model.layers.0.mlp.down_proj._openvino_orig_weight")
+        'model.layers.0.mlp.down_proj'
+    """
+    return _WEIGHT_NAME.sub("", name.removeprefix("self."))
 
 
 def is_weight(name: str, shape: Iterable[int]) -> bool:

@@ -53,7 +53,8 @@ def load_model(
             original context. For a LongRoPE model a larger number chooses the long factors,
             for the whole life of the loaded model.
         verify: Compare every file with its SHA-256 in the manifest, beside the compilation.
-            Without it only presence and size are checked.
+            Without it only presence and size are checked. A folder that phi3ov did not export
+            has no checksums; that is logged as a warning.
 
     Raises:
         ArtifactError: The folder is not what was exported; lists every problem.
@@ -74,7 +75,7 @@ def load_model(
     choice = choose_device(device)
     _LOGGER.info("%s: %s", artifact.path, choice.reason)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="phi3ov-verify") as executor:
-        checked = executor.submit(artifact.verify) if verify else None
+        checked = executor.submit(artifact.verify) if verify and artifact.has_checksums else None
         try:
             running = load_engine(engine)(
                 artifact, device=choice.selected, config=config, context=context

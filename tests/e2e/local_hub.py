@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -23,12 +24,14 @@ class LocalHub:
         gated: Ids that answer 403 with the hub's gate message.
         break_after_bytes: Cut the first download of a large file off after so many bytes.
         requests: Method, path and Range header of every request.
+        pushed: Content of every file that was committed, by ``model/name``.
     """
 
     models: dict[str, Path]
     gated: set[str] = field(default_factory=set)
     break_after_bytes: int | None = None
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
+    pushed: dict[str, bytes] = field(default_factory=dict)
     url: str = ""
 
 
@@ -57,6 +60,36 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         self._answer(body=False)
+
+    def do_POST(self) -> None:
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        parts = self.path.partition("?")[0].strip("/").split("/")
+        self.hub.requests.append(("POST", self.path, None))
+        model = "/".join(parts[2:4])
+        answer: dict[str, object] = {}
+        if parts == ["api", "repos", "create"]:
+            asked = json.loads(content)
+            answer = {"url": f"{self.hub.url}/{asked.get('organization', 'me')}/{asked['name']}"}
+        elif parts[-2:-1] == ["preupload"]:
+            files = [one["path"] for one in json.loads(content)["files"]]
+            answer = {
+                "files": [
+                    {"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in files
+                ]
+            }
+        elif parts[-2:-1] == ["commit"]:
+            for line in content.splitlines():
+                entry = json.loads(line)
+                if entry["key"] == "file":
+                    value = entry["value"]
+                    self.hub.pushed[f"{model}/{value['path']}"] = base64.b64decode(value["content"])
+            answer = {
+                "success": True,
+                "commitOid": COMMIT,
+                "commitUrl": f"{self.hub.url}/{model}/commit/{COMMIT}",
+                "hookOutput": "",
+            }
+        self._send(200, json.dumps(answer).encode(), {}, body=True)
 
     def log_message(self, *_args: object) -> None:
         """Say nothing."""

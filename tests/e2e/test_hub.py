@@ -13,6 +13,23 @@ from tests.engine.checkpoints import FAMILY, build_checkpoint
 from .conftest import RunPython
 from .local_hub import COMMIT, LocalHub, serve_hub
 
+PUBLISH = """
+import sys
+import phi3ov
+phi3ov.export_model(sys.argv[1], "exported", progress=False)
+artifact = phi3ov.Artifact.open("exported")
+print(phi3ov.push_to_hub(artifact, "me/tiny-ov"))
+"""
+
+FETCH = """
+import sys
+import phi3ov
+artifact = phi3ov.fetch_artifact(sys.argv[1])
+with phi3ov.load_model(artifact.path, device="CPU") as model:
+    reply = phi3ov.Phi3Chat(model).generate("Hello", max_new_tokens=4)
+print(artifact.manifest.source, artifact.manifest.chat_format, reply.usage.completion_tokens)
+"""
+
 RESOLVE = """
 import json, sys
 from phi3ov.checkpoint import Checkpoint
@@ -109,3 +126,42 @@ def test_each_failure_says_what_to_do(
     answer = _resolve(run_python, *arguments, cache=tmp_path / "hf", **environment)
     assert answer["error"] == "ExportError"
     assert said in str(answer["message"])
+
+
+def test_an_artifact_is_published_and_fetched(
+    hub: LocalHub, run_python: RunPython, tmp_path: Path
+) -> None:
+    """What push_to_hub sends is what fetch_artifact gets, to the byte, with a model card."""
+    environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "hf_test"}
+    done = run_python("-c", PUBLISH, hub.models["owner/tiny"], **environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == f"{hub.url}/me/tiny-ov/commit/{COMMIT}"
+    hub.models["me/tiny-ov"] = tmp_path / "published"
+    for name, content in hub.pushed.items():
+        path = tmp_path / "published" / name.removeprefix("me/tiny-ov/")
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    exported = tmp_path / "exported"
+    for path in exported.iterdir():
+        assert (tmp_path / "published" / path.name).read_bytes() == path.read_bytes()
+    card = (tmp_path / "published" / "README.md").read_text(encoding="utf-8")
+    assert 'fetch_artifact("me/tiny-ov")' in card
+    assert "| int4 | 128 |" in card
+    done = run_python("-c", FETCH, "me/tiny-ov", **environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split()[1:] == ["phi3", "4"]
+    assert not done.stderr
+
+
+def test_a_foreign_export_is_loaded_and_called_unknown(
+    hub: LocalHub, run_python: RunPython, tmp_path: Path
+) -> None:
+    """A repository without our manifest loads, and what nobody knows is called unknown."""
+    environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "hf_test"}
+    run_python("-c", PUBLISH.replace("print(", "0 and print("), hub.models["owner/tiny"])
+    (tmp_path / "exported" / "phi3ov.json").unlink()
+    hub.models["OpenVINO/tiny"] = tmp_path / "exported"
+    done = run_python("-c", FETCH, "OpenVINO/tiny", **environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["unknown", "phi3", "4"]
+    assert "was not exported by phi3ov" in done.stderr

@@ -1,0 +1,53 @@
+"""Exported folders that phi3ov did not make, such as OpenVINO's own int4 repositories.
+
+They have no manifest, so what phi3ov can find out is found out, and the rest is called unknown:
+the weights are read from the IR and the chat format from the folder's own template, but where
+it came from, how it was made, and whether a file has changed since, nobody can say.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from .chat_format import ChatFormat, recognize_format
+from .errors import ArtifactError
+from .ir import WeightSummary, read_weights, summarize
+
+UNKNOWN = "unknown"
+_NEEDED = ("openvino_model.xml", "openvino_model.bin", "config.json", "tokenizer.json")
+
+
+def describe_weights(folder: Path) -> tuple[WeightSummary, ...]:
+    """Return what the IR in ``folder`` holds.
+
+    Raises:
+        ArtifactError: Files are missing, or the IR holds no weights that phi3ov recognizes.
+    """
+    missing = tuple(f"{name}: missing" for name in _NEEDED if not (folder / name).is_file())
+    if missing:
+        raise ArtifactError(f"{folder} is no complete OpenVINO export:", problems=missing)
+    weights = summarize(read_weights(folder / "openvino_model.xml"))
+    if not weights:
+        raise ArtifactError(f"{folder}: openvino_model.xml holds no weights of a language model.")
+    model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if model_type != "phi3":
+        raise ArtifactError(f"{folder}: config.json has model_type={model_type!r}, not 'phi3'.")
+    return weights
+
+
+def render_format(folder: Path) -> ChatFormat:
+    """Return the chat format that the folder's own template writes, rendered by openvino-genai.
+
+    Raises:
+        UnsupportedModelError: It is none that phi3ov knows.
+        ArtifactError: There is no template.
+    """
+    import openvino_genai
+
+    tokenizer = openvino_genai.Tokenizer(str(folder))
+    if not tokenizer.chat_template:
+        raise ArtifactError(f"{folder} has no chat template, so no chat format is known.")
+    return recognize_format(
+        lambda messages: str(tokenizer.apply_chat_template(messages, add_generation_prompt=True))
+    )
