@@ -1,10 +1,10 @@
 """Text for data-aware compression, and for measuring what a compression cost.
 
-Both come from Python's own language reference (``pydoc_data.topics``), which every installation
-has: every other topic for calibration, the rest for measuring, so that no recipe is measured on
-the text that it was fitted to. It is English with code in it. Better text for a model with
-another purpose is text of that purpose. The topics differ between versions of Python, so the
-manifest records the SHA-256 of what was used.
+Both come from Python's own language reference (``pydoc_data.topics``), English with code in it:
+every other topic for calibration, and for measuring what only the rest says, so that no recipe
+is measured on the text that it was fitted to. Better text for a model with another purpose is
+text of that purpose. The topics differ between versions of Python, so the manifest records the
+SHA-256 of what was used.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .errors import CompressionError
+from .errors import CompressionError, OptionError
 
 if TYPE_CHECKING:
     from .prompt import ChatTokenizer
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 def default_texts() -> tuple[str, ...]:
     """Return the calibration texts that are used when none are given.
+
+    Raises:
+        OptionError: This Python was installed without its help texts.
 
     Example:
         >>> len(default_texts()) > 30
@@ -32,16 +35,22 @@ def default_texts() -> tuple[str, ...]:
 def evaluation_text() -> str:
     """Return the text that quality is measured on when none is given.
 
-    Example:
-        >>> evaluation_text()[:500] in "".join(default_texts())
-        False
+    No paragraph of it is in `default_texts`: topics quote each other, so whole topics are not
+    enough to keep the two apart.
     """
-    return "\n\n".join(_topics(1))
+    seen = {paragraph for text in default_texts() for paragraph in text.split("\n\n")}
+    paragraphs = dict.fromkeys(one for text in _topics(1) for one in text.split("\n\n"))
+    return "\n\n".join(one for one in paragraphs if one not in seen)
 
 
 def _topics(first: int) -> tuple[str, ...]:
-    from pydoc_data.topics import topics
-
+    try:
+        from pydoc_data.topics import topics
+    except ImportError as error:
+        raise OptionError(
+            "text=None needs Python's own help texts (pydoc_data), and this Python was installed "
+            "without them. Give text of your own."
+        ) from error
     return tuple(text.strip() for _, text in sorted(topics.items()))[first::2]
 
 

@@ -7,6 +7,7 @@ fits to the token.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -85,7 +86,7 @@ class Phi3Chat:
             system_ids = model.tokenizer.encode_message(self._system, tools=described)
             self._beginning_ids += tuple(system_ids)
         self._turns: list[_Turn] = []
-        self._turn_is_open = False
+        self._turn_is_open = threading.Lock()  # held from a turn's start to its end
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -124,10 +125,6 @@ class Phi3Chat:
             raise PromptError("The message is empty. Give the user's text.")
         user = Message("user", message)
         chosen = self.options.changed(options)
-        if self._turn_is_open:
-            raise StateError(
-                "A turn of this chat is still open. Read its stream to the end, or close() it."
-            )
         user_ids = self.model.tokenizer.encode_message(user)
 
         def fit_prompt(dropped: int) -> tuple[list[int], int]:
@@ -137,21 +134,21 @@ class Phi3Chat:
             return prompt_ids, dropped
 
         def end_turn(reply: Reply, keep: bool) -> None:  # noqa: FBT001 - a callback's signature
-            self._turn_is_open = False
             if keep:
                 answer_ids = [*reply.token_ids, *self.model.tokenizer.closing]
                 turn_ids = (*user_ids, *self.model.tokenizer.opening, *answer_ids)
                 turn = _Turn(user, Message("assistant", reply.text), turn_ids)
                 self._turns = [*self._turns[reply.dropped_turns :], turn]
+            self._turn_is_open.release()
 
-        prompt_ids, plan = self.model.plan(fit_prompt, chosen)
-        self._turn_is_open = True
+        self._open_turn()
         try:
+            prompt_ids, plan = self.model.plan(fit_prompt, chosen)
             return self.model.start(
-                prompt_ids, plan, chosen, on_end=end_turn, on_abort=self._abort_turn
+                prompt_ids, plan, chosen, on_end=end_turn, on_abort=self._turn_is_open.release
             )
         except BaseException:
-            self._turn_is_open = False
+            self._turn_is_open.release()
             raise
 
     async def agenerate(self, message: str, **options: Unpack[Options]) -> Reply:
@@ -167,9 +164,9 @@ class Phi3Chat:
         Raises:
             StateError: A turn is open.
         """
-        if self._turn_is_open:
-            raise StateError("A turn of this chat is still open; close() its stream first.")
+        self._open_turn()
         self._turns = []
+        self._turn_is_open.release()
 
     def fork(self) -> Phi3Chat:
         """Return a second conversation with the same past; the two go on independently."""
@@ -178,5 +175,8 @@ class Phi3Chat:
         twin._turns = list(self._turns)
         return twin
 
-    def _abort_turn(self) -> None:
-        self._turn_is_open = False
+    def _open_turn(self) -> None:
+        if not self._turn_is_open.acquire(blocking=False):
+            raise StateError(
+                "A turn of this chat is still open. Read its stream to the end, or close() it."
+            )

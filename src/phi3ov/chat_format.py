@@ -40,13 +40,22 @@ class Message:
             raise PromptError(f"role={self.role!r} is not one of {', '.join(get_args(Role))}.")
         if not isinstance(self.content, str):
             raise PromptError(f"content={self.content!r} of the {self.role} message is no string.")
-        try:
-            self.content.encode()
-        except UnicodeEncodeError as error:
-            raise PromptError(
-                f"The {self.role} message holds a lone surrogate at index {error.start}, which is "
-                "no text. Decode its source as UTF-8 with errors='replace'."
-            ) from error
+        require_text(f"{self.role} message", self.content)
+
+
+def require_text(what: str, text: str) -> None:
+    """Check that ``text`` is text that can be encoded.
+
+    Raises:
+        PromptError: It holds a lone surrogate.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"The {what} holds a lone surrogate at index {error.start}, which is no text. Decode "
+            "its source as UTF-8 with errors='replace'."
+        ) from error
 
 
 def check_roles(messages: Sequence[Message]) -> None:

@@ -110,6 +110,40 @@ class Checkpoint:
             for name, width in widths.items()
         }
 
+    def check_tensors(self) -> None:
+        """Check that the weight files hold every tensor that the config speaks of.
+
+        transformers would draw the missing ones at random, and only warn.
+
+        Raises:
+            ExportError: Some are missing, or a weight file is damaged; names them.
+        """
+        needed = {f"{name}.weight" for name in self.linear_inputs()}
+        needed |= {"model.embed_tokens.weight", "model.norm.weight"}
+        for index in range(int(self.config["num_hidden_layers"])):
+            needed.add(f"model.layers.{index}.input_layernorm.weight")
+            needed.add(f"model.layers.{index}.post_attention_layernorm.weight")
+        if not self.config.get("tie_word_embeddings"):
+            needed.add("lm_head.weight")
+        for file in sorted(self.path.glob("*.safetensors")):
+            needed -= _tensor_names(file)
+        if needed:
+            missing = sorted(needed)
+            more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
+            raise ExportError(f"{self.path} has no tensors {', '.join(missing[:4])}{more}.")
+
+
+def _tensor_names(file: Path) -> set[str]:
+    """Return the names in a safetensors header: eight bytes of its length, then JSON."""
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if length > file.stat().st_size:
+                raise ValueError(f"a header of {length} bytes")
+            return set(json.loads(stream.read(length)))
+    except ValueError as error:
+        raise ExportError(f"{file} is no safetensors file: {error}.") from error
+
 
 def _check_folder(folder: Path) -> Mapping[str, Any]:
     """Check that ``folder`` holds a supported checkpoint and return its config."""

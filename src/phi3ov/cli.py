@@ -13,14 +13,14 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from . import __version__
 from .artifact import Artifact
 from .engine import EngineName
-from .errors import Phi3OVError
+from .errors import OptionError, Phi3OVError
 from .rope import has_longrope, original_context
 from .runtime import RuntimeConfig, list_devices
 
@@ -65,7 +65,15 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"phi3ov {__version__}")
     parser.add_argument("--debug", action="store_true", help="log everything and show tracebacks")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_export, _add_chat, _add_info, _add_verify, _add_devices, _add_reference):
+    for add in (
+        _add_export,
+        _add_chat,
+        _add_info,
+        _add_verify,
+        _add_quality,
+        _add_devices,
+        _add_reference,
+    ):
         add(commands)
     return parser
 
@@ -75,6 +83,12 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("source", help="a checkpoint folder or a hub id")
     parser.add_argument("output", help="the folder to make")
     parser.add_argument("--precision", choices=("int4", "int8", "fp16"), default="int4")
+    parser.add_argument(
+        "--preset", choices=("accurate", "small", "npu"), help="int4: a named recipe to start from"
+    )
+    parser.add_argument(
+        "--calibrate", type=Path, action="append", help="accurate: a text file; repeat for more"
+    )
     parser.add_argument("--group-size", type=int, help="int4: values per scale (128)")
     parser.add_argument("--ratio", type=float, help="int4: share of int4 parameters (0.6)")
     parser.add_argument("--asymmetric", action="store_true", help="int4: with zero points")
@@ -91,7 +105,9 @@ def _export(options: argparse.Namespace) -> None:
     from .compression import Compression, Int4Compression
     from .exporter import export_model
 
+    texts = tuple(_read_text(path) for path in options.calibrate or ())
     chosen: dict[str, Any] = {
+        "texts": texts or None,
         "group_size": options.group_size,
         "ratio": options.ratio,
         "symmetric": False if options.asymmetric else None,
@@ -100,9 +116,11 @@ def _export(options: argparse.Namespace) -> None:
     chosen = {name: value for name, value in chosen.items() if value is not None}
     compression: Compression = options.precision
     if options.precision == "int4":
-        compression = Int4Compression(**chosen)
-    elif chosen:
-        options.parser.error(f"{', '.join(chosen)} go with --precision int4 only")
+        start = getattr(Int4Compression, options.preset)() if options.preset else Int4Compression()
+        compression = replace(start, **chosen)
+    elif chosen or options.preset:
+        names = ", ".join([*chosen, *(["preset"] if options.preset else [])])
+        options.parser.error(f"{names} go with --precision int4 only")
     report = export_model(
         options.source,
         options.output,
@@ -282,6 +300,50 @@ def _verify(options: argparse.Namespace) -> None:
     artifact = Artifact.open(options.model)
     artifact.verify()
     print(f"{artifact.path}: all {len(artifact.manifest.files)} files are as they were exported")
+
+
+def _add_quality(commands: Any) -> None:
+    parser = commands.add_parser("quality", help="how much an export lost against its source")
+    parser.add_argument("source", help="the checkpoint: a folder or a hub id")
+    parser.add_argument("artifact", help="the folder exported from it")
+    parser.add_argument("--text", type=Path, help="read this file; without it: Python's manual")
+    parser.add_argument("--window-tokens", type=int, default=512)
+    parser.add_argument("--max-tokens", type=int, default=8192)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--svg", type=Path, help="draw the divergence's histogram into this file")
+    parser.add_argument("--quiet", action="store_true", help="print no progress")
+    parser.set_defaults(run=_quality)
+
+
+def _quality(options: argparse.Namespace) -> None:
+    from .quality import compare
+    from .quality_plot import draw_histogram
+
+    report = compare(
+        options.source,
+        options.artifact,
+        text=None if options.text is None else _read_text(options.text),
+        window_tokens=options.window_tokens,
+        max_tokens=options.max_tokens,
+        progress=not options.quiet,
+    )
+    if options.svg is not None:
+        _write_text(options.svg, draw_histogram(report))
+    print(json.dumps(report.to_dict(), indent=2) if options.json else report)
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise OptionError(f"{path} cannot be written: {error}.") from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"{path} cannot be read as UTF-8 text: {error}.") from error
 
 
 def _add_devices(commands: Any) -> None:

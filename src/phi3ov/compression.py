@@ -8,7 +8,7 @@ data-aware recipes is ``calibration.py``; which recipe to use when is ``docs/rec
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -68,7 +68,7 @@ class Int4Compression:
     awq: bool = False
     scale_estimation: bool = False
     gptq: bool = False
-    texts: tuple[str, ...] | None = None
+    texts: tuple[str, ...] | None = field(default=None, repr=False)
     num_samples: int = 128
     sample_tokens: int = 256
 

@@ -145,6 +145,7 @@ def export_model(
     _check_target(target, overwrite=overwrite)
     check_compression(compression)
     checkpoint = Checkpoint.resolve(source, revision=revision)
+    checkpoint.check_tensors()
     if isinstance(compression, Int4Compression):
         check_ignored(checkpoint, compression)
         check_divisible(checkpoint, compression)
@@ -156,10 +157,11 @@ def export_model(
         made = work / "artifact"
         made.mkdir()
         try:
-            with _quiet_tools():
-                phases.begin("convert")
+            phases.begin("convert")
+            with _quiet_tools():  # not around begin(): a callback may print
                 _convert(checkpoint, work / "full", trust_remote_code=trust_remote_code)
-                phases.begin("compress")
+            phases.begin("compress")
+            with _quiet_tools():
                 compress_ir(work / "full", made, compression, samples)
             phases.begin("collect files")
             _collect_files(checkpoint, work / "full", made)

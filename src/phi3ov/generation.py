@@ -49,8 +49,8 @@ class GenerationOptions:
             temperature above 0.
         repetition_penalty: Divides the score of tokens that prompt or answer already hold;
             1.0 is off, must be above 0.
-        seed: Makes the drawing repeatable; needs a temperature above 0. None draws a new seed,
-            which the reply records.
+        seed: Makes the drawing repeatable, 0 to 2**32 - 1; needs a temperature above 0. None
+            draws a new seed, which the reply records.
         on_overflow: When prompt and ``max_new_tokens`` exceed the context: ``"raise"`` a
             `ContextLengthError`, ``"clamp"`` ``max_new_tokens`` to what fits, or
             ``"drop_oldest"`` turns (whole turns, never the system prompt). The reply says
@@ -93,9 +93,9 @@ Set a temperature above 0, or leave top_p out.
         _require_number("top_p", self.top_p, above=0.0, most=1.0)
         _require_number("repetition_penalty", self.repetition_penalty, above=0.0, most=100.0)
         if self.top_k is not None:
-            _require_integer("top_k", self.top_k, least=1)
+            _require_integer("top_k", self.top_k, least=1, most=2**31 - 1)
         if self.seed is not None:
-            _require_integer("seed", self.seed, least=0)
+            _require_integer("seed", self.seed, least=0, most=2**32 - 1)
         if self.on_overflow not in ("raise", "clamp", "drop_oldest"):
             raise OptionError(
                 f"on_overflow={self.on_overflow!r} is not 'raise', 'clamp' or 'drop_oldest'."
@@ -127,9 +127,11 @@ Set a temperature above 0, or leave top_p out.
         return replace(self, **changes)
 
 
-def _require_integer(name: str, value: object, *, least: int) -> None:
+def _require_integer(name: str, value: object, *, least: int, most: int | None = None) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise OptionError(f"{name}={value!r} must be an integer of at least {least}.")
+    if most is not None and value > most:
+        raise OptionError(f"{name}={value!r} must be at most {most}.")
 
 
 def _require_number(

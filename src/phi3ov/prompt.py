@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from .chat_format import CONTROL_TOKEN, ChatFormat, Message, Role, check_roles
+from .chat_format import CONTROL_TOKEN, ChatFormat, Message, Role, check_roles, require_text
 from .errors import PromptError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -62,9 +62,7 @@ class ChatTokenizer:
             UnsupportedModelError: The tokenizer lacks a control token of the format, or is
                 of a kind whose segments cannot be encoded one by one.
         """
-        from tokenizers import Tokenizer
-
-        definition = json.loads(tokenizer_json)
+        definition = _parse_definition(tokenizer_json)
         definition |= {"truncation": None, "padding": None}  # some fine-tunes ship theirs
         added = {token["content"]: token for token in definition.get("added_tokens", [])}
         control = {
@@ -75,10 +73,10 @@ class ChatTokenizer:
         self.format = chat_format
         self.control_tokens: dict[int, str] = {token["id"]: text for text, token in control.items()}
         self._control = control
-        self._decoder: Tokenizer = Tokenizer.from_str(json.dumps(definition))
+        self._decoder = _make_tokenizer(definition)
         for token in control.values():
             token["special"] = True
-        self._plain: Tokenizer = Tokenizer.from_str(json.dumps(definition))
+        self._plain = _make_tokenizer(definition)
         self._plain.encode_special_tokens = True
         self.byte_tokens = _byte_tokens(definition)
         self._check_format_tokens()
@@ -118,7 +116,8 @@ class ChatTokenizer:
             PromptError: The format's own template drops system messages and this is one, or
                 the model was trained without tools.
         """
-        if self.format.skips(message.role, message.content):
+        described = self._tool_segments(tools)
+        if not described and self.format.skips(message.role, message.content):
             if not message.content:
                 return []
             raise PromptError(
@@ -128,9 +127,7 @@ class ChatTokenizer:
             )
         header = self._segments(self.format.header.format(role=message.role))
         footer = self._segments(self.format.footer)
-        return self._encode_segments(
-            [*header, message.content, *self._tool_segments(tools), *footer]
-        )
+        return self._encode_segments([*header, message.content, *described, *footer])
 
     @property
     def prefix(self) -> list[int]:
@@ -148,7 +145,12 @@ class ChatTokenizer:
         return self._encode_segments(self._segments(self.format.footer))
 
     def encode_raw(self, prompt: str) -> list[int]:
-        """Return the ids of ``prompt`` with its control tokens honoured: never for user text."""
+        """Return the ids of ``prompt`` with its control tokens honoured: never for user text.
+
+        Raises:
+            PromptError: It holds a lone surrogate.
+        """
+        require_text("prompt", prompt)
         ids: list[int] = self._decoder.encode(prompt, add_special_tokens=False).ids
         return ids
 
@@ -275,6 +277,23 @@ class ChatTokenizer:
             if text is not None:
                 stops[token_id] = text
         return dict(sorted(stops.items()))
+
+
+def _parse_definition(tokenizer_json: str) -> dict[str, Any]:
+    try:
+        definition = json.loads(tokenizer_json)
+        return dict(definition) | {"added_tokens": list(definition.get("added_tokens", []))}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UnsupportedModelError(f"tokenizer.json cannot be read: {error!r}.") from error
+
+
+def _make_tokenizer(definition: Mapping[str, Any]) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_str(json.dumps(definition))
+    except Exception as error:  # tokenizers raises Exception itself
+        raise UnsupportedModelError(f"tokenizer.json is no tokenizer: {error}.") from error
 
 
 def read_stop_ids(folder: Path) -> list[int]:

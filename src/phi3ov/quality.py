@@ -10,23 +10,22 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .artifact import MODEL_XML, Artifact
+from .artifact import Artifact
 from .calibration import evaluation_text
 from .chat_format import Message
 from .checkpoint import Checkpoint
 from .errors import ExportError, MissingDependencyError, OptionError, Phi3OVError
+from .logits import ExportedModel, Logits, SourceModel
 from .prompt import ChatTokenizer
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    Logits = NDArray[np.float32]  # [tokens, vocabulary]
 
 PROMPTS = (
     "What is the capital of France?",
@@ -40,13 +39,6 @@ KL_EDGES = tuple(10.0 ** (exponent / 2) for exponent in range(-12, 5))
 
 _ROWS = 16
 """Tokens whose probabilities are in memory at once, as float64."""
-
-_EXACT = {
-    "INFERENCE_PRECISION_HINT": "f32",
-    "KV_CACHE_PRECISION": "f32",
-    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
-    "PERFORMANCE_HINT": "LATENCY",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,8 +136,8 @@ def compare(
         progress: Print a line per window to stderr.
 
     Raises:
-        OptionError: A number is out of range, the text is too short, or the two folders do not
-            have the same tokenizer.
+        OptionError: A number is out of range, the text is too short, or the two do not
+            encode it alike.
         ArtifactError: The exported folder is incomplete or changed.
         ExportError: The source cannot be used, or a tool failed.
         UnsupportedModelError: The source is no Phi-3 that phi3ov supports.
@@ -156,13 +148,23 @@ def compare(
     """
     _require_tools()
     exported = Artifact.open(artifact)
-    exported.verify()
-    checkpoint = Checkpoint.resolve(source)
-    tokenizer = _shared_tokenizer(checkpoint, exported)
-    windows = _cut_windows(tokenizer, text, window_tokens, max_tokens, checkpoint)
+    if exported.has_checksums:
+        exported.verify()
+    manifest = exported.manifest
+    same = str(source) == manifest.source  # then the very commit that was exported
+    checkpoint = Checkpoint.resolve(source, revision=manifest.commit if same else None)
+    tokenizer = ChatTokenizer.from_folder(exported.path, exported.chat_format)
+    text = evaluation_text() if text is None else text
+    ids = tokenizer.encode_text(text)
+    if ids != ChatTokenizer.from_folder(checkpoint.path, exported.chat_format).encode_text(text):
+        raise OptionError(
+            f"source={str(source)!r} and artifact={str(artifact)!r} encode the text differently, "
+            "so the one was not exported from the other, and their tokens cannot be compared."
+        )
+    windows = _cut_windows(ids, window_tokens, max_tokens, checkpoint)
     prompt_ids = [tokenizer.encode_prompt([Message("user", prompt)]) for prompt in prompts]
     try:
-        left, right = _Source(checkpoint.path), _Exported(exported.path)
+        left, right = SourceModel(checkpoint.path), ExportedModel(exported.path)
         tally = _Tally()
         for number, window in enumerate(windows, start=1):
             tally.add(left.logits(window), right.logits(window), window)
@@ -205,22 +207,8 @@ def _require_tools() -> None:
             ) from error
 
 
-def _shared_tokenizer(checkpoint: Checkpoint, exported: Artifact) -> ChatTokenizer:
-    theirs, ours = checkpoint.path / "tokenizer.json", exported.path / "tokenizer.json"
-    if theirs.read_bytes() != ours.read_bytes():
-        raise OptionError(
-            f"artifact={str(exported.path)!r} has another tokenizer.json than source="
-            f"{str(checkpoint.source)!r}, so their tokens cannot be compared."
-        )
-    return ChatTokenizer.from_folder(exported.path, exported.chat_format)
-
-
 def _cut_windows(
-    tokenizer: ChatTokenizer,
-    text: str | None,
-    window_tokens: int,
-    max_tokens: int,
-    checkpoint: Checkpoint,
+    ids: list[int], window_tokens: int, max_tokens: int, checkpoint: Checkpoint
 ) -> list[list[int]]:
     longest = int(checkpoint.config["max_position_embeddings"])
     if not 2 <= window_tokens <= longest:
@@ -229,15 +217,13 @@ def _cut_windows(
         )
     if max_tokens < window_tokens:
         raise OptionError(f"max_tokens={max_tokens} is less than window_tokens={window_tokens}.")
-    ids = tokenizer.encode_text(evaluation_text() if text is None else text)[:max_tokens]
-    if len(ids) < window_tokens:
+    count = min(len(ids), max_tokens) // window_tokens
+    if not count:
         raise OptionError(
             f"text has {len(ids)} tokens, less than window_tokens={window_tokens}. Give more text, "
             "or a smaller window."
         )
-    return [ids[at : at + window_tokens] for at in range(0, len(ids), window_tokens)][
-        : len(ids) // window_tokens
-    ]
+    return [ids[at * window_tokens : (at + 1) * window_tokens] for at in range(count)]
 
 
 class _Tally:
@@ -298,92 +284,9 @@ def divergence(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.flo
     return np.maximum(kl, 0.0)  # rounding may leave -1e-17
 
 
-class _Source:
-    """The checkpoint in transformers: weights as they are stored, arithmetic in float32."""
-
-    def __init__(self, folder: Path) -> None:
-        import torch
-        from transformers import Phi3ForCausalLM
-
-        from .exporter import _quiet_tools
-
-        with _quiet_tools():
-            self._model = Phi3ForCausalLM.from_pretrained(
-                folder, dtype="auto", attn_implementation="sdpa", local_files_only=True
-            ).eval()
-        for module in self._model.modules():
-            if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
-                module.forward = _widened(module)
-
-    def logits(self, ids: Sequence[int]) -> Logits:
-        import torch
-
-        with torch.inference_mode():
-            output = self._model(torch.tensor([list(ids)]), use_cache=False)
-        return output.logits[0].numpy()  # type: ignore[no-any-return]
-
-    def continuation(self, ids: Sequence[int]) -> Iterator[int]:
-        """Yield greedy tokens for ever."""
-        import torch
-
-        cache, fed = None, list(ids)
-        while True:
-            with torch.inference_mode():
-                output = self._model(torch.tensor([fed]), past_key_values=cache, use_cache=True)
-            cache, fed = output.past_key_values, [int(output.logits[0, -1].argmax())]
-            yield fed[0]
-
-
-def _widened(module: Any) -> Callable[[Any], Any]:
-    """Return the forward pass of a linear or embedding layer in float32, widened when used."""
-    import torch
-
-    if isinstance(module, torch.nn.Embedding):
-        return lambda ids: torch.nn.functional.embedding(ids, module.weight).float()
-    bias = module.bias
-    return lambda values: torch.nn.functional.linear(
-        values, module.weight.float(), None if bias is None else bias.float()
-    )
-
-
-class _Exported:
-    """The export in OpenVINO, with arithmetic as exact as the source's."""
-
-    def __init__(self, folder: Path) -> None:
-        import openvino
-
-        compiled = openvino.Core().compile_model(folder / MODEL_XML, "CPU", _EXACT)
-        self._names = {name for port in compiled.inputs for name in port.get_names()}
-        self._request = compiled.create_infer_request()
-
-    def logits(self, ids: Sequence[int]) -> Logits:
-        self._request.reset_state()
-        return self._infer(ids, past=0)
-
-    def continuation(self, ids: Sequence[int]) -> Iterator[int]:
-        """Yield greedy tokens for ever."""
-        self._request.reset_state()
-        past, fed = 0, list(ids)
-        while True:
-            logits = self._infer(fed, past=past)
-            past, fed = past + len(fed), [int(logits[-1].argmax())]
-            yield fed[0]
-
-    def _infer(self, ids: Sequence[int], *, past: int) -> Logits:
-        import numpy as np
-
-        total = past + len(ids)
-        inputs = {
-            "input_ids": np.asarray([ids], dtype=np.int64),
-            "attention_mask": np.ones((1, total), dtype=np.int64),
-            "position_ids": np.arange(past, total, dtype=np.int64)[None],
-            "beam_idx": np.zeros(1, dtype=np.int32),
-        }
-        self._request.infer({name: inputs[name] for name in inputs.keys() & self._names})
-        return self._request.get_tensor("logits").data[0].copy()  # type: ignore[no-any-return]
-
-
-def _answer(model: _Source | _Exported, ids: Sequence[int], tokenizer: ChatTokenizer) -> str:
+def _answer(
+    model: SourceModel | ExportedModel, ids: Sequence[int], tokenizer: ChatTokenizer
+) -> str:
     """Return the greedy answer, up to 48 tokens of it."""
     said: list[int] = []
     for token in model.continuation(ids):

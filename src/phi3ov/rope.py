@@ -69,6 +69,8 @@ def choose_context(config: Mapping[str, Any], context_tokens: int | None) -> Con
 def rope_type(config: Mapping[str, Any]) -> str:
     """Return the rope type of a ``config.json``; "default" for plain RoPE."""
     parameters = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(parameters, Mapping):
+        return repr(parameters)
     return str(parameters.get("rope_type", parameters.get("type", "default")))
 
 

@@ -35,7 +35,7 @@ class RuntimeConfig:
             frameworks token for token.
         kv_cache_precision: OpenVINO's KV_CACHE_PRECISION; None lets the device choose.
         properties: Any other OpenVINO property by its own name. One that a field above sets
-            is refused here.
+            is refused here; one that OpenVINO does not know, when the model is loaded.
 
     Raises:
         OptionError: A value is not allowed, or a property is given twice.
@@ -169,7 +169,9 @@ def choose_device(
         >>> choose_device(("GPU.0", "CPU"), {"CPU": "Intel(R) Core(TM) Ultra 7"}).reason
         'GPU.0 is not there (OpenVINO finds CPU); CPU is.'
     """
-    names = (requested,) if isinstance(requested, str) else tuple(requested)
+    names = (requested,) if isinstance(requested, str) else tuple(requested or ())
+    for name in names:
+        _refuse_virtual(name)
     available = list_devices() if available is None else available
     if not names:
         raise DeviceError(f"device={requested!r} names no device. {_describe(available)}")
@@ -191,13 +193,18 @@ def choose_device(
     )
 
 
-def _find(name: str, available: Mapping[str, str]) -> str | None:
-    """Return OpenVINO's name for ``name``, or None where the machine has no such device."""
-    if not isinstance(name, str) or ":" in name or name.upper() in ("AUTO", "MULTI", "HETERO"):
+def _refuse_virtual(name: object) -> None:
+    if not isinstance(name, str):
+        raise DeviceError(f"device={name!r} is no device name, such as 'CPU'.")
+    if ":" in name or name.upper() in ("AUTO", "MULTI", "HETERO"):
         raise DeviceError(
             f"device={name!r} is a virtual device. phi3ov chooses by itself and says why: give an "
             "ordered preference instead, such as device=('GPU', 'CPU')."
         )
+
+
+def _find(name: str, available: Mapping[str, str]) -> str | None:
+    """Return OpenVINO's name for ``name``, or None where the machine has no such device."""
     wanted = name.upper()
     kind, _, number = wanted.partition(".")
     same_kind = [one for one in available if one.partition(".")[0] == kind]

@@ -111,6 +111,8 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
             piece = await asyncio.to_thread(next, self, None)
         except asyncio.CancelledError:
             self.cancel(keep=self._keep_partial)
+            # Nobody reads on, so read the rest here: the chat's turn must end.
+            asyncio.get_running_loop().run_in_executor(None, self.close)
             raise
         if piece is None:
             raise StopAsyncIteration
@@ -221,7 +223,7 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
             return "stop"
         if self._completion_tokens >= self._plan.max_new_tokens:
             return "length"
-        if self._cancelled:
+        if self._cancelled or self._tokens.cancelled:  # the latter when the model is closed
             return "cancelled"
         return None
 

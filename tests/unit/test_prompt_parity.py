@@ -28,8 +28,30 @@ from .fakes import (
     render_template,
 )
 
-SPACES = [*RUST_WHITE_SPACE, *map(chr, range(0x1C, 0x20)), "\u200b", "\ufeff", "\r\n", "\t\t", "   "]
-FRAGMENTS = ["<|", "|>", "<|en", "end|>", "<", ">", "/", "user", "\n<|", "▁", "▁▁", "<0x0A>", "\ufffd"]
+SPACES = [
+    *RUST_WHITE_SPACE,
+    *map(chr, range(0x1C, 0x20)),
+    "\u200b",
+    "\ufeff",
+    "\r\n",
+    "\t\t",
+    "   ",
+]
+FRAGMENTS = [
+    "<|",
+    "|>",
+    "<|en",
+    "end|>",
+    "<",
+    ">",
+    "/",
+    "user",
+    "\n<|",
+    "▁",
+    "▁▁",
+    "<0x0A>",
+    "\ufffd",
+]
 SAMPLES = [
     "def f(x):\n\treturn x  # 1\n",
     "你好，世界！",
@@ -40,7 +62,9 @@ SAMPLES = [
     "\u202eright to left\u202c",
 ]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
-PIECES = st.one_of(TEXT, st.sampled_from(SPACES), st.sampled_from(FRAGMENTS), st.sampled_from(SAMPLES))
+PIECES = st.one_of(
+    TEXT, st.sampled_from(SPACES), st.sampled_from(FRAGMENTS), st.sampled_from(SAMPLES)
+)
 CONTENT = st.lists(PIECES, max_size=5).map("".join)
 LONG = st.builds(lambda text, times: text * times, CONTENT, st.integers(100, 400))
 
@@ -208,7 +232,7 @@ def test_tokenizer_without_the_formats_tokens_is_refused() -> None:
 
 
 def test_tokenizer_with_lstrip_is_refused() -> None:
-    """lstrip on a format token would make messages depend on their neighbours."""
+    """Lstrip on a format token would make messages depend on their neighbours."""
     definition = json.loads(llama_like())
     for token in definition["added_tokens"]:
         token["lstrip"] = token["content"] == "<|end|>"
@@ -297,13 +321,18 @@ def test_stop_tokens_unite_configs_format_and_eos() -> None:
         ({"config.json": {"eos_token_id": 7}}, [7]),
         ({"config.json": {"eos_token_id": None}, "generation_config.json": {}}, []),
         (
-            {"config.json": {"eos_token_id": 7}, "generation_config.json": {"eos_token_id": [9, 7]}},
+            {
+                "config.json": {"eos_token_id": 7},
+                "generation_config.json": {"eos_token_id": [9, 7]},
+            },
             [7, 9],
         ),
     ],
 )
 def test_stop_ids_come_from_both_configs(
-    files: dict[str, dict[str, object]], expected: list[int], tmp_path_factory: pytest.TempPathFactory
+    files: dict[str, dict[str, object]],
+    expected: list[int],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     """One id, several ids or none, in either config: all are found, once each."""
     folder = tmp_path_factory.mktemp("configs")
@@ -343,4 +372,4 @@ def test_format_renders_as_the_official_template() -> None:
     for kit in KITS:
         assert kit.chat_format.render(messages) == render_template(kit.template, messages)
         formats.add(kit.chat_format)
-    assert len(formats) == 5
+    assert len(formats) == 6

@@ -1,0 +1,115 @@
+"""Token ids to logits, for a checkpoint and for its export, as exactly as each can be run.
+
+Both sides do float32 arithmetic, so a difference between them comes from the weights alone.
+Measuring the difference is ``quality.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from .artifact import MODEL_XML
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Logits: TypeAlias = "NDArray[np.float32]"
+"""Of shape [tokens, vocabulary]."""
+
+_EXACT = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "KV_CACHE_PRECISION": "f32",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+    "PERFORMANCE_HINT": "LATENCY",
+}
+"""Without these, the CPU plugin rounds activations to int8 and the cache to 8 bits."""
+
+
+class SourceModel:
+    """The checkpoint in transformers: weights as they are stored, arithmetic in float32."""
+
+    def __init__(self, folder: Path) -> None:
+        import torch
+        from transformers import Phi3ForCausalLM
+
+        from .exporter import _quiet_tools
+
+        with _quiet_tools():
+            self._model = Phi3ForCausalLM.from_pretrained(
+                folder, dtype="auto", attn_implementation="sdpa", local_files_only=True
+            ).eval()
+        for module in self._model.modules():
+            if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
+                module.forward = _widened(module)
+
+    def logits(self, ids: Sequence[int]) -> Logits:
+        """Return the logits after each of ``ids``, read from an empty context."""
+        import torch
+
+        with torch.inference_mode():
+            output = self._model(torch.tensor([list(ids)]), use_cache=False)
+        return output.logits[0].numpy()  # type: ignore[no-any-return]
+
+    def continuation(self, ids: Sequence[int]) -> Iterator[int]:
+        """Yield greedy tokens for ever."""
+        import torch
+
+        cache, fed = None, list(ids)
+        while True:
+            with torch.inference_mode():
+                output = self._model(torch.tensor([fed]), past_key_values=cache, use_cache=True)
+            cache, fed = output.past_key_values, [int(output.logits[0, -1].argmax())]
+            yield fed[0]
+
+
+def _widened(module: Any) -> Callable[[Any], Any]:
+    """Return the forward pass of a linear or embedding layer in float32, widened when used."""
+    import torch
+
+    if isinstance(module, torch.nn.Embedding):
+        return lambda ids: torch.nn.functional.embedding(ids, module.weight).float()
+    bias = module.bias
+    return lambda values: torch.nn.functional.linear(
+        values, module.weight.float(), None if bias is None else bias.float()
+    )
+
+
+class ExportedModel:
+    """The export in OpenVINO, with arithmetic as exact as the source's."""
+
+    def __init__(self, folder: Path) -> None:
+        import openvino
+
+        compiled = openvino.Core().compile_model(folder / MODEL_XML, "CPU", _EXACT)
+        self._names = {name for port in compiled.inputs for name in port.get_names()}
+        self._request = compiled.create_infer_request()
+
+    def logits(self, ids: Sequence[int]) -> Logits:
+        """Return the logits after each of ``ids``, read from an empty context."""
+        self._request.reset_state()
+        return self._infer(ids, past=0)
+
+    def continuation(self, ids: Sequence[int]) -> Iterator[int]:
+        """Yield greedy tokens for ever."""
+        self._request.reset_state()
+        past, fed = 0, list(ids)
+        while True:
+            logits = self._infer(fed, past=past)
+            past, fed = past + len(fed), [int(logits[-1].argmax())]
+            yield fed[0]
+
+    def _infer(self, ids: Sequence[int], *, past: int) -> Logits:
+        import numpy as np
+
+        total = past + len(ids)
+        inputs = {
+            "input_ids": np.asarray([ids], dtype=np.int64),
+            "attention_mask": np.ones((1, total), dtype=np.int64),
+            "position_ids": np.arange(past, total, dtype=np.int64)[None],
+            "beam_idx": np.zeros(1, dtype=np.int32),
+        }
+        self._request.infer({name: inputs[name] for name in inputs.keys() & self._names})
+        return self._request.get_tensor("logits").data[0].copy()  # type: ignore[no-any-return]

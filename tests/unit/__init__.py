@@ -1,0 +1,1 @@
+"""Unit tests: fake engines, tiny tokenizers, seconds."""

@@ -1,0 +1,240 @@
+"""A checkpoint is checked before any work, and refused by field and value."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import huggingface_hub
+import pytest
+from huggingface_hub import errors
+
+from phi3ov.checkpoint import Checkpoint
+from phi3ov.errors import ExportError, Phi3OVError, UnsupportedModelError
+
+CONFIG: dict[str, Any] = {
+    "model_type": "phi3",
+    "architectures": ["Phi3ForCausalLM"],
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "max_position_embeddings": 4096,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder that looks like a checkpoint."""
+    path = tmp_path / "checkpoint"
+    path.mkdir()
+    write_config(path)
+    (path / "tokenizer.json").write_text("{}", encoding="utf-8")
+    (path / "model.safetensors").write_bytes(b"12345")
+    return path
+
+
+def write_config(folder: Path, **changes: Any) -> None:
+    """Write config.json with some fields changed; None stays null."""
+    (folder / "config.json").write_text(json.dumps({**CONFIG, **changes}), encoding="utf-8")
+
+
+def test_good_folder_is_taken(folder: Path) -> None:
+    """Path, config and sizes come back, and no revision is made up."""
+    (folder / "model-2.safetensors").write_bytes(b"123")
+    checkpoint = Checkpoint.resolve(folder)
+    assert checkpoint == Checkpoint.resolve(str(folder))
+    assert (checkpoint.path, checkpoint.config) == (folder, CONFIG)
+    assert (checkpoint.source, checkpoint.revision, checkpoint.commit) == (str(folder), None, None)
+    assert checkpoint.weights_bytes == 8
+
+
+def test_linear_inputs_are_the_layers_widths(folder: Path) -> None:
+    """Every linear layer of every block, by name; head_dim counts where it is given."""
+    widths = Checkpoint.resolve(folder).linear_inputs()
+    assert len(widths) == 8
+    assert widths["model.layers.1.mlp.down_proj"] == 128
+    assert widths["model.layers.0.self_attn.o_proj"] == 64
+    assert widths["model.layers.0.self_attn.qkv_proj"] == 64
+    assert widths["model.layers.0.mlp.gate_up_proj"] == 64
+    write_config(folder, head_dim=32)
+    assert Checkpoint.resolve(folder).linear_inputs()["model.layers.0.self_attn.o_proj"] == 128
+
+
+@pytest.mark.parametrize("rope", ["longrope", "su", "default"])
+@pytest.mark.parametrize("field", ["rope_scaling", "rope_parameters"])
+def test_known_rope_types_are_taken(folder: Path, rope: str, field: str) -> None:
+    """LongRoPE by both names, in both styles of config."""
+    write_config(folder, **{field: {"rope_type": rope}})
+    assert Checkpoint.resolve(folder).config[field]["rope_type"] == rope
+
+
+BAD_CONFIGS: list[tuple[dict[str, Any], str]] = [
+    ({"model_type": "phi3small"}, "model_type='phi3small': Phi-3-small is another architecture"),
+    ({"model_type": "phimoe"}, "model_type='phimoe': .*mixture of experts"),
+    ({"model_type": "phi3_v"}, "model_type='phi3_v': .*pictures"),
+    ({"model_type": "llama"}, "model_type='llama': phi3ov runs the Phi-3 architecture only"),
+    ({"model_type": None}, "model_type=None"),
+    (
+        {"architectures": ["Phi3ForSequenceClassification"]},
+        "architectures=.*SequenceClassification",
+    ),
+    ({"rope_scaling": {"type": "yarn"}}, "rope type 'yarn' is none of default, longrope, su"),
+    ({"rope_parameters": {"rope_type": "llama3"}}, "rope type 'llama3'"),
+    *(
+        ({name: value}, f"{name}={value!r} must be a positive integer")
+        for name in (
+            "hidden_size",
+            "intermediate_size",
+            "max_position_embeddings",
+            "num_attention_heads",
+            "num_hidden_layers",
+        )
+        for value in (None, 0, -1, "64", 1.5, True)
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD_CONFIGS, ids=str)
+def test_unsupported_config_names_field_and_value(
+    folder: Path, changes: dict[str, Any], message: str
+) -> None:
+    """Every config that phi3ov cannot run is refused with what stands in it."""
+    write_config(folder, **changes)
+    with pytest.raises(UnsupportedModelError, match=f"config.json: {message}"):
+        Checkpoint.resolve(folder)
+
+
+def test_config_without_architectures_is_taken(folder: Path) -> None:
+    """The model type alone is enough."""
+    write_config(folder, architectures=None)
+    assert Checkpoint.resolve(folder).config["architectures"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("{", ExportError, "is not JSON"),
+        ("", ExportError, "is not JSON"),
+        ("[]", UnsupportedModelError, "holds a list, not an object"),
+        ("5", UnsupportedModelError, "holds a int"),
+    ],
+)
+def test_config_that_is_no_object_is_refused(
+    folder: Path, text: str, error: type[Phi3OVError], message: str
+) -> None:
+    """Broken JSON and other JSON are told apart."""
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(error, match=message):
+        Checkpoint.resolve(folder)
+
+
+def test_missing_files_are_named(folder: Path) -> None:
+    """Each missing file is named, with the way out where there is one."""
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ExportError, match=r"has no tokenizer\.json\.$"):
+        Checkpoint.resolve(folder)
+    (folder / "tokenizer.model").write_bytes(b"x")
+    with pytest.raises(ExportError, match=r"has no tokenizer\.json \(it has a tokenizer\.model"):
+        Checkpoint.resolve(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(ExportError, match=r"has no config\.json and is no checkpoint"):
+        Checkpoint.resolve(folder)
+
+
+def test_weights_must_be_safetensors(folder: Path) -> None:
+    """Pickled weights can run code; none at all is told apart."""
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ExportError, match=r"no safetensors weights \(none\)"):
+        Checkpoint.resolve(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(ExportError, match=r"only pytorch_model.bin, and pickled weights can run"):
+        Checkpoint.resolve(folder)
+
+
+def test_revision_does_not_go_with_a_folder(folder: Path) -> None:
+    """A revision that could only be ignored is refused."""
+    with pytest.raises(ExportError, match="revision='main' goes with a hub id"):
+        Checkpoint.resolve(folder, revision="main")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "a/b/c",
+        "../x",
+        "./x",
+        "x/..",
+        "C:\\x",
+        "C:/x",
+        "name",
+        "/no/such",
+        "a/",
+        "/a",
+        "",
+        Path("a/b"),
+    ],
+)
+def test_neither_folder_nor_hub_id(source: str | Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be a hub id never reaches the hub."""
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_a, **_k: pytest.fail("hub"))
+    monkeypatch.chdir(Path(__file__).parent)
+    if source in ("", "./x"):
+        source = "no-such-folder" if source == "" else source
+    with pytest.raises(ExportError, match="is neither a folder nor a hub id"):
+        Checkpoint.resolve(source)
+
+
+def http_error(kind: type[errors.HfHubHTTPError]) -> errors.HfHubHTTPError:
+    """Return one of the hub's errors as the hub would make it."""
+    response = httpx.Response(404, request=httpx.Request("GET", "https://hub.invalid"))
+    return kind("it failed", response=response)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (http_error(errors.GatedRepoError), "owner/name is gated: accept its terms"),
+        (http_error(errors.RevisionNotFoundError), "owner/name has no revision='v9'"),
+        (http_error(errors.RepositoryNotFoundError), "no such folder here and no such model"),
+        (http_error(errors.HfHubHTTPError), r"could not be downloaded \(HfHubHTTPError\)"),
+        (errors.LocalEntryNotFoundError("offline"), "could not be downloaded.*HF_HUB_OFFLINE"),
+        (errors.OfflineModeIsEnabled("offline"), "could not be downloaded"),
+        (ConnectionResetError("cut off"), "goes on where it stopped"),
+        (errors.HFValidationError("bad id"), "is neither a folder nor a hub id"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_hub_errors_become_ours(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each way in which the hub fails has its own sentence, and the cause is kept."""
+
+    def fail(*_args: object, **_options: object) -> str:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(ExportError, match=message) as caught:
+        Checkpoint.resolve("owner/name", revision="v9")
+    assert caught.value.__cause__ is error
+
+
+def test_downloaded_checkpoint_records_revision_and_commit(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The snapshot's folder is named by its commit; code and pickles are never fetched."""
+    asked: dict[str, Any] = {}
+
+    def download(repo_id: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.update(repo_id=repo_id, revision=revision, patterns=allow_patterns)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    checkpoint = Checkpoint.resolve("owner/name")
+    assert (checkpoint.source, checkpoint.revision) == ("owner/name", "main")
+    assert checkpoint.commit == folder.name
+    assert (asked["repo_id"], asked["revision"]) == ("owner/name", None)
+    assert not [one for one in asked["patterns"] if one.endswith((".py", ".bin", ".pt", "*"))]
+    assert Checkpoint.resolve("owner/name", revision="v1").revision == "v1"

@@ -1,0 +1,182 @@
+"""A recipe is checked before the work, and its outcome after it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from phi3ov.checkpoint import Checkpoint
+from phi3ov.compression import (
+    Compression,
+    Int4Compression,
+    check_compression,
+    check_divisible,
+    check_weights,
+)
+from phi3ov.errors import CompressionError, OptionError
+from phi3ov.ir import WeightLayer
+
+
+def test_defaults_are_the_seeds_recipe() -> None:
+    """Group 128, ratio 0.6, symmetric, and nothing adjusted in silence."""
+    assert Int4Compression() == Int4Compression(
+        group_size=128, ratio=0.6, symmetric=True, on_indivisible="error"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("group_size", value) for value in (0, 1, -2, 128.0, "128", True, None)),
+        *(("ratio", value) for value in (0, -0.1, 1.01, "1", None, float("nan"), True)),
+        *(("on_indivisible", value) for value in ("ignore", "", None)),
+    ],
+)
+def test_bad_value_names_field_and_value(name: str, value: Any) -> None:
+    """Each value out of its range is refused by name."""
+    with pytest.raises(OptionError, match=f"^{name}={value!r}"):
+        Int4Compression(**{name: value})
+
+
+@pytest.mark.parametrize("values", [{"group_size": 2}, {"group_size": -1}, {"ratio": 1}])
+def test_values_at_the_border_are_allowed(values: dict[str, Any]) -> None:
+    """The borders belong to the ranges."""
+    Int4Compression(**values)
+
+
+@pytest.mark.parametrize("value", ["int4", "INT8", None, 8, {"bits": 4}])
+def test_other_recipes_are_refused(value: Any) -> None:
+    """No recipe is guessed from something like one."""
+    with pytest.raises(OptionError, match="is not an Int4Compression, 'int8' or 'fp16'"):
+        check_compression(value)
+    for known in (Int4Compression(), "int8", "fp16"):
+        check_compression(known)
+
+
+def checkpoint(hidden: int, layers: int = 2) -> Checkpoint:
+    """Return a checkpoint of some width."""
+    config = {
+        "hidden_size": hidden,
+        "intermediate_size": 256,
+        "num_attention_heads": 2,
+        "num_hidden_layers": layers,
+    }
+    return Checkpoint(path=Path(), config=config, source="x")
+
+
+def test_indivisible_layers_are_named() -> None:
+    """All layers are kept in the error, the first four with their widths in its text."""
+    with pytest.raises(CompressionError) as caught:
+        check_divisible(checkpoint(576), Int4Compression())
+    names = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj")
+    assert caught.value.layers == tuple(
+        f"model.layers.{index}.{name}" for index in range(2) for name in names
+    )
+    assert "model.layers.0.self_attn.qkv_proj (576)" in str(caught.value)
+    assert "and 2 more" in str(caught.value)
+    with pytest.raises(CompressionError) as caught:
+        check_divisible(checkpoint(576, layers=1), Int4Compression())
+    assert "more" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "recipe"),
+    [
+        (512, Int4Compression()),
+        (576, Int4Compression(group_size=64)),
+        (576, Int4Compression(group_size=-1)),
+        (576, Int4Compression(on_indivisible="adjust")),
+    ],
+)
+def test_divisible_layers_pass(hidden: int, recipe: Int4Compression) -> None:
+    """A group size that divides, a whole row and "adjust" are all right."""
+    check_divisible(checkpoint(hidden), recipe)
+
+
+def int4(index: int, **changes: Any) -> WeightLayer:
+    """Return a layer as the default recipe makes it."""
+    layer = WeightLayer(
+        name=f"model.layers.{index}.mlp.down_proj.weight",
+        precision="int4",
+        group_size=128,
+        symmetric=True,
+        parameters=1000,
+        size_bytes=520,
+    )
+    return replace(layer, **changes)
+
+
+def int8(index: int, **changes: Any) -> WeightLayer:
+    """Return a layer in the backup precision."""
+    values = {"precision": "int8", "group_size": 0, "symmetric": False, "size_bytes": 1010}
+    return int4(index, **{**values, **changes})
+
+
+EMBEDDING = int8(99, name="model.embed_tokens.weight", parameters=10**6)
+HEAD = int8(99, name="lm_head.weight", parameters=10**6)
+SEED = (EMBEDDING, *map(int4, range(6)), *map(int8, range(6, 10)), HEAD)
+
+
+@pytest.mark.parametrize(
+    ("layers", "recipe"),
+    [
+        (SEED, Int4Compression()),
+        ((EMBEDDING, *map(int4, range(10))), Int4Compression(ratio=1.0)),
+        (
+            (EMBEDDING, *(int4(one, group_size=0) for one in range(3))),
+            Int4Compression(group_size=-1, ratio=1.0),
+        ),
+        ((int4(0, group_size=64), int4(1)), Int4Compression(ratio=1.0, on_indivisible="adjust")),
+        ((int4(0, symmetric=False),), Int4Compression(ratio=1.0, symmetric=False)),
+        ((EMBEDDING, int8(1)), "int8"),
+        ((int8(1, precision="fp16"),), "fp16"),
+    ],
+)
+def test_right_outcome_is_accepted(layers: tuple[WeightLayer, ...], recipe: Compression) -> None:
+    """What NNCF makes of each recipe passes; embeddings and head do not count in the ratio."""
+    check_weights(layers, recipe)
+
+
+@pytest.mark.parametrize(
+    ("layers", "recipe", "wrong"),
+    [
+        ((*SEED, int8(20, precision="fp16")), Int4Compression(), 1),
+        ((*SEED, int8(20, precision="fp32")), Int4Compression(), 1),
+        ((*SEED[:-1], replace(HEAD, precision="bf16")), Int4Compression(), 1),
+        ((*SEED, int4(20, group_size=64)), Int4Compression(), 1),
+        ((*SEED, int4(20, group_size=256)), Int4Compression(on_indivisible="adjust"), 1),
+        ((*SEED, int4(20, symmetric=False)), Int4Compression(), 1),
+        (SEED, Int4Compression(symmetric=False), 6),
+        (SEED, Int4Compression(group_size=-1), 6),
+        ((EMBEDDING, int8(0), HEAD), Int4Compression(), 0),
+        ((), Int4Compression(), 0),
+        ((int8(0), int4(1)), "int8", 1),
+        ((int8(0, precision="fp16"), int8(1, precision="fp32")), "fp16", 1),
+        ((), "int8", 0),
+    ],
+)
+def test_wrong_outcome_is_refused(
+    layers: tuple[WeightLayer, ...], recipe: Compression, wrong: int
+) -> None:
+    """A layer left uncompressed, another group size or symmetry, or nothing at all: named."""
+    with pytest.raises(
+        CompressionError, match=f"{wrong} of {len(layers)} layers are not"
+    ) as caught:
+        check_weights(layers, recipe)
+    assert len(caught.value.layers) == wrong
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.45, 0.75, 1.0])
+def test_ratio_far_off_is_refused(ratio: float) -> None:
+    """More than one layer beside the ratio asked for is another recipe."""
+    with pytest.raises(CompressionError, match=f"60.0% .* where ratio={ratio} was asked"):
+        check_weights(SEED, Int4Compression(ratio=ratio))
+
+
+@pytest.mark.parametrize("ratio", [0.51, 0.6, 0.69])
+def test_ratio_within_one_layer_is_accepted(ratio: float) -> None:
+    """Whole layers are compressed, so the share is right to one layer."""
+    check_weights(SEED, Int4Compression(ratio=ratio))

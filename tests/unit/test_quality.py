@@ -1,0 +1,134 @@
+"""The figures of a quality report, held against the formulae written out slowly."""
+
+from __future__ import annotations
+
+import math
+import random
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from phi3ov.quality import (
+    KL_EDGES,
+    QualityReport,
+    SampleAnswer,
+    _Tally,
+    divergence,
+    log_probabilities,
+)
+from phi3ov.quality_plot import draw_histogram
+
+
+def slow_softmax(row: list[float]) -> list[float]:
+    """Return the softmax of a few numbers."""
+    total = sum(math.exp(one) for one in row)
+    return [math.exp(one) / total for one in row]
+
+
+def draw_logits(rows: int, columns: int, seed: int) -> list[list[float]]:
+    """Return logits that float32 holds exactly."""
+    generator = random.Random(seed)
+    return [[generator.randint(-400, 400) / 64 for _ in range(columns)] for _ in range(rows)]
+
+
+@pytest.mark.parametrize("tokens", [2, 3, 17, 40])
+def test_figures_equal_the_formulae(tokens: int) -> None:
+    """KL, perplexities, agreement and percentile, on both sides of the border of a block."""
+    source, artifact = draw_logits(tokens, 7, seed=1), draw_logits(tokens, 7, seed=2)
+    ids = [random.Random(tokens).randrange(7) for _ in range(tokens)]
+    kl, losses, agreed = [], ([], []), 0  # type: ignore[var-annotated]
+    for row in range(tokens - 1):
+        p, q = slow_softmax(source[row]), slow_softmax(artifact[row])
+        kl.append(sum(one * math.log(one / other) for one, other in zip(p, q, strict=True)))
+        losses[0].append(-math.log(p[ids[row + 1]]))
+        losses[1].append(-math.log(q[ids[row + 1]]))
+        agreed += p.index(max(p)) == q.index(max(q))
+    tally = _Tally()
+    tally.add(np.array(source, np.float32), np.array(artifact, np.float32), ids)
+    result = tally.result()
+    place = 0.99 * (len(kl) - 1)
+    low, high = sorted(kl)[math.floor(place)], sorted(kl)[math.ceil(place)]
+    assert result["tokens"] == tokens - 1
+    assert result["mean_kl"] == pytest.approx(sum(kl) / len(kl))
+    assert result["p99_kl"] == pytest.approx(low + (high - low) * (place % 1))
+    assert result["source_perplexity"] == pytest.approx(math.exp(sum(losses[0]) / len(kl)))
+    assert result["artifact_perplexity"] == pytest.approx(math.exp(sum(losses[1]) / len(kl)))
+    assert result["top1_agreement"] == agreed / len(kl)
+    edges = (0.0, *KL_EDGES, math.inf)
+    assert list(result["kl_histogram"]) == [
+        sum(low < one <= high for one in kl) for low, high in pairwise(edges)
+    ]
+
+
+def test_windows_add_up() -> None:
+    """Two windows count like two separate texts: no prediction reaches across."""
+    source = np.array(draw_logits(8, 5, seed=3), np.float32)
+    artifact = np.array(draw_logits(8, 5, seed=4), np.float32)
+    both, first = _Tally(), _Tally()
+    both.add(source[:4], artifact[:4], [0, 1, 2, 3])
+    both.add(source[4:], artifact[4:], [3, 2, 1, 0])
+    first.add(source[:4], artifact[:4], [0, 1, 2, 3])
+    second = _Tally()
+    second.add(source[4:], artifact[4:], [3, 2, 1, 0])
+    assert both.result()["tokens"] == 6
+    assert both.result()["mean_kl"] == pytest.approx(
+        (first.result()["mean_kl"] + second.result()["mean_kl"]) / 2
+    )
+
+
+def test_equal_logits_diverge_by_nothing() -> None:
+    """Exactly 0, and a constant added to every logit changes nothing."""
+    logits = np.array(draw_logits(5, 9, seed=5), np.float32)
+    p = log_probabilities(logits)
+    assert divergence(p, p).tolist() == [0.0] * 5
+    assert divergence(p, log_probabilities(logits + 64)).max() < 1e-12
+
+
+def test_large_logits_do_not_overflow() -> None:
+    """Logits of a thousand give finite figures."""
+    p = log_probabilities(np.array([[1000.0, -1000.0]], np.float32))
+    q = log_probabilities(np.array([[-1000.0, 1000.0]], np.float32))
+    assert divergence(p, q).tolist() == [pytest.approx(2000.0)]
+
+
+REPORT = QualityReport(
+    source="a/b",
+    artifact="models/<x> & y",
+    tokens=100,
+    window_tokens=51,
+    source_perplexity=10.0,
+    artifact_perplexity=11.0,
+    mean_kl=0.05,
+    p99_kl=0.4,
+    top1_agreement=0.925,
+    source_bytes=1000,
+    artifact_bytes=300,
+    bits_per_weight=4.25,
+    kl_histogram=(*[0] * 10, 60, 40, *[0] * (len(KL_EDGES) - 11)),
+    samples=(SampleAnswer(prompt="Hi?", source="Hello\nyou", artifact="Hullo"),),
+)
+
+
+def test_the_table_shows_every_figure() -> None:
+    """Figures, sizes, and answers on one line each."""
+    shown = str(REPORT)
+    for part in ("10.000", "11.000", "0.05000", "0.40000", "92.50%", "4.25", "Hello you", "Hullo"):
+        assert part in shown
+
+
+def test_the_picture_is_svg_with_a_bar_per_edge() -> None:
+    """Well-formed, names escaped, bars as high as their counts, marks inside the frame."""
+    root = ET.fromstring(draw_histogram(REPORT))
+    ns = "{http://www.w3.org/2000/svg}"
+    bars = [one for one in root.iter(f"{ns}rect") if one.find(f"{ns}title") is not None]
+    heights = [float(one.attrib["height"]) for one in bars]
+    assert len(bars) == len(KL_EDGES) + 1
+    assert heights[11] / heights[10] == pytest.approx(40 / 60, abs=0.01)
+    assert any("models/<x> & y" in (one.text or "") for one in root.iter(f"{ns}text"))
+    for kl in (0.0, 1e-9, 1e9):
+        marked = ET.fromstring(draw_histogram(replace(REPORT, mean_kl=kl)))
+        for line in marked.iter(f"{ns}line"):
+            assert 60 <= float(line.attrib["x1"]) <= 700

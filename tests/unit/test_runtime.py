@@ -1,0 +1,147 @@
+"""Which device is chosen, why, and what OpenVINO is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from phi3ov.errors import DeviceError, OptionError
+from phi3ov.runtime import RuntimeConfig, choose_device
+
+CPU = {"CPU": "Intel CPU"}
+ONE_GPU = {"CPU": "Intel CPU", "GPU": "Arc"}
+TWO_GPUS = {"CPU": "Intel CPU", "GPU.0": "iGPU", "GPU.1": "dGPU"}
+
+CHOICES: list[tuple[str | tuple[str, ...], dict[str, str], str, str]] = [
+    ("CPU", CPU, "CPU", "CPU is the first choice and is there."),
+    ("cpu", CPU, "CPU", "CPU is the first choice and is there (cpu means CPU here)."),
+    ("CPU.0", CPU, "CPU", "CPU is the first choice and is there (CPU.0 means CPU here)."),
+    ("GPU.0", ONE_GPU, "GPU", "GPU is the first choice and is there (GPU.0 means GPU here)."),
+    ("GPU", TWO_GPUS, "GPU.0", "GPU.0 is the first choice and is there (GPU means GPU.0 here)."),
+    (
+        "gpu.1",
+        TWO_GPUS,
+        "GPU.1",
+        "GPU.1 is the first choice and is there (gpu.1 means GPU.1 here).",
+    ),
+    (("GPU", "CPU"), CPU, "CPU", "GPU is not there (OpenVINO finds CPU); CPU is."),
+    (("GPU", "CPU"), ONE_GPU, "GPU", "GPU is the first choice and is there."),
+    (
+        ("NPU", "GPU.2", "cpu"),
+        TWO_GPUS,
+        "CPU",
+        "NPU and GPU.2 are not there (OpenVINO finds CPU, GPU.0, GPU.1); "
+        "CPU is (cpu means CPU here).",
+    ),
+]
+
+
+@pytest.mark.parametrize(("requested", "available", "selected", "reason"), CHOICES)
+def test_first_device_that_is_there_is_chosen(
+    requested: str | tuple[str, ...], available: dict[str, str], selected: str, reason: str
+) -> None:
+    """The order of preference decides, aliases are understood, and the reason is exact."""
+    choice = choose_device(requested, available)
+    assert (choice.selected, choice.reason) == (selected, reason)
+    assert choice.full_name == available[selected]
+    assert choice.requested == ((requested,) if isinstance(requested, str) else requested)
+
+
+@pytest.mark.parametrize(
+    "device", ["AUTO", "auto", "AUTO:GPU,CPU", "MULTI:GPU", "HETERO", "hetero:CPU"]
+)
+def test_virtual_devices_are_refused(device: str) -> None:
+    """A device that chooses in silence is refused, with the way out."""
+    with pytest.raises(DeviceError, match=r"is a virtual device.*device=\('GPU', 'CPU'\)"):
+        choose_device((device, "CPU"), CPU)
+
+
+@pytest.mark.parametrize(
+    ("requested", "available", "message"),
+    [
+        ("GPU", CPU, r"GPU is not there. OpenVINO finds .*CPU \(Intel CPU\).*driver"),
+        ("GPU.1", ONE_GPU, r"GPU.1 is not there.*GPU \(Arc\)"),
+        (("NPU", "GPU"), CPU, r"NPU and GPU are not there.*An Intel GPU or NPU appears"),
+        ("TPU", CPU, r"TPU is not there.*CPU \(Intel CPU\)\.$"),
+        ("CPU", {}, r"finds on this machine: nothing\.$"),
+        ((), CPU, "names no device"),
+        ("", CPU, "is not there"),
+    ],
+)
+def test_missing_devices_say_what_exists(
+    requested: str | tuple[str, ...], available: dict[str, str], message: str
+) -> None:
+    """The error says what was asked, what exists and, for GPU and NPU, that a driver is needed."""
+    with pytest.raises(DeviceError, match=message):
+        choose_device(requested, available)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"performance_hint": "FAST"}, "performance_hint='FAST' is not one of 'LATENCY'"),
+        ({"inference_precision": "fp32"}, "inference_precision='fp32' is not one of 'f32'"),
+        ({"kv_cache_precision": "i8"}, "kv_cache_precision='i8' is not one of 'f32'"),
+        *(
+            ({"num_streams": one}, f"num_streams={one!r} must")
+            for one in (0, -1, True, 1.5, "2", None)
+        ),
+        *(({"threads": one}, f"threads={one!r} must") for one in (0, -1, True, 2.5, "4")),
+        ({"properties": {"NUM_STREAMS": "2"}}, r"properties\['NUM_STREAMS'\].*field num_streams"),
+        ({"properties": {"CACHE_DIR": "x"}}, "field cache_dir"),
+    ],
+)
+def test_config_refuses_bad_values(values: dict[str, Any], message: str) -> None:
+    """Each bad value is refused by field and value, and no property can be given twice."""
+    with pytest.raises(OptionError, match=message):
+        RuntimeConfig(**values)
+
+
+def test_defaults_are_the_seeds_properties() -> None:
+    """Without a word: one stream, low latency, nothing else."""
+    assert RuntimeConfig().to_properties() == {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
+
+
+def test_every_field_becomes_its_property() -> None:
+    """No field is accepted and ignored."""
+    config = RuntimeConfig(
+        performance_hint="THROUGHPUT",
+        num_streams=2,
+        cache_dir=Path("cache"),
+        threads=3,
+        inference_precision="f32",
+        kv_cache_precision="u8",
+        properties={"LOG_LEVEL": "LOG_NONE"},
+    )
+    assert config.to_properties() == {
+        "PERFORMANCE_HINT": "THROUGHPUT",
+        "NUM_STREAMS": "2",
+        "CACHE_DIR": "cache",
+        "INFERENCE_NUM_THREADS": "3",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "KV_CACHE_PRECISION": "u8",
+        "LOG_LEVEL": "LOG_NONE",
+    }
+
+
+def test_unsupported_defaults_are_left_out() -> None:
+    """A device that does not take a default property still works."""
+    assert RuntimeConfig().to_properties(["NUM_STREAMS"]) == {"NUM_STREAMS": "1"}
+    assert RuntimeConfig().to_properties([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"threads": 2}, "threads='2'"),
+        ({"num_streams": 4}, "num_streams='4'"),
+        ({"kv_cache_precision": "u8"}, "kv_cache_precision='u8'"),
+        ({"cache_dir": Path("x")}, "cache_dir='x'"),
+    ],
+)
+def test_unsupported_wishes_are_refused(values: dict[str, Any], field: str) -> None:
+    """What the caller set and the device does not take is an error, not ignored."""
+    with pytest.raises(OptionError, match=f"{field}: the device does not take"):
+        RuntimeConfig(**values).to_properties(["PERFORMANCE_HINT"])
