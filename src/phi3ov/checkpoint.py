@@ -155,13 +155,65 @@ def _check_folder(folder: Path) -> Mapping[str, Any]:
     except ValueError as error:
         raise ExportError(f"{folder / 'config.json'} is not JSON: {error}.") from error
     _check_config(config)
-    if not any(folder.glob("*.safetensors")):
+    _check_weight_files(folder)
+    return config  # type: ignore[no-any-return]
+
+
+def _check_weight_files(folder: Path) -> None:
+    """Check that the weights are whole safetensors files, and all in this folder."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
         pickled = sorted(file.name for file in folder.glob("*.bin"))
         found = (
             f"only {', '.join(pickled)}, and pickled weights can run code" if pickled else "none"
         )
         raise ExportError(f"{folder} has no safetensors weights ({found}).")
-    return config  # type: ignore[no-any-return]
+    for index in folder.glob("*.safetensors.index.json"):
+        named = _read_index(index)
+        strange = sorted(named - {file.name for file in files})
+        if strange:
+            raise ExportError(
+                f"{index} names {', '.join(map(repr, strange[:3]))}, which is no safetensors "
+                "file in this folder."
+            )
+    for file in files:
+        _check_header(file)
+
+
+def _read_index(index: Path) -> set[str]:
+    try:
+        return {
+            str(name)
+            for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ExportError(f"{index} is no index of weights: {error!r}.") from error
+
+
+def _check_header(file: Path) -> None:
+    """Check a safetensors header: its length, and that every tensor lies inside the file.
+
+    The format: https://huggingface.co/docs/safetensors; a header has at most 100 MB.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if size < 8 or length > min(size - 8, 100_000_000):
+            raise ExportError(f"{file}: a header of {length} bytes in a file of {size} bytes.")
+        try:
+            tensors = json.loads(opened.read(length))
+            ends = [
+                one["data_offsets"][1] for name, one in tensors.items() if name != "__metadata__"
+            ]
+            last = max(ends, default=0)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ExportError(
+                f"{file}: its safetensors header cannot be read: {error!r}."
+            ) from error
+    if 8 + length + last != size:
+        raise ExportError(
+            f"{file}: {size} bytes instead of the {8 + length + last} that its header announces."
+        )
 
 
 def _hint(folder: Path, name: str) -> str:

@@ -262,8 +262,14 @@ def _check_target(target: Path, *, overwrite: bool) -> None:
 def _recognize_format(checkpoint: Checkpoint) -> ChatFormat:
     from transformers import AutoTokenizer
 
-    with _quiet_tools():
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+    try:
+        with _quiet_tools():
+            tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+    except Exception as error:
+        raise ExportError(
+            f"transformers cannot read the tokenizer of {checkpoint.path}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     if not tokenizer.chat_template:
         raise ExportError(f"{checkpoint.path} has no chat template, so no chat format is known.")
     return recognize_format(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,17 @@ def folder(tmp_path: Path) -> Path:
     path.mkdir()
     write_config(path)
     (path / "tokenizer.json").write_text("{}", encoding="utf-8")
-    (path / "model.safetensors").write_bytes(b"12345")
+    write_weights(path / "model.safetensors")
     return path
+
+
+def write_weights(file: Path, *, values: int = 4) -> bytes:
+    """Write a safetensors file with one tensor of so many bytes; return its content."""
+    entry = {"dtype": "U8", "shape": [values], "data_offsets": [0, values]}
+    header = json.dumps({"__metadata__": {"format": "pt"}, "weight": entry}).encode()
+    content = len(header).to_bytes(8, "little") + header + bytes(values)
+    file.write_bytes(content)
+    return content
 
 
 def write_config(folder: Path, **changes: Any) -> None:
@@ -43,12 +53,12 @@ def write_config(folder: Path, **changes: Any) -> None:
 
 def test_good_folder_is_taken(folder: Path) -> None:
     """Path, config and sizes come back, and no revision is made up."""
-    (folder / "model-2.safetensors").write_bytes(b"123")
+    size = len(write_weights(folder / "model-2.safetensors", values=3))
     checkpoint = Checkpoint.resolve(folder)
     assert checkpoint == Checkpoint.resolve(str(folder))
     assert (checkpoint.path, checkpoint.config) == (folder, CONFIG)
     assert (checkpoint.source, checkpoint.revision, checkpoint.commit) == (str(folder), None, None)
-    assert checkpoint.weights_bytes == 8
+    assert checkpoint.weights_bytes == size + (folder / "model.safetensors").stat().st_size
 
 
 def test_linear_inputs_are_the_layers_widths(folder: Path) -> None:
@@ -238,3 +248,46 @@ def test_downloaded_checkpoint_records_revision_and_commit(
     assert (asked["repo_id"], asked["revision"]) == ("owner/name", None)
     assert not [one for one in asked["patterns"] if one.endswith((".py", ".bin", ".pt", "*"))]
     assert Checkpoint.resolve("owner/name", revision="v1").revision == "v1"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "a header of 0 bytes in a file of 0 bytes"),
+        (b"\xff" * 8, "a header of 18446744073709551615 bytes in a file of 8 bytes"),
+        ((2**40).to_bytes(8, "little") + b"{}", "a header of 1099511627776 bytes"),
+        ((2).to_bytes(8, "little") + b"[]", "cannot be read"),
+        ((9).to_bytes(8, "little") + b'{"a":[1]}', "cannot be read"),
+        ((2).to_bytes(8, "little") + b"{}extra", "15 bytes instead of the 10"),
+    ],
+)
+def test_absurd_safetensors_are_refused(folder: Path, content: bytes, said: str) -> None:
+    """A header that lies about sizes is found before anything allocates by it."""
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(ExportError, match=re.escape(said)):
+        Checkpoint.resolve(folder)
+
+
+def test_a_cut_off_weight_file_is_refused(folder: Path) -> None:
+    """A download that was cut off by hand is found by its size."""
+    content = write_weights(folder / "model.safetensors", values=100)
+    (folder / "model.safetensors").write_bytes(content[:-1])
+    with pytest.raises(ExportError, match=f"instead of the {len(content)}"):
+        Checkpoint.resolve(folder)
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "missing.safetensors"])
+def test_an_index_cannot_lead_out_of_the_folder(folder: Path, name: str) -> None:
+    """Shard names are files of this folder, or the checkpoint is refused."""
+    index = {"weight_map": {"weight": "model.safetensors", "other": name}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(ExportError, match=re.escape(repr(name))):
+        Checkpoint.resolve(folder)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "not json", '{"weight_map": 3}'])
+def test_a_broken_index_is_refused(folder: Path, text: str) -> None:
+    """An index that is none is named."""
+    (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ExportError, match="no index of weights"):
+        Checkpoint.resolve(folder)
