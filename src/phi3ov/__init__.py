@@ -27,13 +27,15 @@ if TYPE_CHECKING:
         OptionError,
         Phi3OVError,
         PromptError,
+        QueueFullError,
         StateError,
         UnsupportedModelError,
     )
-    from .exporter import ExportProgress, ExportReport, export_model
+    from .exporter import ExportReport, export_model
     from .generation import GenerationOptions, Reply, Timings, Usage
     from .hub import fetch_artifact, push_to_hub
     from .model import Phi3Model, load_model
+    from .progress import ExportProgress
     from .runtime import DeviceChoice, RuntimeConfig, list_devices
     from .stream import ReplyStream
     from .tools import Tool, ToolCall
@@ -61,6 +63,7 @@ __all__ = [
     "Phi3Model",
     "Phi3OVError",
     "PromptError",
+    "QueueFullError",
     "Reply",
     "ReplyStream",
     "RuntimeConfig",
@@ -95,10 +98,12 @@ _MODULES = {
         "OptionError",
         "Phi3OVError",
         "PromptError",
+        "QueueFullError",
         "StateError",
         "UnsupportedModelError",
     ),
-    "exporter": ("ExportProgress", "ExportReport", "export_model"),
+    "exporter": ("ExportReport", "export_model"),
+    "progress": ("ExportProgress",),
     "generation": ("GenerationOptions", "Reply", "Timings", "Usage"),
     "hub": ("fetch_artifact", "push_to_hub"),
     "model": ("Phi3Model", "load_model"),

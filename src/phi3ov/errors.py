@@ -13,6 +13,7 @@ work::
     ├─ DeviceError(ValueError)                  no requested device is there
     ├─ OptionError(ValueError)                  an option is out of range or contradicts another
     ├─ StateError(RuntimeError)                 used after close(), or while a turn is open
+    │   └─ QueueFullError                       as many requests wait as the engine takes
     ├─ PromptError(ValueError)                  a conversation that no prompt can be made of
     │   └─ ContextLengthError                   prompt and answer do not fit the context
     └─ GenerationError                          the engine failed while answering
@@ -88,6 +89,10 @@ class OptionError(Phi3OVError, ValueError):
 
 class StateError(Phi3OVError, RuntimeError):
     """An object was used at the wrong time: a closed model, or a chat whose turn is still open."""
+
+
+class QueueFullError(StateError):
+    """As many requests run and wait as the engine takes; try again when one has ended."""
 
 
 class PromptError(Phi3OVError, ValueError):

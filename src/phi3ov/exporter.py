@@ -19,15 +19,12 @@ import contextlib
 import importlib
 import io
 import logging
-import os
 import shutil
-import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .artifact import MANIFEST_NAME, MODEL_XML, Artifact, Manifest, record_files
 from .chat_format import ChatFormat, recognize_format
@@ -45,12 +42,15 @@ from .compression import (
 from .compressor import compress_ir
 from .errors import ExportError, MissingDependencyError, Phi3OVError
 from .ir import WeightSummary, read_weights, summarize
+from .progress import Phases, ProgressCallback
 from .prompt import ChatTokenizer
-
-if TYPE_CHECKING:
-    from filelock import FileLock
-
-_LOGGER = logging.getLogger("phi3ov")
+from .workplace import (
+    check_disk,
+    check_target,
+    describe_free_disk,
+    open_workplace,
+    put_into_place,
+)
 
 _TRAVELS_ALONG = (
     "added_tokens.json",
@@ -72,19 +72,6 @@ _TOOLS = (
     "transformers",
     "torch",
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportProgress:
-    """Where an export is: ``phase`` is number ``step`` of ``steps`` and begins now."""
-
-    phase: str
-    step: int
-    steps: int
-    elapsed_seconds: float
-
-
-ProgressCallback = Callable[[ExportProgress], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,9 +127,9 @@ def export_model(
     """
     _require_tools()
     target = Path(output).absolute()
-    phases = _Phases(progress)
+    phases = Phases(progress)
     phases.begin("check")
-    _check_target(target, overwrite=overwrite)
+    check_target(target, overwrite=overwrite)
     check_compression(compression)
     checkpoint = Checkpoint.resolve(source, revision=revision)
     checkpoint.check_tensors()
@@ -152,16 +139,16 @@ def export_model(
     chat_format = _recognize_format(checkpoint)
     tokenizer = ChatTokenizer.from_folder(checkpoint.path, chat_format)  # raises if unusable
     samples = draw_samples(checkpoint, compression, tokenizer)
-    with _workplace(target) as work:
-        _check_disk(checkpoint, work)
+    with open_workplace(target) as work:
+        check_disk(checkpoint, work)
         made = work / "artifact"
         made.mkdir()
         try:
             phases.begin("convert")
-            with _quiet_tools():  # not around begin(): a callback may print
+            with quiet_tools():  # not around begin(): a callback may print
                 _convert(checkpoint, work / "full", trust_remote_code=trust_remote_code)
             phases.begin("compress")
-            with _quiet_tools():
+            with quiet_tools():
                 compress_ir(work / "full", made, compression, samples)
             phases.begin("collect files")
             _collect_files(checkpoint, work / "full", made)
@@ -172,14 +159,14 @@ def export_model(
             weights = summarize(layers)
             recipe = describe_recipe(compression, samples)
             _write_manifest(made, checkpoint, recipe, weights, chat_format)
-            _replace(made, target, work)
+            put_into_place(made, target, work)
         except Phi3OVError:
             raise
         except Exception as error:
             raise ExportError(
                 f"Exporting {source} failed in the phase {phases.current!r}: "
                 f"{type(error).__name__}: {error}. Nothing was left at {target}. "
-                f"{_free_disk(target)}"
+                f"{describe_free_disk(target)}"
             ) from error
     artifact = Artifact.open(target)
     return ExportReport(
@@ -189,47 +176,6 @@ def export_model(
         weights=weights,
         phase_seconds=phases.finish(),
     )
-
-
-class _Phases:
-    """Reports phases as they begin and measures them."""
-
-    NAMES = ("check", "convert", "compress", "collect files", "verify")
-
-    def __init__(self, progress: bool | ProgressCallback) -> None:  # noqa: FBT001
-        self._report = _print_progress if progress is True else progress
-        self._started = self._phase_started = time.perf_counter()
-        self._seconds: dict[str, float] = {}
-        self.current = ""
-
-    def begin(self, name: str) -> None:
-        self._end()
-        self.current = name
-        if callable(self._report):
-            self._report(
-                ExportProgress(
-                    phase=name,
-                    step=self.NAMES.index(name) + 1,
-                    steps=len(self.NAMES),
-                    elapsed_seconds=time.perf_counter() - self._started,
-                )
-            )
-
-    def finish(self) -> dict[str, float]:
-        self._end()
-        return self._seconds
-
-    def _end(self) -> None:
-        now = time.perf_counter()
-        if self.current:
-            self._seconds[self.current] = now - self._phase_started
-        self._phase_started = now
-
-
-def _print_progress(progress: ExportProgress) -> None:
-    line = f"[{progress.step}/{progress.steps}] {progress.phase} ({progress.elapsed_seconds:.0f} s)"
-    sys.stderr.write(f"phi3ov export {line}\n")
-    sys.stderr.flush()
 
 
 def _require_tools() -> None:
@@ -244,26 +190,11 @@ def _require_tools() -> None:
             ) from error
 
 
-def _check_target(target: Path, *, overwrite: bool) -> None:
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
-    if not (target / MANIFEST_NAME).is_file():
-        raise ExportError(
-            f"output={str(target)!r} exists and is no folder that phi3ov exported, so it is not "
-            "replaced. Choose another folder."
-        )
-    if not overwrite:
-        raise ExportError(
-            f"output={str(target)!r} exists. Pass overwrite=True to replace it, or load it with "
-            "phi3ov.load_model()."
-        )
-
-
 def _recognize_format(checkpoint: Checkpoint) -> ChatFormat:
     from transformers import AutoTokenizer
 
     try:
-        with _quiet_tools():
+        with quiet_tools():
             tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
     except Exception as error:
         raise ExportError(
@@ -280,57 +211,7 @@ def _recognize_format(checkpoint: Checkpoint) -> ChatFormat:
 
 
 @contextlib.contextmanager
-def _workplace(target: Path) -> Iterator[Path]:
-    """Give a fresh folder beside ``target`` that only this export uses, and remove it after.
-
-    The name is fixed and a lock guards it, so what a killed export left is known to be dead
-    and is removed, and two exports to one target cannot mix.
-    """
-    work = target.parent / f".{target.name}.phi3ov-export"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    lock = _lock(target.parent / f".{target.name}.phi3ov-lock", target)
-    try:
-        if work.exists():
-            _LOGGER.warning("Removing %s, which an export that was killed left behind.", work)
-            shutil.rmtree(work)
-        work.mkdir()
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        lock.release()
-        with contextlib.suppress(OSError):
-            Path(lock.lock_file).unlink(missing_ok=True)
-
-
-def _lock(path: Path, target: Path) -> FileLock:
-    from filelock import FileLock, Timeout  # huggingface-hub brings it
-
-    lock = FileLock(path, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise ExportError(f"Another export to {target} is running. Wait for it to end.") from error
-    return lock
-
-
-def _check_disk(checkpoint: Checkpoint, work: Path) -> None:
-    needed = int(checkpoint.weights_bytes * 1.7) + 64 * 2**20
-    free = shutil.disk_usage(work).free
-    if free < needed:
-        raise ExportError(
-            f"The export needs about {needed / 1e9:.1f} GB beside its target, for the converted "
-            f"and the compressed model, but {work.parent} has {free / 1e9:.1f} GB free."
-        )
-
-
-def _free_disk(target: Path) -> str:
-    with contextlib.suppress(OSError):
-        return f"{shutil.disk_usage(target.parent).free / 1e9:.1f} GB of disk are free there."
-    return ""
-
-
-@contextlib.contextmanager
-def _quiet_tools() -> Iterator[None]:
+def quiet_tools() -> Iterator[None]:
     """Keep the tools' own bars, warnings and log lines away from the user's terminal."""
     from transformers.utils import logging as transformers_logging
 
@@ -413,10 +294,3 @@ def _write_manifest(
         files=record_files(made),
     )
     (made / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8", newline="\n")
-
-
-def _replace(made: Path, target: Path, work: Path) -> None:
-    """Rename ``made`` to ``target``, an artifact that was there before going first."""
-    if target.exists():
-        os.replace(target, work / "replaced")
-    os.replace(made, target)

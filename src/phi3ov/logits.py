@@ -27,6 +27,9 @@ _EXACT = {
 }
 """Without these, the CPU plugin rounds activations to int8 and the cache to 8 bits."""
 
+_WIDENED_VALUES = 2**20
+"""Values of a weight matrix that are widened at once: 4 MB."""
+
 
 class SourceModel:
     """The checkpoint in transformers: weights as they are stored, arithmetic in float32."""
@@ -35,9 +38,9 @@ class SourceModel:
         import torch
         from transformers import Phi3ForCausalLM
 
-        from .exporter import _quiet_tools
+        from .exporter import quiet_tools
 
-        with _quiet_tools():
+        with quiet_tools():
             self._model = Phi3ForCausalLM.from_pretrained(
                 folder, dtype="auto", attn_implementation="sdpa", local_files_only=True
             ).eval()
@@ -66,15 +69,26 @@ class SourceModel:
 
 
 def _widened(module: Any) -> Callable[[Any], Any]:
-    """Return the forward pass of a linear or embedding layer in float32, widened when used."""
+    """Return the forward pass of a linear or embedding layer in float32, widened when used.
+
+    Some rows at a time, so that the wide copy stays in the processor's cache.
+    """
     import torch
 
+    functions, weight = torch.nn.functional, module.weight
     if isinstance(module, torch.nn.Embedding):
-        return lambda ids: torch.nn.functional.embedding(ids, module.weight).float()
-    bias = module.bias
-    return lambda values: torch.nn.functional.linear(
-        values, module.weight.float(), None if bias is None else bias.float()
-    )
+        return lambda ids: functions.embedding(ids, weight).float()
+
+    step = max(1, _WIDENED_VALUES // weight.shape[1])
+
+    def linear(values: Any) -> Any:
+        output = torch.empty(*values.shape[:-1], weight.shape[0])
+        for start in range(0, weight.shape[0], step):
+            rows = slice(start, start + step)
+            output[..., rows] = functions.linear(values, weight[rows].float())
+        return output if module.bias is None else output + module.bias.float()
+
+    return linear
 
 
 class ExportedModel:

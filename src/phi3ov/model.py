@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger("phi3ov")
 
+_BATCH_READERS = 32
+"""How many conversations of a batch are given to the engine at once."""
+
 FitPrompt = Callable[[int], tuple[list[int], int]]
 """Drops so many of the oldest turns; returns the prompt's ids and how many were dropped."""
 
@@ -47,8 +50,9 @@ def load_model(
         path: A folder made by `phi3ov.export_model`.
         device: One OpenVINO device name, or several in order of preference.
         config: OpenVINO's settings.
-        engine: ``"pipeline"`` (openvino-genai; needs no torch) or ``"transformers"``
-            (optimum-intel; needs ``phi3ov[export]``).
+        engine: ``"pipeline"`` (openvino-genai in this process, one answer at a time),
+            ``"worker"`` (openvino-genai in a child process, many answers at once) or
+            ``"transformers"`` (optimum-intel; needs ``phi3ov[export]``).
         context_tokens: Tokens that prompt and answer may have together. None is the model's
             original context. For a LongRoPE model a larger number chooses the long factors,
             for the whole life of the loaded model.
@@ -61,6 +65,7 @@ def load_model(
         DeviceError: None of the devices is there, or compiling for it failed.
         OptionError: ``context_tokens`` or an OpenVINO property is not allowed.
         MissingDependencyError: The engine needs a package that is not installed.
+        EngineCrashedError: The worker's process died while it loaded the model.
 
     Example:
         >>> with load_model("models/phi3-int4", device="CPU") as model:  # doctest: +SKIP
@@ -153,6 +158,8 @@ class Phi3Model:
     ) -> list[Reply]:
         """Answer each of several independent conversations.
 
+        With ``engine="worker"`` they are answered together, else one after the other.
+
         Args:
             conversations: Each ends with a user message.
             **options: Fields of `GenerationOptions`, for all of them.
@@ -165,11 +172,28 @@ class Phi3Model:
             ContextLengthError: One does not fit the context; nothing was generated then.
             OptionError: An option is unknown or not allowed.
             GenerationError: The engine failed.
+            QueueFullError: Others keep the engine so busy that it takes no more.
         """
         chosen = GenerationOptions().changed(options)
         prompts = [self.tokenizer.encode_prompt(messages) for messages in conversations]
         plans = [self.plan(_whole_prompt(prompt_ids), chosen) for prompt_ids in prompts]
-        return [self.start(ids, plan, chosen).drain() for ids, plan in plans]
+        streams: list[ReplyStream] = []
+
+        def answer(planned: tuple[list[int], ReplyPlan]) -> Reply:
+            prompt_ids, plan = planned
+            stream = self.start(prompt_ids, plan, chosen)
+            streams.append(stream)
+            return stream.drain()
+
+        # A reader each, or the timings would be those of reading and not of answering.
+        with ThreadPoolExecutor(_BATCH_READERS, thread_name_prefix="phi3ov-batch") as executor:
+            try:
+                return list(executor.map(answer, plans))
+            except BaseException:
+                executor.shutdown(wait=False, cancel_futures=True)
+                for stream in streams:
+                    stream.cancel()
+                raise
 
     def close(self) -> None:
         """Cancel what runs and free the model. May be called twice."""

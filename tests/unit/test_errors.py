@@ -20,6 +20,7 @@ from phi3ov.errors import (
     OptionError,
     Phi3OVError,
     PromptError,
+    QueueFullError,
     StateError,
     UnsupportedModelError,
 )
@@ -33,6 +34,7 @@ PARENTS: dict[type[Phi3OVError], tuple[type[BaseException], ...]] = {
     DeviceError: (Phi3OVError, ValueError),
     OptionError: (Phi3OVError, ValueError),
     StateError: (Phi3OVError, RuntimeError),
+    QueueFullError: (StateError,),
     PromptError: (Phi3OVError, ValueError),
     ContextLengthError: (PromptError,),
     GenerationError: (Phi3OVError,),
@@ -68,6 +70,7 @@ SAMPLES: list[Phi3OVError] = [
     ContextLengthError(prompt_tokens=10, max_new_tokens=20, context_tokens=25),
     GenerationError("failed", partial_text="so far"),
     EngineCrashedError("died", partial_text="so"),
+    QueueFullError("full"),
 ]
 
 

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from ..rope import ContextChoice
     from ..runtime import RuntimeConfig
 
-EngineName = Literal["pipeline", "transformers"]
+EngineName = Literal["pipeline", "worker", "transformers"]
 
 ENGINES: dict[EngineName, str] = {
     "pipeline": "phi3ov.engine.pipeline:PipelineEngine",
+    "worker": "phi3ov.engine.worker:WorkerEngine",
     "transformers": "phi3ov.engine.transformers:TransformersEngine",
 }
 """Where each engine's class is; imported when it is asked for."""
@@ -114,7 +115,12 @@ class Engine(Protocol):
     """What `phi3ov.Phi3Model` runs on."""
 
     def submit(self, request: TokenRequest) -> TokenStream:
-        """Start generating, or queue behind the requests before this one, without waiting."""
+        """Start generating, or queue behind the requests before this one, without waiting.
+
+        Raises:
+            StateError: The engine is closed.
+            QueueFullError: So many requests wait that it takes no more.
+        """
         ...
 
     def close(self) -> None:

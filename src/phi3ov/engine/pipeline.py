@@ -27,7 +27,7 @@ PREFILL_CHUNK_TOKENS = 512
 """Prompt tokens per forward pass. Bounds the memory of a long prompt; it costs no time that
 could be measured against passing the whole prompt at once."""
 
-_BLOCK_TOKENS = {"CPU": 32, "GPU": 16}
+BLOCK_TOKENS = {"CPU": 32, "GPU": 16}
 """Tokens per block of genai's KV cache (its ``cpu_block_size`` and ``gpu_block_size``)."""
 
 
@@ -74,7 +74,7 @@ class _Runner:
             raise DeviceError(
                 f"OpenVINO could not compile {artifact.path} for device={device!r}: {error}"
             ) from error
-        self._cache = _LastSequence(_BLOCK_TOKENS.get(device.partition(".")[0], 1))
+        self._cache = LastSequence(BLOCK_TOKENS.get(device.partition(".")[0], 1))
 
     def run(self, stream: TokenStream) -> None:
         """Generate for one stream; called on the engine's thread."""
@@ -86,6 +86,8 @@ class _Runner:
         prompt = openvino.Tensor(np.array([request.prompt_ids], dtype=np.int64))
         self._cache.forget()
         self._pipeline.generate(prompt, generation_config(request), streamer)
+        if streamer.error is not None:
+            raise streamer.error
         self._cache.remember(request.prompt_ids, streamer.token_ids[:-1], reused=reused)
 
 
@@ -113,12 +115,16 @@ class _Streamer(openvino_genai.StreamerBase):  # type: ignore[misc]
         super().__init__()
         self._stream = stream
         self.token_ids: list[int] = []
+        self.error: BaseException | None = None
 
     def write(self, token: int | list[int]) -> openvino_genai.StreamingStatus:
         token_ids = [token] if isinstance(token, int) else [int(one) for one in token]
         self.token_ids += token_ids
-        self._stream.put(token_ids)
-        if self._stream.cancelled:
+        try:
+            self._stream.put(token_ids)
+        except BaseException as error:  # noqa: BLE001 - genai aborts the process if it gets out
+            self.error = error
+        if self._stream.cancelled or self.error is not None:
             return openvino_genai.StreamingStatus.CANCEL
         return openvino_genai.StreamingStatus.RUNNING
 
@@ -126,7 +132,7 @@ class _Streamer(openvino_genai.StreamerBase):  # type: ignore[misc]
         """Nothing is held back."""
 
 
-class _LastSequence:
+class LastSequence:
     """What genai's prefix cache keeps of the last request, counted as genai counts it.
 
     The cache holds whole blocks, and the begun block at the end of a sequence, which it can find

@@ -1,0 +1,230 @@
+"""The worker engine's child process as its parent sees it: one connection, from start to death."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import IO, cast
+
+from .. import errors
+from ..errors import EngineCrashedError, GenerationError, Phi3OVError
+from . import TokenRequest, TokenStream
+from .worker_protocol import (
+    Cancel,
+    Command,
+    Failed,
+    Load,
+    Progress,
+    ProtocolError,
+    Ready,
+    Submit,
+    decode_report,
+    encode,
+    read_lines,
+)
+
+_LOGGER = logging.getLogger("phi3ov")
+_PATIENCE_SECONDS = 2.0
+"""How long a child that shall end has, before it is terminated and then killed."""
+_LAST_WORDS = 12
+_MAX_WORDS_BYTES = 2000
+
+
+class WorkerStream(TokenStream):
+    """A stream whose cancelling goes to the child."""
+
+    def __init__(
+        self, request: TokenRequest, number: int, outbox: queue.SimpleQueue[Command | None]
+    ) -> None:
+        """Open the stream of request ``number``; ``outbox`` leads to the child."""
+        super().__init__(request)
+        self._number = number
+        self._outbox = outbox
+
+    def cancel(self) -> None:
+        """Ask the child to stop; it does so within one step. For any thread."""
+        if not self.cancelled:
+            super().cancel()
+            self._outbox.put(Cancel(number=self._number))
+
+
+class WorkerChild:
+    """One child process and the three threads that write to it, read from it, and keep its log."""
+
+    def __init__(self, load: Load, lock: AbstractContextManager[bool]) -> None:
+        """Start a child that loads ``load``.
+
+        Args:
+            load: Its first command.
+            lock: Guards `streams` and `dead`.
+
+        Raises:
+            EngineCrashedError: The system starts no process.
+        """
+        self.streams: dict[int, WorkerStream] = {}
+        self.dead = False
+        self.outbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._lock = lock
+        self._loaded = threading.Event()
+        self._failure: Phi3OVError | None = None
+        self._log: deque[str] = deque(maxlen=_LAST_WORDS)
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "phi3ov.engine.worker_process"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                # phi3ov is found there, even if the current folder has been removed
+                cwd=Path(__file__).resolve().parents[2],
+            )
+        except OSError as error:
+            raise EngineCrashedError(f"The worker process could not be started: {error}") from error
+        self.outbox.put(load)
+        self._keeper = self._start_thread(self._keep_log)
+        self._start_thread(self._write)
+        self._reader = self._start_thread(self._read)
+
+    def _start_thread(self, target: Callable[[], None]) -> threading.Thread:
+        name = f"phi3ov-worker{target.__name__}"
+        thread = threading.Thread(target=target, name=name, daemon=True)
+        thread.start()
+        return thread
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can be given requests."""
+        return not self.dead and self.process.poll() is None
+
+    def submit(self, number: int, request: TokenRequest) -> WorkerStream:
+        """Send a request; called under the lock."""
+        stream = self.streams[number] = WorkerStream(request, number, self.outbox)
+        self.outbox.put(Submit(number=number, request=request))
+        return stream
+
+    def wait_until_loaded(self) -> None:
+        """Wait for the model; raises what the child or its death said instead."""
+        while not self._loaded.wait(0.5):  # wakes up, or Windows would not see Ctrl-C
+            pass
+        if self._failure is not None:
+            raise self._failure
+
+    def stop(self) -> None:
+        """Ask the child to end, then make it."""
+        self.outbox.put(None)
+        for force in (self.process.terminate, self.process.kill):
+            try:
+                self.process.wait(_PATIENCE_SECONDS)
+                break
+            except subprocess.TimeoutExpired:
+                force()
+        if threading.current_thread() is not self._reader:
+            self._reader.join()
+
+    def _write(self) -> None:
+        pipe = cast("IO[bytes]", self.process.stdin)
+        try:
+            with pipe:
+                while (command := self.outbox.get()) is not None:
+                    pipe.write(encode(command))
+                    pipe.flush()
+        except OSError:
+            pass  # the child is gone, and `_read` sees to that
+
+    def _keep_log(self) -> None:
+        """Keep the last words of the child, which native libraries may have said."""
+        with cast("IO[bytes]", self.process.stderr) as pipe:
+            while line := pipe.readline(_MAX_WORDS_BYTES):
+                words = line.decode(errors="replace").rstrip()
+                self._log.append(words)
+                _LOGGER.debug("worker %d: %s", self.process.pid, words)
+
+    def _read(self) -> None:
+        why = ""
+        try:
+            with cast("IO[bytes]", self.process.stdout) as pipe:
+                for line in read_lines(pipe):
+                    self._take(line)
+        except ProtocolError as error:
+            why = f" after it had sent what no worker sends ({error})"
+            self.process.kill()
+        except Exception as error:  # noqa: BLE001 - no reader of a stream may hang
+            why = f" because its parent cannot go on ({error!r})"
+            self.process.kill()
+        self._bury(why)
+
+    def _take(self, line: bytes) -> None:
+        report = decode_report(line)
+        if isinstance(report, Ready):
+            self._loaded.set()
+        elif isinstance(report, Failed):
+            self._failure = _translate(report)
+        else:
+            with self._lock:
+                for progress in report.progress:
+                    self._advance(progress)
+
+    def _advance(self, progress: Progress) -> None:
+        stream = self.streams.get(progress.number)
+        if stream is None:
+            return  # `_shut_down` has ended it
+        stream.cached_tokens = max(stream.cached_tokens, progress.cached_tokens)
+        if progress.token_ids:
+            stream.put(list(progress.token_ids))
+        if progress.ended:
+            del self.streams[progress.number]
+            failed = progress.error is not None
+            stream.end(GenerationError(f"The engine failed: {progress.error}") if failed else None)
+
+    def _bury(self, why: str) -> None:
+        """End what is open; runs when the child has closed its end, which only its end does."""
+        try:
+            code = self.process.wait(_PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            code = self.process.wait()
+        self._keeper.join(_PATIENCE_SECONDS)  # longer only if the child has left children
+        self.outbox.put(None)
+        crash = f"The worker process died{why}: {_describe_exit(code)}."
+        if self._log:
+            crash += " Its last words:\n" + "\n".join(self._log)
+        with self._lock:
+            self.dead = True
+            streams, self.streams = self.streams, {}
+        for stream in streams.values():  # an error of its own each: it will hold the partial text
+            if self._failure is None:
+                stream.end(EngineCrashedError(crash))
+            else:
+                stream.end(GenerationError(f"The engine failed: {self._failure}"))
+        if self._failure is None:
+            self._failure = EngineCrashedError(crash)
+        self._loaded.set()
+
+
+def _translate(report: Failed) -> Phi3OVError:
+    """Return the error that the child raised; what it calls otherwise is a `GenerationError`."""
+    kind = getattr(errors, report.error, None)
+    if report.error in ("ContextLengthError", "MissingDependencyError") or not (
+        isinstance(kind, type) and issubclass(kind, Phi3OVError)
+    ):
+        return GenerationError(report.message)
+    return kind(report.message)
+
+
+def _describe_exit(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    if name == "SIGKILL":
+        return "SIGKILL, as the system does where memory runs out"
+    return name

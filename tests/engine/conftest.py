@@ -1,0 +1,65 @@
+"""Checkpoints and exports that the tests of this folder share, made when first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+import phi3ov
+
+from .checkpoints import FAMILY, build_checkpoint
+
+EXACT = phi3ov.RuntimeConfig(inference_precision="f32", kv_cache_precision="f32", threads=2)
+"""Settings under which OpenVINO's fp32 and torch's agree token for token."""
+
+LoadModel = Callable[..., phi3ov.Phi3Model]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_and_single() -> None:
+    """One torch thread is the fastest for models this small; bars would fill the log."""
+    torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
+
+
+class Zoo:
+    """The family's tiny checkpoints and their fp16 exports. Do not write into them."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def checkpoint(self, name: str) -> Path:
+        """Return the checkpoint of the row ``name``."""
+        folder = self._root / name
+        return folder if folder.exists() else build_checkpoint(folder, FAMILY[name])
+
+    def artifact(self, name: str) -> Path:
+        """Return the fp16 export of the row ``name``."""
+        folder = self._root / f"{name}-fp16"
+        if not folder.exists():
+            phi3ov.export_model(self.checkpoint(name), folder, compression="fp16", progress=False)
+        return folder
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
+    """The family, made once for all tests."""
+    return Zoo(tmp_path_factory.mktemp("zoo"))
+
+
+@pytest.fixture
+def load() -> Iterator[LoadModel]:
+    """`phi3ov.load_model` on the CPU in fp32; what it loads is closed after the test."""
+    with ExitStack() as stack:
+        defaults: dict[str, Any] = {"device": "CPU", "config": EXACT}
+
+        def load_exact(path: Path, **options: Any) -> phi3ov.Phi3Model:
+            return stack.enter_context(phi3ov.load_model(path, **defaults | options))
+
+        yield load_exact

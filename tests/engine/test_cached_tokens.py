@@ -1,0 +1,190 @@
+"""``usage.cached_tokens`` is what genai's prefix cache really saves, measured and not modelled.
+
+The measurement: the same prompts through genai's continuous batching with one token per step.
+Each prompt token that is not cached then takes a step of its own, so the steps until the first
+token are the tokens that were read.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+import openvino_genai
+import pytest
+
+from phi3ov import GenerationError, Phi3Chat, Reply
+from phi3ov.engine import TokenStream
+from phi3ov.engine.pipeline import generation_config
+from phi3ov.model import Phi3Model
+
+from .conftest import LoadModel, Zoo
+from .truth import greedy, prompt_text
+
+ROWS = ("phi-4", "phi-3-mini-4k")
+
+
+class Measurement:
+    """genai's cache, watched from outside while it gets the same requests as phi3ov."""
+
+    def __init__(self, artifact: Path) -> None:
+        scheduler = openvino_genai.SchedulerConfig()
+        scheduler.enable_prefix_caching = True
+        scheduler.max_num_batched_tokens = 1
+        self._pipeline: Any = openvino_genai.ContinuousBatchingPipeline(
+            str(artifact),
+            scheduler,
+            "CPU",
+            {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"},
+        )
+        self._requests = 0
+
+    def cached_tokens(self, stream: TokenStream, produced: tuple[int, ...]) -> int:
+        """Run a request to its end and return how many prompt tokens took no step."""
+        request = stream.request
+        prompt = openvino.Tensor(np.array([request.prompt_ids], dtype=np.int64))
+        handle = self._pipeline.add_request(self._requests, prompt, generation_config(request))
+        self._requests += 1
+        steps = 0
+        tokens: list[int] = []
+        while not handle.can_read():
+            self._pipeline.step()
+            steps += 1
+        while self._pipeline.has_non_finished_requests() or handle.can_read():
+            while handle.can_read():
+                tokens += next(iter(handle.read().values())).generated_ids
+            if self._pipeline.has_non_finished_requests():
+                self._pipeline.step()
+        assert tuple(tokens) == produced, "the two caches must see the same sequences"
+        return len(request.prompt_ids) - steps
+
+
+class Watch:
+    """Takes turns with a model and measures the cache beside it."""
+
+    def __init__(self, model: Phi3Model, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.model = model
+        self._measurement = Measurement(model.artifact.path)
+        self._streams: list[TokenStream] = []
+        submit = model._engine.submit
+
+        def remember(request: Any) -> TokenStream:
+            self._streams.append(submit(request))
+            return self._streams[-1]
+
+        monkeypatch.setattr(model._engine, "submit", remember)
+
+    def measure(self, reply: Reply) -> tuple[int, int]:
+        """Return what the last reply reported and what was really cached."""
+        really = self._measurement.cached_tokens(self._streams[-1], reply.token_ids)
+        return reply.usage.cached_tokens, really
+
+
+@pytest.fixture(params=ROWS)
+def watch(
+    request: pytest.FixtureRequest, zoo: Zoo, load: LoadModel, monkeypatch: pytest.MonkeyPatch
+) -> Watch:
+    """A freshly loaded model, its cache empty; with and without a sliding window."""
+    return Watch(load(zoo.artifact(request.param)), monkeypatch)
+
+
+@pytest.mark.parametrize("answer_tokens", [1, 16, 21])
+def test_a_growing_chat_reports_exactly_what_was_cached(answer_tokens: int, watch: Watch) -> None:
+    """In eight turns of various lengths, everything but the new ids and a rest is cached."""
+    chat = Phi3Chat(watch.model, system="You are terse.")
+    for turn, length in enumerate((9, 40, 1, 25, 64, 7, 32, 3)):
+        reply = chat.generate(prompt_text(length, seed=turn), max_new_tokens=answer_tokens)
+        reported, really = watch.measure(reply)
+        assert reported == really, f"turn {turn}"
+        assert (really > 0) == (turn > 0)
+
+
+def test_turns_inside_one_block_report_exactly_what_was_cached(watch: Watch) -> None:
+    """A block that prompts alone have filled is found by the length of the first of them."""
+    whole = prompt_text(120)
+    cached = []
+    for length in (70, 80, 95, 40, 90, 120):
+        reply = watch.model.complete(whole[:length], max_new_tokens=1)
+        reported, really = watch.measure(reply)
+        assert reported == really, f"{length} tokens"
+        cached.append(really)
+    assert cached == [0, 70, 70, 32, 40, 90]
+
+
+@pytest.mark.parametrize("length", [31, 32, 33, 64, 80, 600])
+def test_the_same_prompt_again_reports_exactly_what_was_cached(length: int, watch: Watch) -> None:
+    """A prompt asked three times, of a whole number of blocks and not."""
+    for _ in range(3):
+        reply = watch.model.complete(prompt_text(length), max_new_tokens=8)
+        reported, really = watch.measure(reply)
+        assert reported == really
+
+
+def test_an_unrelated_prompt_reports_nothing(watch: Watch) -> None:
+    """Another prompt shares no block with the last one."""
+    for seed in (1, 2, 3):
+        reply = watch.model.complete(prompt_text(100, seed), max_new_tokens=8)
+        assert watch.measure(reply) == (0, 0)
+
+
+@pytest.mark.parametrize("shorter", [20, 32, 50, 64, 99])
+def test_a_prefix_of_the_last_prompt_reports_exactly_what_was_cached(
+    shorter: int, watch: Watch
+) -> None:
+    """Part of the last prompt, cut at and inside a block."""
+    whole = prompt_text(100)
+    for prompt in (whole, whole[:shorter]):
+        reply = watch.model.complete(prompt, max_new_tokens=8)
+        reported, really = watch.measure(reply)
+        assert reported == really
+
+
+def test_forks_report_at_most_what_was_cached(watch: Watch) -> None:
+    """Older conversations may still be cached, which is not counted; never the other way."""
+    trunk = Phi3Chat(watch.model)
+    watch.measure(trunk.generate(prompt_text(50), max_new_tokens=12))
+    twins = (trunk.fork(), trunk.fork())
+    pairs = []
+    for turn in range(4):
+        for which, twin in enumerate(twins):
+            question = prompt_text(20, seed=10 * turn + which)
+            pairs.append(watch.measure(twin.generate(question, max_new_tokens=12)))
+    assert all(0 < reported <= really for reported, really in pairs), pairs
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_sequence_of_prompts_reports_at_most_what_was_cached(seed: int, watch: Watch) -> None:
+    """Longer, shorter, repeated, branched off and unrelated prompts, with answers of any length."""
+    draw = random.Random(seed)
+    prompts = [prompt_text(50, seed)]
+    for step in range(25):
+        prompt = draw.choice(prompts[-3:])[: draw.randint(1, 150)]
+        prompt += prompt_text(draw.choice((0, 1, 9, 40)), seed=100 * seed + step)
+        reply = watch.model.complete(prompt, max_new_tokens=draw.choice((1, 2, 7)))
+        reported, really = watch.measure(reply)
+        assert reported <= really, f"step {step}"
+        prompts.append(prompt + watch.model.tokenizer.decode(reply.token_ids))
+
+
+def test_after_a_failed_request_nothing_is_claimed_and_answers_are_right(
+    zoo: Zoo, load: LoadModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a failure leaves in the cache is unknown, and the model goes on."""
+    model = load(zoo.artifact("phi-4"))
+    prompt = prompt_text(100)
+    truth = greedy(zoo.checkpoint("phi-4"), model.tokenizer.encode_raw(prompt), 8)
+    assert model.complete(prompt, max_new_tokens=8).token_ids == truth
+
+    def fail(_stream: TokenStream, _token_ids: list[int]) -> None:
+        raise RuntimeError("the reader broke")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TokenStream, "put", fail)
+        with pytest.raises(GenerationError, match="the reader broke"):
+            model.complete(prompt, max_new_tokens=8)
+    reply = model.complete(prompt, max_new_tokens=8)
+    assert reply.token_ids == truth
+    assert reply.usage.cached_tokens == 0

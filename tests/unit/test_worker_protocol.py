@@ -1,0 +1,193 @@
+"""Worker and parent believe nothing of what they read until it has been checked."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from phi3ov.engine import TokenRequest, worker_protocol
+from phi3ov.engine.worker_protocol import (
+    Cancel,
+    Failed,
+    Load,
+    Progress,
+    ProtocolError,
+    Ready,
+    Step,
+    Submit,
+    decode_command,
+    decode_report,
+    encode,
+    read_lines,
+)
+
+IDS = st.integers(0, 2**31 - 1)
+REQUESTS = st.builds(
+    TokenRequest,
+    prompt_ids=st.lists(IDS, min_size=1).map(tuple),
+    max_new_tokens=st.integers(1, 10_000),
+    stop_ids=st.frozensets(IDS),
+    temperature=st.floats(0, 100),
+    top_p=st.floats(0.01, 1),
+    top_k=st.none() | st.integers(1, 1000),
+    repetition_penalty=st.floats(0.01, 100),
+    seed=st.none() | st.integers(0, 2**32 - 1),
+)
+NUMBERS = st.integers(0, 2**53)
+PROGRESS = st.builds(
+    Progress,
+    number=NUMBERS,
+    token_ids=st.lists(IDS).map(tuple),
+    cached_tokens=st.integers(0, 1000),
+    ended=st.booleans(),
+    error=st.none() | st.text(),
+)
+
+LOAD = Load(
+    folder="/models/ünï",
+    device="CPU",
+    properties={"NUM_STREAMS": "1"},
+    context_tokens=4096,
+    factors="short",
+    max_running=4,
+    sys_path=("/here",),
+)
+SUBMIT = Submit(
+    number=1, request=TokenRequest(prompt_ids=(5,), max_new_tokens=3, stop_ids=frozenset({2}))
+)
+STEP = Step(progress=(Progress(number=1, token_ids=(7,)),))
+
+
+@given(request=REQUESTS, number=NUMBERS)
+def test_a_request_arrives_as_it_was_sent(request: TokenRequest, number: int) -> None:
+    """Every field, in every range that the protocol allows."""
+    submit = Submit(number=number, request=request)
+    assert decode_command(encode(submit)) == submit
+
+
+@given(progress=st.lists(PROGRESS).map(tuple))
+def test_a_step_arrives_as_it_was_sent(progress: tuple[Progress, ...]) -> None:
+    """Ids, counts, ends and errors, with any text in them, on one line of ASCII."""
+    line = encode(Step(progress=progress))
+    assert decode_report(line) == Step(progress=progress)
+    assert line.isascii()
+    assert line.index(b"\n") == len(line) - 1
+
+
+def test_the_other_messages_arrive_as_they_were_sent() -> None:
+    """Load, Cancel, Ready and Failed."""
+    for command in (LOAD, Cancel(number=3)):
+        assert decode_command(encode(command)) == command
+    for report in (Ready(), Failed(error="DeviceError", message="no\nsuch ünit")):
+        assert decode_report(encode(report)) == report
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"", b"\n", b"hello\n", b"[]\n", b"3\n", b"null\n", b"{}\n", b'{"kind":1}\n', b"\xff\n",
+     b'{"kind":"exec"}\n', b"[" * 100_000, b'{"kind":' + b"9" * 10_000 + b"}\n"],
+)  # fmt: skip
+def test_what_is_no_message_is_refused(line: bytes) -> None:
+    """On both sides, and with the one error that both sides expect."""
+    for decode in (decode_command, decode_report):
+        with pytest.raises(ProtocolError):
+            decode(line)
+
+
+def test_a_message_in_the_wrong_direction_is_refused() -> None:
+    """A child gives no commands, and a parent reports nothing."""
+    for command in (LOAD, SUBMIT, Cancel(number=1)):
+        with pytest.raises(ProtocolError, match="no report"):
+            decode_report(encode(command))
+    for report in (Ready(), STEP):
+        with pytest.raises(ProtocolError, match="no command"):
+            decode_command(encode(report))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("number", -1), ("number", 1.0), ("number", True), ("number", 2**53 + 1), ("number", "1"),
+        ("prompt_ids", []), ("prompt_ids", [-1]), ("prompt_ids", [2**31]), ("prompt_ids", [1.5]),
+        ("prompt_ids", [True]), ("prompt_ids", "12"), ("prompt_ids", None), ("prompt_ids", [[1]]),
+        ("stop_ids", [-1]), ("stop_ids", 2),
+        ("max_new_tokens", 0), ("max_new_tokens", 2**31), ("max_new_tokens", None),
+        ("temperature", -0.1), ("temperature", float("nan")), ("temperature", float("inf")),
+        ("temperature", "hot"), ("top_p", 1.1), ("top_k", 0), ("top_k", 1.0),
+        ("repetition_penalty", 101), ("seed", -1), ("seed", 2**32), ("more", 1),
+    ],
+)  # fmt: skip
+def test_a_field_out_of_its_type_or_range_is_refused(field: str, value: Any) -> None:
+    """Also one field too many."""
+    fields = json.loads(encode(SUBMIT)) | {field: value}
+    with pytest.raises(ProtocolError, match=field):
+        decode_command(json.dumps(fields).encode() + b"\n")
+
+
+@pytest.mark.parametrize(
+    "message", [LOAD, SUBMIT, Cancel(number=1), Failed(error="a", message="b")]
+)
+def test_a_missing_field_is_refused(message: Any) -> None:
+    """No field has a default on the wire."""
+    decode = decode_report if isinstance(message, Failed) else decode_command
+    fields = json.loads(encode(message))
+    for name in fields:
+        rest = {key: value for key, value in fields.items() if key != name}
+        with pytest.raises(ProtocolError):
+            decode(json.dumps(rest).encode())
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("properties", {"A": 1}), ("properties", []), ("sys_path", [1]), ("factors", "longer"),
+        ("factors", None), ("context_tokens", 0), ("max_running", 0), ("folder", None),
+    ],
+)  # fmt: skip
+def test_a_bad_load_is_refused(field: str, value: Any) -> None:
+    """Every field of the first command."""
+    fields = json.loads(encode(LOAD)) | {field: value}
+    with pytest.raises(ProtocolError, match=field):
+        decode_command(json.dumps(fields).encode())
+
+
+@pytest.mark.parametrize(
+    "progress",
+    [None, 3, [], {}, {"number": 1}, {"number": 1, "token_ids": [1], "cached_tokens": -1,
+     "ended": False, "error": None}, {"number": 1, "token_ids": [1], "cached_tokens": 0,
+     "ended": 0, "error": None}, {"number": 1, "token_ids": [1], "cached_tokens": 0,
+     "ended": False, "error": None, "more": 1}],
+)  # fmt: skip
+def test_a_bad_part_of_a_step_is_refused(progress: Any) -> None:
+    """A step is believed as a whole or not at all."""
+    good = json.loads(encode(STEP))["progress"]
+    with pytest.raises(ProtocolError):
+        decode_report(json.dumps({"kind": "step", "progress": [*good, progress]}).encode())
+
+
+def test_lines_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest line is read, a longer one is refused before it is in memory."""
+    monkeypatch.setattr(worker_protocol, "MAX_LINE_BYTES", 10)
+    assert list(read_lines(io.BytesIO(b"123456789\nab\n"))) == [b"123456789\n", b"ab\n"]
+    endless = io.BytesIO(b"1234567890\n" + b"x" * 1000)
+    with pytest.raises(ProtocolError, match="longer than 10"):
+        list(read_lines(endless))
+    assert endless.tell() == 11
+
+
+def test_a_line_that_death_has_cut_off_is_not_read() -> None:
+    """The child may be killed while it writes."""
+    assert list(read_lines(io.BytesIO(b"one\ntw"))) == [b"one\n"]
+
+
+def test_the_longest_prompt_of_the_family_fits_a_line() -> None:
+    """131 072 ids of a vocabulary of 200 064."""
+    request = TokenRequest(
+        prompt_ids=(200_063,) * 131_072, max_new_tokens=1, stop_ids=frozenset({200_020})
+    )
+    assert len(encode(Submit(number=2**53, request=request))) < worker_protocol.MAX_LINE_BYTES
