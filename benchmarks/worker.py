@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ class Ticker:
             over.set()
             thread.join()
             self.per_second = (len(moments) - 1) / (moments[-1] - moments[0])
-            pauses = [after - before for before, after in zip(moments, moments[1:], strict=False)]
+            pauses = [after - before for before, after in pairwise(moments)]
             self.longest_stall_seconds = max(pauses)
 
 

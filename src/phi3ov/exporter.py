@@ -15,13 +15,10 @@ raises and leaves nothing behind.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import io
-import logging
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +41,7 @@ from .errors import ExportError, MissingDependencyError, Phi3OVError
 from .ir import WeightSummary, read_weights, summarize
 from .progress import Phases, ProgressCallback
 from .prompt import ChatTokenizer
+from .quiet import quiet_tools
 from .workplace import (
     check_disk,
     check_target,
@@ -208,28 +206,6 @@ def _recognize_format(checkpoint: Checkpoint) -> ChatFormat:
             tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         )
     )
-
-
-@contextlib.contextmanager
-def quiet_tools() -> Iterator[None]:
-    """Keep the tools' own bars, warnings and log lines away from the user's terminal."""
-    from transformers.utils import logging as transformers_logging
-
-    names = ("nncf", "optimum", "transformers", "openvino_tokenizers")
-    levels = {name: logging.getLogger(name).level for name in names}
-    bars = transformers_logging.is_progress_bar_enabled()
-    try:
-        for name in names:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        transformers_logging.disable_progress_bar()
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _convert(checkpoint: Checkpoint, output: Path, *, trust_remote_code: bool) -> None:

@@ -38,7 +38,7 @@ class SourceModel:
         import torch
         from transformers import Phi3ForCausalLM
 
-        from .exporter import quiet_tools
+        from .quiet import quiet_tools
 
         with quiet_tools():
             self._model = Phi3ForCausalLM.from_pretrained(

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from . import TokenRequest, TokenStream
 
 PREFILL_CHUNK_TOKENS = 512
-"""Prompt tokens per forward pass. Bounds the memory of a long prompt; it costs no time that
-could be measured against passing the whole prompt at once."""
+"""Prompt tokens per forward pass: bounds the memory that a long prompt takes."""
 
 BLOCK_TOKENS = {"CPU": 32, "GPU": 16}
 """Tokens per block of genai's KV cache (its ``cpu_block_size`` and ``gpu_block_size``)."""
@@ -74,7 +73,7 @@ class _Runner:
             raise DeviceError(
                 f"OpenVINO could not compile {artifact.path} for device={device!r}: {error}"
             ) from error
-        self._cache = LastSequence(BLOCK_TOKENS.get(device.partition(".")[0], 1))
+        self._cache = LastSequence(BLOCK_TOKENS.get(device.partition(".")[0], 32))
 
     def run(self, stream: TokenStream) -> None:
         """Generate for one stream; called on the engine's thread."""

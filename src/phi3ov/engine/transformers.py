@@ -10,10 +10,10 @@ the graph, so the class is told that the border is the end of the context.
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DeviceError, MissingDependencyError
+from ..quiet import quiet_tools
 from .pinned import open_pinned
 from .serial import SerialEngine
 
@@ -60,8 +60,7 @@ def _load(artifact: Artifact, *, device: str, config: RuntimeConfig, context: Co
     model_config = AutoConfig.from_pretrained(artifact.path, local_files_only=True)
     model_config.original_max_position_embeddings = context.tokens
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of optimum-intel's own imports; nothing of ours
+        with quiet_tools():
             model = OVModelForCausalLM.from_pretrained(
                 artifact.path,
                 device=device,

@@ -129,7 +129,7 @@ def _load(command: Command) -> Batch:
                 f"OpenVINO could not compile {command.folder} for device={command.device!r}: "
                 f"{error}"
             ) from error
-    block_tokens = BLOCK_TOKENS.get(command.device.partition(".")[0], 1)
+    block_tokens = BLOCK_TOKENS.get(command.device.partition(".")[0], 32)
     return Batch(pipeline, LastSequence(block_tokens), block_tokens, command.max_running)
 
 
