@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -11,9 +12,11 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import openvino_genai
 import pytest
 
 import phi3ov
@@ -27,8 +30,11 @@ from phi3ov import (
     QueueFullError,
     StateError,
 )
-from phi3ov.engine import TokenRequest, TokenStream, worker_child, worker_protocol
+from phi3ov.engine import TokenRequest, TokenStream, worker_protocol
+from phi3ov.engine.pipeline import LastSequence
 from phi3ov.engine.worker import WorkerEngine
+from phi3ov.engine.worker_process import Batch
+from phi3ov.engine.worker_protocol import Cancel, Submit
 from phi3ov.rope import ContextChoice
 
 from .checkpoints import BORDER
@@ -176,6 +182,50 @@ def test_a_chat_alone_reports_what_was_cached(zoo: Zoo, load: LoadModel) -> None
     assert cached("worker") == cached("pipeline")
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_after_batches_a_request_alone_reports_at_most_what_was_cached(seed: int, zoo: Zoo) -> None:
+    """Measured as in test_cached_tokens.py: with one token per step, steps are uncached tokens."""
+    scheduler = openvino_genai.SchedulerConfig()
+    scheduler.enable_prefix_caching = True
+    scheduler.max_num_batched_tokens = 1
+    folder = str(zoo.artifact(ROW))
+    exact = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+    pipeline = openvino_genai.ContinuousBatchingPipeline(folder, scheduler, "CPU", exact)
+    batch = Batch(pipeline, LastSequence(32), 32, 3)
+    draw = random.Random(seed)
+    prompts = [tuple(draw.choices(range(256), k=90)) for _ in range(2)]
+    numbers = count()
+
+    def submit() -> Submit:
+        prompt = draw.choice(prompts[-4:])[: draw.randint(1, 150)]
+        prompt += tuple(draw.choices(range(256), k=draw.choice((0, 1, 30))))
+        prompts.append(prompt)
+        limit = draw.choice((1, 2, 40))
+        asked = TokenRequest(prompt_ids=prompt, max_new_tokens=limit, stop_ids=frozenset())
+        command = Submit(number=next(numbers), request=asked)
+        batch.accept(command)
+        return command
+
+    reported: list[int] = []
+    for _ in range(12):
+        together = [submit() for _ in range(draw.randint(0, 4))]
+        if together and draw.random() < 0.3:
+            batch.step()
+            batch.accept(Cancel(number=draw.choice(together).number))
+        while not batch.idle:
+            batch.step()
+        alone, steps = submit(), 0
+        while not batch.idle:
+            steps += 1
+            for progress in batch.step():
+                if progress.token_ids:
+                    read = len(alone.request.prompt_ids) - progress.cached_tokens
+                    reported.append(progress.cached_tokens)
+                    assert read >= steps
+                    steps = -10_000  # only the first token counts
+    assert any(reported)
+
+
 # --- ends -------------------------------------------------------------------------------------
 
 
@@ -286,7 +336,7 @@ def test_killed_while_loading(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None
         process.kill()
         return process
 
-    monkeypatch.setattr(worker_child.subprocess, "Popen", start_and_kill)
+    monkeypatch.setattr(subprocess, "Popen", start_and_kill)
     with pytest.raises(EngineCrashedError, match="SIGKILL"):
         phi3ov.load_model(zoo.artifact(ROW), device="CPU", engine="worker")
 
@@ -350,11 +400,11 @@ def test_one_new_child_serves_all_who_ask_at_once(
     started = []
     popen = subprocess.Popen
 
-    def count(*args: Any, **options: Any) -> Any:
+    def note(*args: Any, **options: Any) -> Any:
         started.append(args)
         return popen(*args, **options)
 
-    monkeypatch.setattr(worker_child.subprocess, "Popen", count)
+    monkeypatch.setattr(subprocess, "Popen", note)
     kill(model)
     with ThreadPoolExecutor(16) as threads:
         answers = threads.map(
@@ -443,7 +493,7 @@ def say_instead(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     def start_other(_command: list[str], **options: Any) -> Any:
         return popen([sys.executable, "-c", code], **options)
 
-    monkeypatch.setattr(worker_child.subprocess, "Popen", start_other)
+    monkeypatch.setattr(subprocess, "Popen", start_other)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import openvino
 
-from ..errors import QueueFullError, StateError
+from ..errors import OptionError, QueueFullError, StateError
 from . import TokenRequest, TokenStream
 from .worker_child import WorkerChild, WorkerStream
 from .worker_protocol import Load
@@ -50,10 +50,16 @@ class WorkerEngine:
 
         Raises:
             DeviceError: OpenVINO could not compile the model for the device.
-            OptionError: A property was set that the device does not take.
+            OptionError: A property was set that the device does not take; or the program is
+                frozen (PyInstaller and its like), so that there is no Python to start.
             UnsupportedModelError: The rope factors of ``context`` cannot be had.
             EngineCrashedError: The child died meanwhile.
         """
+        if getattr(sys, "frozen", False):  # sys.executable would start the whole program again
+            raise OptionError(
+                "engine='worker' starts Python, which a frozen program does not have. Use "
+                "engine='pipeline'."
+            )
         supported = openvino.Core().get_property(device, "SUPPORTED_PROPERTIES")
         load = Load(
             folder=str(artifact.path.resolve()),
