@@ -31,6 +31,7 @@ from phi3ov import (
     StateError,
 )
 from phi3ov.engine import TokenRequest, TokenStream, worker_protocol
+from phi3ov.engine.pinned import pinned_folder
 from phi3ov.engine.pipeline import LastSequence
 from phi3ov.engine.worker import WorkerEngine
 from phi3ov.engine.worker_process import Batch
@@ -481,6 +482,49 @@ with phi3ov.load_model(sys.argv[1], device="CPU", engine="worker") as model:
             timeout=300,
         )
         assert (done.returncode, done.stdout) == (0, "4\n"), done.stderr
+
+
+def test_pinning_leaves_nothing_behind(
+    zoo: Zoo, load: LoadModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder with the changed graph is gone when the model is loaded; the export is whole."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    artifact = zoo.artifact("phi-3.5-mini")
+    before = sorted(artifact.parent.iterdir())
+    model = load(artifact, engine="worker")
+    assert list(tmp_path.iterdir()) == []
+    assert sorted(artifact.parent.iterdir()) == before
+    assert len(model.complete("abc", max_new_tokens=4).token_ids) == 4
+    model.artifact.verify()
+
+
+def test_without_symbolic_links_a_hard_link_does(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows lets only some users make symbolic ones; where neither works, the error says so."""
+
+    def refuse(*_args: object) -> None:
+        raise OSError("not permitted")
+
+    artifact = phi3ov.Artifact.open(zoo.artifact("phi-3.5-mini"))
+    context = ContextChoice(tokens=64, factors="short")
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    with pinned_folder(artifact, context) as folder:
+        weights = folder / "openvino_model.bin"
+        assert weights.samefile(artifact.path / "openvino_model.bin")
+    assert not folder.exists()
+    artifact.verify()
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    with (
+        pytest.raises(phi3ov.OptionError, match="engine='pipeline'"),
+        pinned_folder(artifact, context),
+    ):
+        pass
+
+
+def test_a_frozen_program_is_refused(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sys.executable is the program itself, which would start itself without end."""
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    with pytest.raises(phi3ov.OptionError, match="engine='pipeline'"):
+        open_engine(zoo)
 
 
 # --- what the child says ----------------------------------------------------------------------
