@@ -66,7 +66,11 @@ MEDIUM_TEMPLATE = (
 )
 PHI4_MINI_TEMPLATE = (
     "{% for message in messages %}"
-    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% if message['role'] == 'system' and 'tools' in message and message['tools'] is not none %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|tool|>' + message['tools'] + "
+    "'<|/tool|>' + '<|end|>' }}"
+    "{% else %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endif %}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}"
 )
 PHI4_TEMPLATE = (
@@ -76,6 +80,17 @@ PHI4_TEMPLATE = (
 )
 
 PHI3_TOKENS = ("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>")
+PHI4_MINI_TOKENS = (
+    "<|endoftext|>",
+    "<|assistant|>",
+    "<|system|>",
+    "<|tool|>",
+    "<|/tool|>",
+    "<|tool_call|>",
+    "<|/tool_call|>",
+    "<|end|>",
+    "<|user|>",
+)
 PHI4_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_sep|>", "<|im_end|>")
 FIRST_CONTROL_ID = 256
 VOCABULARY = 272
@@ -129,6 +144,7 @@ FAMILY: dict[str, Row] = {
     "phi-3.5-mini": Row(template=MINI_35_TEMPLATE, config=_longrope(), seed=4),
     "phi-4-mini": Row(
         template=PHI4_MINI_TEMPLATE,
+        control_tokens=PHI4_MINI_TOKENS,
         strips=False,
         config=_GQA
         | _longrope(rotary=HEAD * 3 // 4)

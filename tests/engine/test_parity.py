@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from phi3ov import Phi3Chat
+from phi3ov import Phi3Chat, Tool
 from phi3ov.engine import EngineName
+from phi3ov.tools import describe_tools
 
 from .checkpoints import FAMILY, LONGEST, LONGROPE_ROWS
 from .conftest import LoadModel, Zoo
@@ -72,6 +73,25 @@ def test_a_chat_of_two_turns_equals_transformers(
         assert reply.usage.prompt_tokens == len(prompt_ids)
         assert reply.token_ids == truth
         prompt_ids += truth
+
+
+def test_tools_stand_where_the_checkpoints_own_template_puts_them(
+    zoo: Zoo, load: LoadModel
+) -> None:
+    """Exported, loaded and asked with tools, Phi-4-mini sees what its template writes."""
+    tool = Tool(name="now", description="Current time", parameters={"zone": {"type": "str"}})
+    model = load(zoo.artifact("phi-4-mini"), context_tokens=LONGEST)
+    chat = Phi3Chat(model, system="You have tools.", tools=[tool])
+    reply = chat.generate("What time is it?", max_new_tokens=4)
+    messages = [
+        {"role": "system", "content": "You have tools.", "tools": describe_tools([tool])},
+        {"role": "user", "content": "What time is it?"},
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(zoo.checkpoint("phi-4-mini"))
+    written = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    prompt_ids = tokenizer(written, add_special_tokens=False)["input_ids"]
+    assert chat.token_ids[: len(prompt_ids)] == tuple(prompt_ids)
+    assert reply.usage.prompt_tokens == len(prompt_ids)
 
 
 def _written_around_answers(

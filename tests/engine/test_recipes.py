@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from phi3ov.artifact import MODEL_XML
 from phi3ov.calibration import evaluation_text
 from phi3ov.cli import main
 from phi3ov.ir import WeightLayer, layer_name, read_weights
+from phi3ov.logits import SourceModel
 from phi3ov.quality import QualityReport, compare
 
 from .checkpoints import FAMILY, build_checkpoint
@@ -226,3 +228,19 @@ def test_the_command_takes_presets_and_calibration_text(
         main([*arguments, "--preset", "small", "--precision", "int8"])
     assert "preset go with --precision int4 only" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_a_large_source_is_computed_in_float32_as_a_small_one_is(
+    zoo: Zoo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Widened layer by layer from bf16 or all at once: the same logits and the same answer."""
+    ids = list(range(40, 90))
+    for row in (ROW, TIED):
+        whole = SourceModel(zoo.checkpoint(row))
+        monkeypatch.setattr("phi3ov.logits._SMALL_BYTES", 0)
+        monkeypatch.setattr("phi3ov.logits._WIDENED_VALUES", 128 * 50)
+        layered = SourceModel(zoo.checkpoint(row))
+        monkeypatch.undo()
+        assert abs(whole.logits(ids) - layered.logits(ids)).max() < 1e-4
+        said = [list(islice(one.continuation(ids), 8)) for one in (whole, layered)]
+        assert said[0] == said[1]
