@@ -27,12 +27,15 @@ _EXACT = {
 }
 """Without these, the CPU plugin rounds activations to int8 and the cache to 8 bits."""
 
+_SMALL_BYTES = 2**30
+"""Checkpoints up to this size are widened to float32 once, larger ones layer by layer."""
+
 _WIDENED_VALUES = 2**20
 """Values of a weight matrix that are widened at once: 4 MB."""
 
 
 class SourceModel:
-    """The checkpoint in transformers: weights as they are stored, arithmetic in float32."""
+    """The checkpoint in transformers, with arithmetic in float32 whatever its weights are in."""
 
     def __init__(self, folder: Path) -> None:
         import torch

@@ -122,8 +122,8 @@ def compare(
     """Measure how much ``artifact`` lost against ``source``.
 
     Text is cut into windows that are read one by one, so memory is bounded by the two models
-    and one window of logits. The source's weights stay in their own precision in memory and are
-    widened layer by layer.
+    and one window of logits. The weights of a source above 1 GiB stay in their own precision in
+    memory and are widened layer by layer.
 
     Args:
         source: The checkpoint: a folder or a hub id.

@@ -5,13 +5,24 @@ from __future__ import annotations
 import json
 import shutil
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from phi3ov import ArtifactError, ExportError, OptionError, UnsupportedModelError, export_model
 from phi3ov.cli import main
 from phi3ov.quality import PROMPTS, QualityReport, compare
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """More torch threads than free cores wait for each other, thirty times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
