@@ -13,7 +13,8 @@ have. Both are the largest sum over the exporter's processes, sampled from the k
 100 ms (Linux). With ``--limit-gib`` each exporter runs inside a cgroup of that size (needs root
 and cgroup v2 or v1), which shows that it completes there.
 
-The last line is JSON.
+For phi3ov, time and anonymous peak of each phase follow, read from its progress lines. The last
+line is JSON.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -65,6 +67,12 @@ def main() -> None:
             f"{one['exporter']:12} {one['seconds']:8.0f} {one['peak_resident_gb']:12.2f} "
             f"{one['peak_anonymous_gb']:13.2f} {one['artifact_gb']:8.2f}  exit {one['exit_code']}"
         )
+    for one in results:
+        for phase in one["phases"]:
+            print(
+                f"  {phase['phase']:14} {phase['seconds']:6.0f} s  "
+                f"{phase['peak_anonymous_gb']:5.2f} GB anonymous"
+            )
     print(json.dumps(results))
 
 
@@ -90,11 +98,35 @@ def measure(name: str, command: list[str], options: argparse.Namespace) -> dict[
         "seconds": time.perf_counter() - started,
         "peak_resident_gb": peaks.resident / 1e9,
         "peak_anonymous_gb": peaks.anonymous / 1e9,
-        "peak_temporary_anonymous": peaks.anonymous_at,
         "artifact_gb": size / 1e9,
         "exit_code": exit_code,
+        "phases": _phases(log.read_text(encoding="utf-8", errors="replace"), peaks.samples),
         "limit_gib": options.limit_gib,
     }
+
+
+def _phases(log: str, samples: list[tuple[float, int]]) -> list[dict[str, object]]:
+    """Return what each phase took that the log's progress lines tell of."""
+    begun = [
+        (name, float(seconds))
+        for name, seconds in re.findall(r"^phi3ov export \[\d/\d\] (.+) \((\d+) s\)$", log, re.M)
+    ]
+    if not begun or not samples:
+        return []
+    # The first line comes when Python and phi3ov have started, about so many seconds later.
+    offset = 0.5
+    ends = [start for _, start in begun[1:]] + [samples[-1][0]]
+    return [
+        {
+            "phase": name,
+            "seconds": end - start,
+            "peak_anonymous_gb": max(
+                (size for when, size in samples if start <= when - offset <= end), default=0
+            )
+            / 1e9,
+        }
+        for (name, start), end in zip(begun, ends, strict=True)
+    ]
 
 
 class _Peaks:
@@ -102,7 +134,7 @@ class _Peaks:
 
     def __init__(self, pid: int) -> None:
         self.resident = self.anonymous = 0
-        self.anonymous_at = 0.0
+        self.samples: list[tuple[float, int]] = []
         self._started = time.perf_counter()
         self._pid = pid
         self._stop = threading.Event()
@@ -125,8 +157,8 @@ class _Peaks:
                 resident += int(values.get("VmRSS", "0").split()[0]) * 1024
                 anonymous += int(values.get("RssAnon", "0").split()[0]) * 1024
             self.resident = max(self.resident, resident)
-            if anonymous > self.anonymous:
-                self.anonymous, self.anonymous_at = anonymous, time.perf_counter() - self._started
+            self.anonymous = max(self.anonymous, anonymous)
+            self.samples.append((time.perf_counter() - self._started, anonymous))
 
     def _family(self) -> list[int]:
         family = [self._pid]

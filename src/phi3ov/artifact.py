@@ -18,7 +18,7 @@ from typing import Any
 
 from .chat_format import FORMATS, ChatFormat
 from .errors import ArtifactError
-from .ir import WeightSummary, bits_per_weight
+from .ir import WeightLayer, WeightSummary, bits_per_weight, summarize
 
 _LOGGER = logging.getLogger("phi3ov")
 
@@ -54,6 +54,7 @@ class Manifest:
         system_messages: What that template does with system messages.
         versions: Versions of the tools that made the export.
         files: Every other file of the folder, by its path with forward slashes.
+        layers: Every weight of the model, one by one.
         format_version: Version of this manifest.
     """
 
@@ -67,6 +68,7 @@ class Manifest:
     system_messages: str
     versions: Mapping[str, str]
     files: Mapping[str, FileRecord]
+    layers: tuple[WeightLayer, ...] = ()
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
@@ -90,6 +92,7 @@ class Manifest:
                     "made it."
                 )
             values["weights"] = tuple(WeightSummary(**one) for one in values["weights"])
+            values["layers"] = tuple(WeightLayer(**one) for one in values.get("layers", ()))
             values["files"] = {name: FileRecord(**one) for name, one in values["files"].items()}
             unknown = values.keys() - {field.name for field in fields(cls)}
             if unknown:
@@ -224,14 +227,14 @@ def _describe_foreign(folder: Path) -> Manifest:
         ArtifactError: It is no OpenVINO export.
         UnsupportedModelError: Its chat format is none that phi3ov knows.
     """
-    from .foreign import UNKNOWN, describe_weights, render_format
+    from .foreign import UNKNOWN, describe_layers, render_format
 
     if not (folder / MODEL_XML).is_file():
         hint = "Export the checkpoint with phi3ov.export_model()."
         if (folder / "config.json").is_file():
             hint = "It holds a checkpoint: export it first with phi3ov.export_model()."
         raise ArtifactError(f"{folder} has no {MANIFEST_NAME}. {hint}")
-    weights = describe_weights(folder)
+    layers = describe_layers(folder)
     chat_format = render_format(folder)
     _LOGGER.warning(
         "%s was not exported by phi3ov: its source, its recipe and whether a file has changed "
@@ -244,7 +247,8 @@ def _describe_foreign(folder: Path) -> Manifest:
         commit=None,
         source_bytes=0,
         recipe={"mode": UNKNOWN},
-        weights=weights,
+        weights=summarize(layers),
+        layers=layers,
         chat_format=chat_format.name,
         system_messages=chat_format.system_messages,
         versions={},

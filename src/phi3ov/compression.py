@@ -1,13 +1,14 @@
 """Weight compression recipes: as values, checked before the work, and in what came out.
 
-To add a recipe, add its fields to `Int4Compression` or a value of its own, apply it in
-``compressor.py``, and say in `check_weights` what must then stand in the IR. Text for
+A named recipe is a line in `PRESETS`. A new kind of compression is fields of `Int4Compression` or
+a value of its own, applied in ``compressor.py``, and in `check_weights` what must then stand in
+the IR. Text for
 data-aware recipes is ``calibration.py``; which recipe to use when is ``docs/recipes.md``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -132,6 +133,14 @@ class Int4Compression:
     def npu(cls) -> Int4Compression:
         """Return what Intel NPUs run fastest: symmetric, all int4, one scale per row."""
         return cls(group_size=-1, ratio=1.0)
+
+
+PRESETS: dict[str, Callable[[], Int4Compression]] = {
+    "accurate": Int4Compression.accurate,
+    "small": Int4Compression.small,
+    "npu": Int4Compression.npu,
+}
+"""The named recipes, as the command offers them; a new one is a line here."""
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

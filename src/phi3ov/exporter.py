@@ -2,12 +2,14 @@
 
 The steps, each a phase that progress reports:
 
-1. check the checkpoint and the recipe (nothing has been written yet);
-2. convert it to OpenVINO with optimum's exporter, in the checkpoint's own precision;
-3. compress the weights with NNCF;
-4. collect the files that travel along;
-5. read the result back: is it really what was asked for?
-6. write the manifest and rename the folder into place.
+1. check the checkpoint, the recipe, disk and memory (nothing has been written yet);
+2. convert the checkpoint to an OpenVINO graph over its own, mapped weights (``converter.py``);
+3. analyse: NNCF decides which weights get which precision, and runs calibration text;
+4. compress the weights, one by one, into a mapped file (``compressor.py``, ``mapped.py``);
+5. write the compressed model;
+6. collect the files that travel along;
+7. verify: read the result back, is it really what was asked for? Write the manifest, and rename
+   the folder into place.
 
 All work happens in a folder beside the target. An export either is what was asked for, or it
 raises and leaves nothing behind.
@@ -15,10 +17,13 @@ raises and leaves nothing behind.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import shutil
+import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,14 +41,16 @@ from .compression import (
     describe_recipe,
     draw_samples,
 )
-from .compressor import compress_ir
+from .compressor import compress
+from .converter import convert
 from .errors import ExportError, MissingDependencyError, Phi3OVError
 from .ir import WeightSummary, read_weights, summarize
+from .mapped import MappedConstants
 from .progress import Phases, ProgressCallback
 from .prompt import ChatTokenizer
 from .quiet import quiet_tools
 from .workplace import (
-    check_disk,
+    check_room,
     check_target,
     describe_free_disk,
     open_workplace,
@@ -61,6 +68,9 @@ _TRAVELS_ALONG = (
     "tokenizer_config.json",
 )
 _TOKENIZER_PAIR = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
+_ONE_AT_A_TIME = threading.RLock()
+"""Held while functions of optimum and NNCF are replaced: exports in one process take turns."""
+
 _TOOLS = (
     "phi3ov",
     "openvino",
@@ -100,6 +110,7 @@ def export_model(
     trust_remote_code: bool = False,
     overwrite: bool = False,
     progress: bool | ProgressCallback = True,
+    log: str | Path | None = None,
 ) -> ExportReport:
     """Export a Phi-3 checkpoint to a folder that `phi3ov.load_model` loads.
 
@@ -110,10 +121,14 @@ def export_model(
         revision: Branch, tag or commit of a hub id.
         trust_remote_code: Run code that the checkpoint brings. No supported model needs it.
         overwrite: Replace ``output`` if it is an artifact already.
-        progress: True prints a line per phase to stderr; a callable gets `ExportProgress`.
+        progress: True shows on stderr a bar per phase, or a line where that is no terminal; a
+            callable gets `ExportProgress`.
+        log: A file to append to what optimum, NNCF and transformers log and warn of meanwhile;
+            None drops it, errors excepted.
 
     Raises:
-        ExportError: Source or target cannot be used, the disk is too small, or a tool failed.
+        ExportError: Source or target cannot be used, disk or memory is too small (checked
+            before the work starts), or a tool failed.
         CompressionError: The recipe does not fit the model; names the layers.
         UnsupportedModelError: The checkpoint is no Phi-3 that phi3ov supports.
         MissingDependencyError: ``phi3ov[export]`` is not installed.
@@ -125,55 +140,38 @@ def export_model(
     """
     _require_tools()
     target = Path(output).absolute()
-    phases = Phases(progress)
-    phases.begin("check")
-    check_target(target, overwrite=overwrite)
-    check_compression(compression)
-    checkpoint = Checkpoint.resolve(source, revision=revision)
-    checkpoint.check_tensors()
-    if isinstance(compression, Int4Compression):
-        check_ignored(checkpoint, compression)
-        check_divisible(checkpoint, compression)
-    chat_format = _recognize_format(checkpoint)
-    tokenizer = ChatTokenizer.from_folder(checkpoint.path, chat_format)  # raises if unusable
-    samples = draw_samples(checkpoint, compression, tokenizer)
-    with open_workplace(target) as work:
-        check_disk(checkpoint, work)
-        made = work / "artifact"
-        made.mkdir()
-        try:
-            phases.begin("convert")
-            with quiet_tools():  # not around begin(): a callback may print
-                _convert(checkpoint, work / "full", trust_remote_code=trust_remote_code)
-            phases.begin("compress")
-            with quiet_tools():
-                compress_ir(work / "full", made, compression, samples)
-            phases.begin("collect files")
-            _collect_files(checkpoint, work / "full", made)
-            shutil.rmtree(work / "full")
-            phases.begin("verify")
-            layers = read_weights(made / MODEL_XML)
-            check_weights(layers, compression)
-            weights = summarize(layers)
-            recipe = describe_recipe(compression, samples)
-            _write_manifest(made, checkpoint, recipe, weights, chat_format)
-            put_into_place(made, target, work)
-        except Phi3OVError:
-            raise
-        except Exception as error:
-            raise ExportError(
-                f"Exporting {source} failed in the phase {phases.current!r}: "
-                f"{type(error).__name__}: {error}. Nothing was left at {target}. "
-                f"{describe_free_disk(target)}"
-            ) from error
-    artifact = Artifact.open(target)
-    return ExportReport(
-        artifact=artifact,
-        source_bytes=checkpoint.weights_bytes,
-        artifact_bytes=artifact.size_bytes,
-        weights=weights,
-        phase_seconds=phases.finish(),
-    )
+    with contextlib.closing(Phases(progress)) as phases:
+        phases.begin("check")
+        check_target(target, overwrite=overwrite)
+        check_compression(compression)
+        with quiet_tools(log):
+            job = _plan(Checkpoint.resolve(source, revision=revision), compression)
+        with open_workplace(target) as work:
+            check_room(job.checkpoint, compression, work)
+            try:
+                with quiet_tools(log):
+                    _convert_and_compress(job, work, phases, trust_remote_code=trust_remote_code)
+                phases.begin("collect files")
+                _collect_files(job.checkpoint, work / "converted", work / "made")
+                phases.begin("verify")
+                weights = _verify(job, work / "made")
+                put_into_place(work / "made", target, work)
+            except Phi3OVError:
+                raise
+            except Exception as error:
+                raise ExportError(
+                    f"Exporting {source} failed in the phase {phases.current!r}: "
+                    f"{type(error).__name__}: {error}. Nothing was left at {target}. "
+                    f"{describe_free_disk(target)}"
+                ) from error
+        artifact = Artifact.open(target)
+        return ExportReport(
+            artifact=artifact,
+            source_bytes=job.checkpoint.weights_bytes,
+            artifact_bytes=artifact.size_bytes,
+            weights=weights,
+            phase_seconds=phases.finish(),
+        )
 
 
 def _require_tools() -> None:
@@ -188,12 +186,32 @@ def _require_tools() -> None:
             ) from error
 
 
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What is to be exported, checked as far as that goes without converting it."""
+
+    checkpoint: Checkpoint
+    compression: Compression
+    samples: Sequence[Sequence[int]]
+    chat_format: ChatFormat
+
+
+def _plan(checkpoint: Checkpoint, compression: Compression) -> _Job:
+    checkpoint.check_tensors()
+    if isinstance(compression, Int4Compression):
+        check_ignored(checkpoint, compression)
+        check_divisible(checkpoint, compression)
+    chat_format = _recognize_format(checkpoint)
+    tokenizer = ChatTokenizer.from_folder(checkpoint.path, chat_format)  # raises if unusable
+    samples = draw_samples(checkpoint, compression, tokenizer)
+    return _Job(checkpoint, compression, samples, chat_format)
+
+
 def _recognize_format(checkpoint: Checkpoint) -> ChatFormat:
     from transformers import AutoTokenizer
 
     try:
-        with quiet_tools():
-            tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
     except Exception as error:
         raise ExportError(
             f"transformers cannot read the tokenizer of {checkpoint.path}: "
@@ -208,65 +226,61 @@ def _recognize_format(checkpoint: Checkpoint) -> ChatFormat:
     )
 
 
-def _convert(checkpoint: Checkpoint, output: Path, *, trust_remote_code: bool) -> None:
-    """Write the model and its tokenizer pair as OpenVINO IR, weights in their own precision.
+def _convert_and_compress(
+    job: _Job, work: Path, phases: Phases, *, trust_remote_code: bool
+) -> None:
+    """Write the compressed model and its tokenizer pair into ``work/converted``."""
+    phases.begin("convert")
+    with contextlib.closing(MappedConstants(work / "compressed.bin")) as mapped:
 
-    optimum's exporter takes a quantization config too, but compresses nothing with it and says
-    nothing; so compression is a step of its own.
-    """
-    from optimum.exporters.openvino import main_export
-    from optimum.intel import OVConfig
+        def rewrite(model: Any) -> None:
+            compress(model, job.compression, job.samples, mapped, phases)
+            phases.begin("write")
 
-    main_export(
-        str(checkpoint.path),
-        output=output,
-        task="text-generation-with-past",
-        trust_remote_code=trust_remote_code,
-        local_files_only=True,
-        ov_config=OVConfig(dtype="auto"),
-        stateful=True,
-        convert_tokenizer=True,
-        library_name="transformers",
-    )
+        with _ONE_AT_A_TIME:
+            convert(
+                job.checkpoint, work / "converted", rewrite, trust_remote_code=trust_remote_code
+            )
 
 
-def _collect_files(checkpoint: Checkpoint, full: Path, made: Path) -> None:
-    """Copy what travels along: the checkpoint's own files as they are, and the tokenizer pair.
+def _collect_files(checkpoint: Checkpoint, converted: Path, made: Path) -> None:
+    """Put an artifact together: the model, its tokenizer pair, and the checkpoint's own files.
 
     The config is the checkpoint's, because the exporter writes a changed context length.
     """
-    for name in _TRAVELS_ALONG:
-        if (checkpoint.path / name).is_file():
-            shutil.copyfile(checkpoint.path / name, made / name)
-    for name in _TOKENIZER_PAIR:
-        if not (full / name).is_file():
+    made.mkdir()
+    for name in (MODEL_XML, *_TOKENIZER_PAIR):
+        if not (converted / name).is_file():
             raise ExportError(
                 f"openvino-tokenizers could not convert the tokenizer of {checkpoint.path}: "
                 f"it wrote no {name}."
             )
         for part in (name, name.replace(".xml", ".bin")):
-            shutil.copyfile(full / part, made / part)
+            os.replace(converted / part, made / part)
+    for name in _TRAVELS_ALONG:
+        if (checkpoint.path / name).is_file():
+            shutil.copyfile(checkpoint.path / name, made / name)
 
 
-def _write_manifest(
-    made: Path,
-    checkpoint: Checkpoint,
-    recipe: Mapping[str, Any],
-    weights: tuple[WeightSummary, ...],
-    chat_format: ChatFormat,
-) -> None:
+def _verify(job: _Job, made: Path) -> tuple[WeightSummary, ...]:
+    """Check that the model in ``made`` is what was asked for, and write its manifest."""
     from importlib import metadata
 
+    layers = read_weights(made / MODEL_XML)
+    check_weights(layers, job.compression)
+    weights = summarize(layers)
     manifest = Manifest(
-        source=checkpoint.source,
-        revision=checkpoint.revision,
-        commit=checkpoint.commit,
-        source_bytes=checkpoint.weights_bytes,
-        recipe=recipe,
+        source=job.checkpoint.source,
+        revision=job.checkpoint.revision,
+        commit=job.checkpoint.commit,
+        source_bytes=job.checkpoint.weights_bytes,
+        recipe=describe_recipe(job.compression, job.samples),
         weights=weights,
-        chat_format=chat_format.name,
-        system_messages=chat_format.system_messages,
+        layers=layers,
+        chat_format=job.chat_format.name,
+        system_messages=job.chat_format.system_messages,
         versions={tool: metadata.version(tool) for tool in _TOOLS},
         files=record_files(made),
     )
     (made / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8", newline="\n")
+    return weights

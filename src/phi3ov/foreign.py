@@ -12,13 +12,13 @@ from pathlib import Path
 
 from .chat_format import ChatFormat, recognize_format
 from .errors import ArtifactError
-from .ir import WeightSummary, read_weights, summarize
+from .ir import WeightLayer, read_weights
 
 UNKNOWN = "unknown"
 _NEEDED = ("openvino_model.xml", "openvino_model.bin", "config.json", "tokenizer.json")
 
 
-def describe_weights(folder: Path) -> tuple[WeightSummary, ...]:
+def describe_layers(folder: Path) -> tuple[WeightLayer, ...]:
     """Return what the IR in ``folder`` holds.
 
     Raises:
@@ -27,13 +27,13 @@ def describe_weights(folder: Path) -> tuple[WeightSummary, ...]:
     missing = tuple(f"{name}: missing" for name in _NEEDED if not (folder / name).is_file())
     if missing:
         raise ArtifactError(f"{folder} is no complete OpenVINO export:", problems=missing)
-    weights = summarize(read_weights(folder / "openvino_model.xml"))
-    if not weights:
+    layers = read_weights(folder / "openvino_model.xml")
+    if not layers:
         raise ArtifactError(f"{folder}: openvino_model.xml holds no weights of a language model.")
     model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     if model_type != "phi3":
         raise ArtifactError(f"{folder}: config.json has model_type={model_type!r}, not 'phi3'.")
-    return weights
+    return layers
 
 
 def render_format(folder: Path) -> ChatFormat:

@@ -1,55 +1,111 @@
-"""How an export reports where it is: a line per phase, or a callback."""
+"""How an export reports where it is: a bar on a terminal, a line per phase elsewhere, a callback.
+
+A phase begins with one report; phases that know how far they are send more.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
+
+_Item = TypeVar("_Item")
+
+_REPORT_EVERY_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportProgress:
-    """Where an export is: ``phase`` is number ``step`` of ``steps`` and begins now."""
+    """Where an export is.
+
+    Attributes:
+        phase: What is being done, number ``step`` of ``steps``.
+        step: Counts from 1.
+        steps: How many phases there are.
+        elapsed_seconds: Since the export began.
+        detail: The pass within the phase, in the tool's own words; empty where there is one.
+        done: Share of the pass that is done, from 0 to 1; 0 where a phase cannot tell.
+        remaining_seconds: Until the pass is done, at the rate so far; None while unknown.
+    """
 
     phase: str
     step: int
     steps: int
     elapsed_seconds: float
+    detail: str = ""
+    done: float = 0.0
+    remaining_seconds: float | None = None
 
 
 ProgressCallback = Callable[[ExportProgress], None]
 
 
 class Phases:
-    """Reports phases as they begin and measures them."""
+    """Reports phases as they begin and go on, and measures them."""
 
-    NAMES = ("check", "convert", "compress", "collect files", "verify")
+    NAMES = ("check", "convert", "analyse", "compress", "write", "collect files", "verify")
 
     def __init__(self, progress: bool | ProgressCallback) -> None:  # noqa: FBT001
-        self._report = _print_progress if progress is True else progress
+        self._printer = _Printer() if progress is True else None
+        self._report = self._printer or progress
         self._started = self._phase_started = time.perf_counter()
         self._seconds: dict[str, float] = {}
-        self.current = ""
+        self.current: str = ""
 
     def begin(self, name: str) -> None:
         """Report that the phase ``name`` begins now."""
         self._end()
         self.current = name
-        if callable(self._report):
-            self._report(
-                ExportProgress(
-                    phase=name,
-                    step=self.NAMES.index(name) + 1,
-                    steps=len(self.NAMES),
-                    elapsed_seconds=time.perf_counter() - self._started,
-                )
-            )
+        self._send()
+
+    def follow(
+        self, items: Iterable[_Item], detail: str, sizes: Sequence[float] | None = None
+    ) -> Iterator[_Item]:
+        """Yield ``items``, reporting after each how much of the pass is done.
+
+        Args:
+            items: What the pass goes through.
+            detail: What to call the pass.
+            sizes: The cost of each item; None for all the same.
+        """
+        items = list(items)
+        sizes = [1.0] * len(items) if sizes is None else sizes
+        whole, done = sum(sizes), 0.0
+        started = reported = time.perf_counter()
+        for item, size in zip(items, sizes, strict=True):
+            yield item
+            done += size
+            now = time.perf_counter()
+            if now - reported >= _REPORT_EVERY_SECONDS or done >= whole:
+                reported = now
+                remaining = (now - started) * (whole - done) / done
+                self._send(detail=detail, done=min(1.0, done / whole), remaining_seconds=remaining)
 
     def finish(self) -> dict[str, float]:
         """Return how many seconds each phase took."""
         self._end()
         return self._seconds
+
+    def close(self) -> None:
+        """Take the bar off the terminal, however the export ended."""
+        if self._printer is not None:
+            self._printer.close()
+
+    def _send(self, **values: Any) -> None:
+        if callable(self._report):
+            self._report(
+                ExportProgress(
+                    phase=self.current,
+                    step=self.NAMES.index(self.current) + 1,
+                    steps=len(self.NAMES),
+                    elapsed_seconds=time.perf_counter() - self._started,
+                    **values,
+                )
+            )
 
     def _end(self) -> None:
         now = time.perf_counter()
@@ -58,7 +114,42 @@ class Phases:
         self._phase_started = now
 
 
-def _print_progress(progress: ExportProgress) -> None:
-    line = f"[{progress.step}/{progress.steps}] {progress.phase} ({progress.elapsed_seconds:.0f} s)"
-    sys.stderr.write(f"phi3ov export {line}\n")
-    sys.stderr.flush()
+class _Printer:
+    """Prints to stderr: one bar per phase on a terminal, one line per phase elsewhere."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._terminal = sys.stderr is not None and sys.stderr.isatty()
+
+    def __call__(self, progress: ExportProgress) -> None:
+        if progress.done == 0:
+            self._begin(progress)
+        elif self._bar is not None:
+            self._bar.n = round(100 * progress.done)
+            self._bar.refresh()
+
+    def _begin(self, progress: ExportProgress) -> None:
+        title = f"[{progress.step}/{progress.steps}] {progress.phase}"
+        if self._terminal:
+            from tqdm import tqdm  # huggingface-hub brings it
+
+            self.close()
+            self._bar = tqdm(
+                total=100,
+                desc=f"phi3ov export {title:20}",
+                bar_format="{desc} {bar:24} {percentage:3.0f} %  {elapsed}<{remaining}",
+                ncols=shutil.get_terminal_size().columns,  # 80 where the terminal does not say
+                file=sys.stderr,
+            )
+        elif sys.stderr is not None:
+            with contextlib.suppress(OSError):  # a reader of stderr that went away
+                line = f"phi3ov export {title} ({progress.elapsed_seconds:.0f} s)\n"
+                sys.stderr.write(line)
+                sys.stderr.flush()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.n = 100
+            self._bar.refresh()
+            self._bar.close()
+            self._bar = None

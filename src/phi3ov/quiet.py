@@ -3,32 +3,77 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_TOOLS = ("nncf", "optimum", "transformers", "openvino_tokenizers")
 
 
 @contextlib.contextmanager
-def quiet_tools() -> Iterator[None]:
+def quiet_tools(log: str | Path | None = None) -> Iterator[None]:
     """Silence optimum, NNCF and transformers, errors excepted, while the block runs.
 
-    What other threads print to stdout meanwhile is lost too: Python has one stdout.
+    Args:
+        log: A file that gets everything instead: their log lines and Python's warnings are
+            appended to it.
     """
     from transformers.utils import logging as transformers_logging
 
-    names = ("nncf", "optimum", "transformers", "openvino_tokenizers")
-    levels = {name: logging.getLogger(name).level for name in names}
     bars = transformers_logging.is_progress_bar_enabled()
-    try:
-        for name in names:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        transformers_logging.disable_progress_bar()
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+    transformers_logging.disable_progress_bar()
+    with contextlib.ExitStack() as stack:
         if bars:
-            transformers_logging.enable_progress_bar()
+            stack.callback(transformers_logging.enable_progress_bar)
+        stack.enter_context(warnings.catch_warnings())
+        if log is None:
+            warnings.simplefilter("ignore")
+            handler = None
+        else:
+            handler = logging.FileHandler(log, encoding="utf-8")
+            handler.setFormatter(
+                logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s")
+            )
+            stack.callback(handler.close)
+            warnings.simplefilter("default")
+            warnings.showwarning = _logged_to(handler)
+        for name in _TOOLS:
+            stack.enter_context(_quiet_logger(logging.getLogger(name), handler))
+        yield
+
+
+@contextlib.contextmanager
+def _quiet_logger(logger: logging.Logger, handler: logging.Handler | None) -> Iterator[None]:
+    """Let only errors through to where ``logger`` writes, and everything to ``handler``."""
+    level, others = logger.level, [(one, one.level) for one in logger.handlers]
+    for one, own_level in others:
+        one.setLevel(max(own_level, logging.ERROR))
+    if handler is None:
+        logger.setLevel(logging.ERROR)
+    else:
+        logger.setLevel(logging.INFO)
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for one, own_level in others:
+            one.setLevel(own_level)
+        if handler is not None:
+            logger.removeHandler(handler)
+
+
+def _logged_to(handler: logging.Handler) -> Any:
+    """Return a ``warnings.showwarning`` that hands the warning to ``handler``."""
+
+    def show(message: Any, category: type[Warning], filename: str, line: int, *_: Any) -> None:
+        handler.handle(
+            logging.LogRecord(
+                "py.warnings", logging.WARNING, filename, line,
+                f"{category.__name__}: {message} ({filename}:{line})", None, None,
+            )
+        )  # fmt: skip
+
+    return show

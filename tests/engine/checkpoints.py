@@ -186,6 +186,7 @@ def build_checkpoint(
     *,
     dtype: str = "bfloat16",
     config_only: Mapping[str, Any] | None = None,
+    tokenizer_json: str | None = None,
     **changes: Any,
 ) -> Path:
     """Write a checkpoint into ``folder``.
@@ -195,12 +196,15 @@ def build_checkpoint(
         row: What to build.
         dtype: How the weights are stored: bfloat16 (as on the hub), float16 or float32.
         config_only: Fields that ``config.json`` gets after the weights were made.
+        tokenizer_json: A ``tokenizer.json`` instead of the bytes' own.
         **changes: More fields of ``config.json``.
     """
     folder.mkdir(parents=True)
     config = _config(row) | {"torch_dtype": dtype} | changes
     _write_json(folder / "config.json", config | dict(config_only or {}))
     _write_tokenizer(folder, row)
+    if tokenizer_json is not None:
+        (folder / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
     stop_ids = [_id(row, "<|endoftext|>"), _id(row, row.control_tokens[-2])]
     _write_json(
         folder / "generation_config.json",

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
+import contextlib
+import io
 import subprocess
 import sys
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +18,24 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import phi3ov
 from phi3ov import (
     Artifact,
-    ArtifactError,
     CompressionError,
-    DeviceError,
-    ExportError,
     ExportProgress,
     Int4Compression,
-    OptionError,
-    Phi3OVError,
-    UnsupportedModelError,
     export_model,
-    load_model,
 )
 from phi3ov.artifact import MODEL_BIN, MODEL_XML
 from phi3ov.compression import Compression
+from phi3ov.mapped import MappedConstants
+from phi3ov.progress import Phases
 
-from .checkpoints import FAMILY, LONGEST, build_checkpoint
-from .conftest import EXACT, LoadModel, Zoo
-from .truth import Pin, greedy, load_truth, prompt_text
+from .checkpoints import FAMILY, build_checkpoint
+from .conftest import LoadModel, Zoo
+from .truth import greedy, load_truth, prompt_text
 
 ROW = "phi-3-mini-4k"
-PHASES = ["check", "convert", "compress", "collect files", "verify"]
+PHASES = ["check", "convert", "analyse", "compress", "write", "collect files", "verify"]
 RECIPES: dict[str, Compression] = {
     "int4": Int4Compression(ratio=1.0, group_size=64),
     "int4 mixed": Int4Compression(),
@@ -204,7 +195,8 @@ def test_report_and_callback_tell_what_happened(
 
     def note(progress: ExportProgress) -> None:
         seen.append(progress)
-        print(progress.phase)
+        if progress.done == 0:
+            print(progress.phase)
 
     report = export_model(zoo.checkpoint(ROW), tmp_path / "made", compression="int8", progress=note)
     assert report.artifact.path == tmp_path / "made"
@@ -215,8 +207,9 @@ def test_report_and_callback_tell_what_happened(
     assert report.artifact_bytes == on_disk - manifest_bytes
     assert list(report.phase_seconds) == PHASES
     assert 8 <= report.artifact.bits_per_weight < 9
-    assert [one.phase for one in seen] == capsys.readouterr().out.splitlines() == PHASES
-    assert [(one.step, one.steps) for one in seen] == [(step, 5) for step in range(1, 6)]
+    begun = [one for one in seen if one.done == 0]
+    assert [one.phase for one in begun] == capsys.readouterr().out.splitlines() == PHASES
+    assert [(one.step, one.steps) for one in begun] == [(step, 7) for step in range(1, 8)]
     times = [one.elapsed_seconds for one in seen]
     assert times == sorted(times)
 
@@ -322,311 +315,9 @@ def test_a_compression_that_did_nothing_is_noticed(
     zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If a tool says nothing and compresses nothing, the export raises."""
-
-    def copy_uncompressed(full: Path, made: Path, *_recipe: Any) -> None:
-        for name in (MODEL_XML, MODEL_BIN):
-            shutil.copyfile(full / name, made / name)
-
-    monkeypatch.setattr("phi3ov.exporter.compress_ir", copy_uncompressed)
+    monkeypatch.setattr("phi3ov.exporter.compress", lambda *_: None)
     with pytest.raises(CompressionError, match="10 of 10 layers are not"):
         export_model(zoo.checkpoint(ROW), tmp_path / "made", progress=False)
-    assert list(tmp_path.iterdir()) == []
-
-
-# Targets.
-
-
-def test_an_export_that_is_there_is_replaced_only_on_request(zoo: Zoo, tmp_path: Path) -> None:
-    """Without overwrite it stays as it was; with it, it is the new one."""
-    target = tmp_path / "made"
-    shutil.copytree(zoo.artifact(ROW), target)
-    before = (target / "phi3ov.json").read_bytes()
-    with pytest.raises(ExportError, match="overwrite=True"):
-        export_model(zoo.checkpoint(ROW), target, compression="int8", progress=False)
-    assert (target / "phi3ov.json").read_bytes() == before
-    export_model(zoo.checkpoint(ROW), target, compression="int8", overwrite=True, progress=False)
-    artifact = Artifact.open(target)
-    assert artifact.manifest.recipe == {"mode": "int8"}
-    artifact.verify()
-    assert [path.name for path in tmp_path.iterdir()] == ["made"]
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_folder_that_is_no_artifact_is_never_replaced(
-    overwrite: bool, zoo: Zoo, tmp_path: Path
-) -> None:
-    """Not even with overwrite: it may be anything."""
-    precious = tmp_path / "home" / "thesis.txt"
-    precious.parent.mkdir()
-    precious.write_text("three years", encoding="utf-8")
-    with pytest.raises(ExportError, match="no folder that phi3ov exported"):
-        export_model(zoo.checkpoint(ROW), precious.parent, overwrite=overwrite, progress=False)
-    assert precious.read_text(encoding="utf-8") == "three years"
-    assert [path.name for path in tmp_path.rglob("*")] == ["home", "thesis.txt"]
-
-
-def test_a_failed_replacement_leaves_the_old_export(
-    zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What was there works on when the new export fails."""
-    target = tmp_path / "made"
-    shutil.copytree(zoo.artifact(ROW), target)
-
-    def fail(*_args: Any) -> None:
-        raise RuntimeError("a tool gave up")
-
-    monkeypatch.setattr("phi3ov.exporter.compress_ir", fail)
-    with pytest.raises(ExportError, match="'compress': RuntimeError: a tool gave up") as caught:
-        export_model(zoo.checkpoint(ROW), target, overwrite=True, progress=False)
-    assert isinstance(caught.value.__cause__, RuntimeError)
-    Artifact.open(target).verify()
-    assert [path.name for path in tmp_path.iterdir()] == ["made"]
-
-
-def test_two_exports_to_one_target_do_not_mix(zoo: Zoo, tmp_path: Path) -> None:
-    """The second one raises at once, the first one goes on."""
-    errors: list[Exception] = []
-
-    def export_again() -> None:
-        try:
-            export_model(zoo.checkpoint(ROW), tmp_path / "made", progress=False)
-        except Exception as error:  # noqa: BLE001 - the test looks at it
-            errors.append(error)
-
-    def in_the_middle(progress: ExportProgress) -> None:
-        if progress.phase == "convert":
-            second = threading.Thread(target=export_again)
-            second.start()
-            second.join()
-
-    export_model(zoo.checkpoint(ROW), tmp_path / "made", compression="fp16", progress=in_the_middle)
-    (error,) = errors
-    assert isinstance(error, ExportError)
-    assert "Another export" in str(error)
-    assert Artifact.open(tmp_path / "made").manifest.recipe == {"mode": "fp16"}
-    assert [path.name for path in tmp_path.iterdir()] == ["made"]
-
-
-# Checkpoints that cannot be exported.
-
-
-def _edit_config(**changes: Any) -> Callable[[Path], None]:
-    def edit(folder: Path) -> None:
-        path = folder / "config.json"
-        config = json.loads(path.read_text(encoding="utf-8")) | changes
-        path.write_text(json.dumps(config), encoding="utf-8")
-
-    return edit
-
-
-def _write(name: str, text: str) -> Callable[[Path], None]:
-    return lambda folder: void((folder / name).write_text(text, encoding="utf-8"))
-
-
-def _remove(name: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).unlink()
-
-
-def void(_value: object) -> None:
-    """Turn an expression into a statement."""
-
-
-def _shorten_weights(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1000])
-
-
-def _lose_a_tensor(folder: Path) -> None:
-    weights = load_file(folder / "model.safetensors")
-    del weights["model.layers.1.mlp.down_proj.weight"]
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def _pickle_weights(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-
-
-BAD: dict[str, tuple[Callable[[Path], None], type[Phi3OVError], str]] = {
-    "another architecture": (
-        _edit_config(model_type="llama"),
-        UnsupportedModelError,
-        "model_type='llama'",
-    ),
-    "phi-3-small": (
-        _edit_config(model_type="phi3small"),
-        UnsupportedModelError,
-        "another architecture",
-    ),
-    "unknown rope": (
-        _edit_config(rope_scaling={"type": "yarn", "factor": 4.0}),
-        UnsupportedModelError,
-        "yarn",
-    ),
-    "config is not JSON": (_write("config.json", "{"), ExportError, "not JSON"),
-    "no config": (_remove("config.json"), ExportError, "config.json"),
-    "no tokenizer": (_remove("tokenizer.json"), ExportError, "tokenizer.json"),
-    "broken tokenizer": (_write("tokenizer.json", "{}"), Phi3OVError, "tokenizer"),
-    "no chat template": (_remove("chat_template.jinja"), ExportError, "chat template"),
-    "unknown chat template": (
-        _write("chat_template.jinja", "{{ messages[0]['content'] }}"),
-        UnsupportedModelError,
-        "chat_template",
-    ),
-    "no weights": (_remove("model.safetensors"), ExportError, "safetensors"),
-    "pickled weights only": (_pickle_weights, ExportError, "pickled"),
-    "weights cut short": (_shorten_weights, ExportError, "safetensors|Safetensor"),
-    "a tensor is missing": (_lose_a_tensor, ExportError, "layers.1.mlp.down_proj"),
-    "weights of another shape": (
-        _edit_config(intermediate_size=512),
-        ExportError,
-        "intermediate_size|shape|size|mismatch",
-    ),
-    "more layers in the config than in the weights": (
-        _edit_config(num_hidden_layers=3),
-        ExportError,
-        "layers.2",
-    ),
-}
-
-
-@pytest.mark.parametrize("fault", BAD)
-def test_a_bad_checkpoint_leaves_nothing_behind(fault: str, zoo: Zoo, tmp_path: Path) -> None:
-    """Each fault is told by name, and neither a target nor anything beside it is left."""
-    spoil, error, words = BAD[fault]
-    source = tmp_path / "source"
-    shutil.copytree(zoo.checkpoint(ROW), source)
-    spoil(source)
-    place = tmp_path / "place"
-    place.mkdir()
-    with pytest.raises(error, match=words):
-        export_model(source, place / "made", progress=False)
-    assert list(place.iterdir()) == []
-
-
-def test_the_rope_type_of_the_first_releases_is_longrope(
-    tmp_path: Path, zoo: Zoo, load: LoadModel
-) -> None:
-    """Early 128k revisions call it "su"; the answer is that of the same weights today."""
-    row = "phi-3-mini-128k"
-    rope = dict(FAMILY[row].config["rope_scaling"]) | {"type": "su"}
-    source = build_checkpoint(tmp_path / "su", FAMILY[row], config_only={"rope_scaling": rope})
-    export_model(source, tmp_path / "made", compression="fp16", progress=False)
-    pins: tuple[tuple[int | None, Pin], ...] = ((None, "short"), (LONGEST, "long"))
-    for context_tokens, pin in pins:
-        model = load(tmp_path / "made", context_tokens=context_tokens)
-        ids = model.tokenizer.encode_raw(prompt_text(24))
-        truth = greedy(zoo.checkpoint(row), ids, 32, pin=pin)
-        assert model.complete(prompt_text(24), max_new_tokens=32).token_ids == truth
-        model.close()
-
-
-# Disks.
-
-
-def test_a_full_disk_is_noticed_before_the_work(
-    zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The message says how much is needed and how much is there."""
-    real = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr("shutil.disk_usage", lambda _path: real._replace(free=10_000_000))
-    phases: list[str] = []
-    with pytest.raises(ExportError, match=r"needs about 0\.1 GB.*has 0\.0 GB free"):
-        export_model(
-            zoo.checkpoint(ROW),
-            tmp_path / "made",
-            progress=lambda progress: phases.append(progress.phase),
-        )
-    assert phases == ["check"]
-    assert list(tmp_path.iterdir()) == []
-
-
-@contextmanager
-def _small_disk(folder: Path, size_kilobytes: int) -> Iterator[Path]:
-    if sys.platform != "linux" or os.geteuid() != 0:
-        pytest.skip("mounting a small tmpfs needs root on Linux")
-    folder.mkdir()
-    options = f"size={size_kilobytes}k"
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-@pytest.mark.parametrize("size_kilobytes", [400, 1100])
-def test_a_disk_that_fills_up_leaves_nothing_behind(
-    size_kilobytes: int, zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A real disk that is full while the model is converted, and while it is compressed."""
-    plenty = shutil.disk_usage(tmp_path)._replace(free=10**12)
-    with _small_disk(tmp_path / "disk", size_kilobytes) as disk:
-        monkeypatch.setattr("shutil.disk_usage", lambda _path: plenty)
-        with pytest.raises(ExportError, match="failed in the phase"):
-            export_model(zoo.checkpoint(ROW), disk / "made", progress=False)
-        assert list(disk.iterdir()) == []
-
-
-# Interruptions.
-
-
-_EXPORT_SLOWLY = """
-import sys, time
-import phi3ov
-
-def report(progress):
-    print(progress.phase, flush=True)
-    if progress.phase == sys.argv[3]:
-        time.sleep(100)
-
-phi3ov.export_model(sys.argv[1], sys.argv[2], compression="int8", progress=report)
-"""
-
-
-@pytest.mark.parametrize("phase", ["convert", "verify"])
-def test_a_killed_export_leaves_no_target_and_the_next_one_works(
-    phase: str, zoo: Zoo, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """SIGKILL leaves at most a hidden folder, which the next export to the target removes."""
-    target = tmp_path / "made"
-    child = subprocess.Popen(
-        [sys.executable, "-c", _EXPORT_SLOWLY, str(zoo.checkpoint(ROW)), str(target), phase],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert child.stdout is not None
-    with child.stdout:
-        reached = any(line.strip() == phase for line in child.stdout)
-        child.kill()
-    assert child.wait() != 0
-    assert reached
-    assert not target.exists()
-    with pytest.raises(ArtifactError, match="not a folder"):
-        load_model(target)
-    assert all(path.name.startswith(".made.") for path in tmp_path.iterdir())
-    export_model(zoo.checkpoint(ROW), target, compression="int8", progress=False)
-    Artifact.open(target).verify()
-    assert [path.name for path in tmp_path.iterdir()] == ["made"]
-    assert "an export that was killed left behind" in caplog.text
-
-
-@pytest.mark.parametrize("phase", ["check", "convert", "verify"])
-def test_an_interrupted_export_cleans_up(phase: str, zoo: Zoo, tmp_path: Path) -> None:
-    """Ctrl-C comes through as it is, and leaves nothing."""
-
-    def interrupt(progress: ExportProgress) -> None:
-        if progress.phase == phase:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        export_model(zoo.checkpoint(ROW), tmp_path / "made", progress=interrupt)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -644,109 +335,86 @@ def test_progress_goes_where_it_was_asked_to(
     lines = told.stderr.splitlines()
     assert len(lines) == len(PHASES), told.stderr
     for step, (line, phase) in enumerate(zip(lines, PHASES, strict=True), 1):
-        assert line.startswith(f"phi3ov export [{step}/5] {phase} (")
+        assert line.startswith(f"phi3ov export [{step}/7] {phase} (")
 
 
-# Loading what is not as it was exported.
+@pytest.mark.parametrize("recipe", [Int4Compression(), "int8", "fp16"])
+def test_a_long_phase_tells_how_far_it_is(recipe: Compression, zoo: Zoo, tmp_path: Path) -> None:
+    """Every pass over the weights rises from 0 to 1, and estimates the time that is left."""
+    seen: list[ExportProgress] = []
+    export_model(zoo.checkpoint(ROW), tmp_path / "made", compression=recipe, progress=seen.append)
+    passes = {(one.phase, one.detail) for one in seen if one.done > 0}
+    phases = [phase for phase, _ in sorted(passes)]
+    assert phases == (
+        ["analyse", "compress"] if isinstance(recipe, Int4Compression) else ["compress"]
+    )
+    for phase, detail in passes:
+        assert detail
+        shares = [one.done for one in seen if (one.phase, one.detail) == (phase, detail)]
+        assert shares == sorted(shares)
+        assert shares[-1] == 1.0
+    assert all((one.remaining_seconds is None) == (one.done == 0) for one in seen)
 
 
-@pytest.fixture
-def copy(zoo: Zoo, tmp_path: Path) -> Path:
-    """A copy of an artifact, to be damaged."""
-    folder = tmp_path / "copy"
-    shutil.copytree(zoo.artifact(ROW), folder)
-    return folder
+def test_a_terminal_shows_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One per phase, with its share, and a full one when the next phase begins."""
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr("phi3ov.progress._REPORT_EVERY_SECONDS", 0)
+    with contextlib.closing(Phases(True)) as phases:
+        phases.begin("convert")
+        phases.begin("compress")
+        for _ in phases.follow(range(4), "Applying Weight Compression"):
+            pass
+    shown = terminal.getvalue()
+    assert "[2/7] convert" in shown
+    assert "[4/7] compress" in shown
+    assert " 25 %" in shown
+    assert "100 %" in shown
 
 
-@pytest.mark.parametrize("name", [MODEL_BIN, MODEL_XML, "tokenizer.json", "config.json"])
-def test_a_missing_file_is_named(name: str, copy: Path) -> None:
-    """Without any hashing."""
-    (copy / name).unlink()
-    with pytest.raises(ArtifactError, match=f"{name}: missing") as caught:
-        load_model(copy, device="CPU", verify=False)
-    assert len(caught.value.problems) == 1
-
-
-def test_every_problem_is_listed(copy: Path) -> None:
-    """One message for all that is wrong."""
-    (copy / "tokenizer.json").unlink()
-    os.truncate(copy / MODEL_BIN, 1000)
-    with pytest.raises(ArtifactError) as caught:
-        load_model(copy, device="CPU")
-    assert len(caught.value.problems) == 2
-
-
-def test_a_file_that_was_cut_short_is_named(copy: Path) -> None:
-    """Its size is enough to tell, so this holds without verify too."""
-    os.truncate(copy / MODEL_BIN, (copy / MODEL_BIN).stat().st_size - 1)
-    with pytest.raises(ArtifactError, match=rf"{MODEL_BIN}: \d+ bytes instead of \d+"):
-        load_model(copy, device="CPU", verify=False)
-
-
-def test_one_changed_byte_is_noticed_unless_told_not_to_look(copy: Path) -> None:
-    """OpenVINO itself loads a damaged model without a word."""
-    with (copy / MODEL_BIN).open("r+b") as file:
-        file.seek(100_000)
-        byte = file.read(1)
-        file.seek(100_000)
-        file.write(bytes([byte[0] ^ 1]))
-    with pytest.raises(ArtifactError, match=f"{MODEL_BIN}: its content has changed"):
-        load_model(copy, device="CPU")
-    load_model(copy, device="CPU", verify=False).close()
-
-
-def test_a_damaged_graph_is_explained_by_the_damage(copy: Path) -> None:
-    """Where the compilation fails too, the message is still the one about the file."""
-    path = copy / MODEL_XML
-    path.write_bytes(b"x" * path.stat().st_size)
-    with pytest.raises(ArtifactError, match=f"{MODEL_XML}: its content has changed"):
-        load_model(copy, device="CPU")
-
-
-def test_a_checkpoint_is_no_artifact(zoo: Zoo) -> None:
-    """The message says what to do with it."""
-    with pytest.raises(ArtifactError, match="It holds a checkpoint: export it first"):
-        load_model(zoo.checkpoint(ROW))
-
-
-@pytest.mark.parametrize("device", ["TPU", "CPU.7", "AUTO:GPU,CPU", ()])
-def test_an_unknown_device_is_refused(device: str | tuple[str, ...], zoo: Zoo) -> None:
-    """Naming what was asked and what is there."""
-    with pytest.raises(DeviceError, match="device="):
-        load_model(zoo.artifact(ROW), device=device)
-
-
-def test_a_gpu_that_is_not_there_is_refused_and_a_preference_falls_back(
-    zoo: Zoo, load: LoadModel
+def test_what_the_tools_say_goes_to_a_file_on_request(
+    zoo: Zoo, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Alone it is an error that lists the CPU; before the CPU it is the reason."""
-    if any(name.startswith("GPU") for name in phi3ov.list_devices()):
-        pytest.skip("this machine has a GPU")
-    with pytest.raises(DeviceError, match=r"GPU\.0 is not there.*CPU"):
-        load_model(zoo.artifact(ROW), device="GPU.0")
-    model = load(zoo.artifact(ROW), device=("GPU.0", "CPU"))
-    assert model.device.selected == "CPU"
-    assert "GPU.0 is not there" in model.device.reason
+    """NNCF's table and the tracer's warnings are there, and nothing of it on the terminal."""
+    log = tmp_path / "export.log"
+    export_model(zoo.checkpoint(ROW), tmp_path / "made", log=log, progress=False)
+    assert capfd.readouterr() == ("", "")
+    text = log.read_text(encoding="utf-8")
+    assert "Statistics of the bitwidth distribution" in text
+    assert "TracerWarning" in text
 
 
-def test_an_unknown_engine_is_refused(zoo: Zoo) -> None:
-    """The message lists those there are."""
-    with pytest.raises(OptionError, match="engine='vllm' is not one of 'pipeline'"):
-        load_model(zoo.artifact(ROW), engine="vllm")  # type: ignore[arg-type]
+# What an export takes.
 
 
-@pytest.mark.parametrize("engine", ["pipeline", "transformers"])
-def test_an_openvino_property_that_does_not_exist_is_refused(engine: Any, zoo: Zoo) -> None:
-    """Nothing that the caller sets is ignored."""
-    config = phi3ov.RuntimeConfig(properties={"NO_SUCH_PROPERTY": "1"})
-    with pytest.raises(Phi3OVError, match="NO_SUCH_PROPERTY"):
-        load_model(zoo.artifact(ROW), device="CPU", config=config, engine=engine)
+@pytest.mark.parametrize("recipe", [Int4Compression(), "int8", "fp16"])
+def test_weights_are_never_all_in_memory_nor_on_disk_in_full(
+    recipe: Compression, zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each new weight goes to the mapped file, and no file of an export holds the source's.
 
+    So the anonymous memory of an export does not grow with the number of layers.
+    """
+    moved: list[int] = []
+    store = MappedConstants._store
 
-def test_a_sampled_answer_is_repeatable_with_its_seed(zoo: Zoo, load: LoadModel) -> None:
-    """The seed that a reply records gives the same answer again."""
-    model = load(zoo.artifact(ROW), config=EXACT)
-    first = model.complete(prompt_text(30), max_new_tokens=24, temperature=1.5)
-    assert first.seed is not None
-    again = model.complete(prompt_text(30), max_new_tokens=24, temperature=1.5, seed=first.seed)
-    assert again.token_ids == first.token_ids
+    def count(self: MappedConstants, values: Any, shape: Any, element_type: Any) -> Any:
+        moved.append(values.nbytes)
+        return store(self, values, shape, element_type)
+
+    monkeypatch.setattr(MappedConstants, "_store", count)
+    monkeypatch.setattr("phi3ov.mapped._WORTH_MOVING", 64)  # the shapes of reshapes are smaller
+    largest: dict[str, int] = {}
+
+    def look(progress: ExportProgress) -> None:
+        for path in tmp_path.rglob("*.bin"):
+            with contextlib.suppress(FileNotFoundError):
+                largest[path.name] = max(largest.get(path.name, 0), path.stat().st_size)
+
+    report = export_model(zoo.checkpoint(ROW), tmp_path / "made", compression=recipe, progress=look)
+    weights = sum(one.size_bytes for one in report.weights)
+    assert sum(moved) == weights
+    assert largest["openvino_model.bin"] == (tmp_path / "made" / MODEL_BIN).stat().st_size
+    assert largest["compressed.bin"] < weights + 4096 * len(moved)

@@ -20,7 +20,7 @@ from phi3ov.errors import CompressionError, OptionError
 from phi3ov.ir import WeightLayer
 
 
-def test_defaults_are_the_seeds_recipe() -> None:
+def test_the_default_recipe() -> None:
     """Group 128, ratio 0.6, symmetric, and nothing adjusted in silence."""
     assert Int4Compression() == Int4Compression(
         group_size=128, ratio=0.6, symmetric=True, on_indivisible="error"
@@ -117,13 +117,13 @@ def int8(index: int, **changes: Any) -> WeightLayer:
 
 EMBEDDING = int8(99, name="model.embed_tokens.weight", parameters=10**6)
 HEAD = int8(99, name="lm_head.weight", parameters=10**6)
-SEED = (EMBEDDING, *map(int4, range(6)), *map(int8, range(6, 10)), HEAD)
+DEFAULT = (EMBEDDING, *map(int4, range(6)), *map(int8, range(6, 10)), HEAD)
 
 
 @pytest.mark.parametrize(
     ("layers", "recipe"),
     [
-        (SEED, Int4Compression()),
+        (DEFAULT, Int4Compression()),
         ((EMBEDDING, *map(int4, range(10))), Int4Compression(ratio=1.0)),
         (
             (EMBEDDING, *(int4(one, group_size=0) for one in range(3))),
@@ -143,14 +143,14 @@ def test_right_outcome_is_accepted(layers: tuple[WeightLayer, ...], recipe: Comp
 @pytest.mark.parametrize(
     ("layers", "recipe", "wrong"),
     [
-        ((*SEED, int8(20, precision="fp16")), Int4Compression(), 1),
-        ((*SEED, int8(20, precision="fp32")), Int4Compression(), 1),
-        ((*SEED[:-1], replace(HEAD, precision="bf16")), Int4Compression(), 1),
-        ((*SEED, int4(20, group_size=64)), Int4Compression(), 1),
-        ((*SEED, int4(20, group_size=256)), Int4Compression(on_indivisible="adjust"), 1),
-        ((*SEED, int4(20, symmetric=False)), Int4Compression(), 1),
-        (SEED, Int4Compression(symmetric=False), 6),
-        (SEED, Int4Compression(group_size=-1), 6),
+        ((*DEFAULT, int8(20, precision="fp16")), Int4Compression(), 1),
+        ((*DEFAULT, int8(20, precision="fp32")), Int4Compression(), 1),
+        ((*DEFAULT[:-1], replace(HEAD, precision="bf16")), Int4Compression(), 1),
+        ((*DEFAULT, int4(20, group_size=64)), Int4Compression(), 1),
+        ((*DEFAULT, int4(20, group_size=256)), Int4Compression(on_indivisible="adjust"), 1),
+        ((*DEFAULT, int4(20, symmetric=False)), Int4Compression(), 1),
+        (DEFAULT, Int4Compression(symmetric=False), 6),
+        (DEFAULT, Int4Compression(group_size=-1), 6),
         ((EMBEDDING, int8(0), HEAD), Int4Compression(), 0),
         ((), Int4Compression(), 0),
         ((int8(0), int4(1)), "int8", 1),
@@ -173,10 +173,10 @@ def test_wrong_outcome_is_refused(
 def test_ratio_far_off_is_refused(ratio: float) -> None:
     """More than one layer beside the ratio asked for is another recipe."""
     with pytest.raises(CompressionError, match=f"60.0% .* where ratio={ratio} was asked"):
-        check_weights(SEED, Int4Compression(ratio=ratio))
+        check_weights(DEFAULT, Int4Compression(ratio=ratio))
 
 
 @pytest.mark.parametrize("ratio", [0.51, 0.6, 0.69])
 def test_ratio_within_one_layer_is_accepted(ratio: float) -> None:
     """Whole layers are compressed, so the share is right to one layer."""
-    check_weights(SEED, Int4Compression(ratio=ratio))
+    check_weights(DEFAULT, Int4Compression(ratio=ratio))
