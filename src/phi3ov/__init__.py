@@ -12,9 +12,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .artifact import Artifact
+    from .batch import BatchProgress, BatchRequest, BatchResult
     from .chat import Phi3Chat
     from .chat_format import Message
     from .compression import Int4Compression
+    from .devices import (
+        DeviceChoice,
+        DeviceInfo,
+        DeviceRefusal,
+        describe_devices,
+        list_devices,
+    )
     from .errors import (
         ArtifactError,
         CompressionError,
@@ -28,15 +36,20 @@ if TYPE_CHECKING:
         Phi3OVError,
         PromptError,
         QueueFullError,
+        RestoreError,
         StateError,
         UnsupportedModelError,
     )
     from .exporter import ExportReport, export_model
-    from .generation import GenerationOptions, Reply, Timings, Usage
+    from .generation import GenerationOptions, LoadTimings, Options, Reply, Timings, Usage
     from .hub import fetch_artifact, push_to_hub
-    from .model import Phi3Model, load_model
+    from .limits import RequestLimits
+    from .loading import load_model
+    from .lora import LoraAdapter
+    from .model import Phi3Model
     from .progress import ExportProgress
-    from .runtime import DeviceChoice, RuntimeConfig, list_devices
+    from .runtime import RuntimeConfig
+    from .speculation import DraftModel, PromptLookup
     from .stream import ReplyStream
     from .tools import Tool, ToolCall
 
@@ -45,10 +58,16 @@ __version__ = "0.1.0"
 __all__ = [
     "Artifact",
     "ArtifactError",
+    "BatchProgress",
+    "BatchRequest",
+    "BatchResult",
     "CompressionError",
     "ContextLengthError",
     "DeviceChoice",
     "DeviceError",
+    "DeviceInfo",
+    "DeviceRefusal",
+    "DraftModel",
     "EngineCrashedError",
     "ExportError",
     "ExportProgress",
@@ -56,16 +75,22 @@ __all__ = [
     "GenerationError",
     "GenerationOptions",
     "Int4Compression",
+    "LoadTimings",
+    "LoraAdapter",
     "Message",
     "MissingDependencyError",
     "OptionError",
+    "Options",
     "Phi3Chat",
     "Phi3Model",
     "Phi3OVError",
     "PromptError",
+    "PromptLookup",
     "QueueFullError",
     "Reply",
     "ReplyStream",
+    "RequestLimits",
+    "RestoreError",
     "RuntimeConfig",
     "StateError",
     "Timings",
@@ -73,6 +98,7 @@ __all__ = [
     "ToolCall",
     "UnsupportedModelError",
     "Usage",
+    "describe_devices",
     "export_model",
     "fetch_artifact",
     "list_devices",
@@ -83,9 +109,17 @@ __all__ = [
 # Where each public name comes from; a test compares it with __all__ and the imports above.
 _MODULES = {
     "artifact": ("Artifact",),
+    "batch": ("BatchProgress", "BatchRequest", "BatchResult"),
     "chat": ("Phi3Chat",),
     "chat_format": ("Message",),
     "compression": ("Int4Compression",),
+    "devices": (
+        "DeviceChoice",
+        "DeviceInfo",
+        "DeviceRefusal",
+        "describe_devices",
+        "list_devices",
+    ),
     "errors": (
         "ArtifactError",
         "CompressionError",
@@ -99,27 +133,35 @@ _MODULES = {
         "Phi3OVError",
         "PromptError",
         "QueueFullError",
+        "RestoreError",
         "StateError",
         "UnsupportedModelError",
     ),
     "exporter": ("ExportReport", "export_model"),
     "progress": ("ExportProgress",),
-    "generation": ("GenerationOptions", "Reply", "Timings", "Usage"),
+    "generation": ("GenerationOptions", "LoadTimings", "Options", "Reply", "Timings", "Usage"),
     "hub": ("fetch_artifact", "push_to_hub"),
-    "model": ("Phi3Model", "load_model"),
-    "runtime": ("DeviceChoice", "RuntimeConfig", "list_devices"),
+    "limits": ("RequestLimits",),
+    "loading": ("load_model",),
+    "lora": ("LoraAdapter",),
+    "model": ("Phi3Model",),
+    "runtime": ("RuntimeConfig",),
+    "speculation": ("DraftModel", "PromptLookup"),
     "stream": ("ReplyStream",),
     "tools": ("Tool", "ToolCall"),
 }
 
 
-def __getattr__(name: str) -> object:
-    """Import a public name from its module when it is first used."""
-    for module, names in _MODULES.items():
-        if name in names:
-            value = globals()[name] = getattr(import_module(f".{module}", __name__), name)
-            return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# Hidden from type checkers, which would otherwise take every misspelt name for an object.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """Import a public name from its module when it is first used."""
+        for module, names in _MODULES.items():
+            if name in names:
+                value = globals()[name] = getattr(import_module(f".{module}", __name__), name)
+                return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .atomic_file import replace_file
 from .chat_format import Message
-from .errors import PromptError, StateError
+from .errors import OptionError, PromptError, RestoreError, StateError
 from .generation import GenerationOptions, Options, Reply
+from .saved_chat import MOST_BYTES, SavedChat, Turn
 from .stream import ReplyStream
 from .tools import Tool, describe_tools
 
@@ -22,15 +24,6 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from .model import Phi3Model
-
-
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    """One question and its answer, as messages and as the ids that went through the model."""
-
-    user: Message
-    assistant: Message
-    token_ids: tuple[int, ...]
 
 
 class Phi3Chat:
@@ -77,6 +70,7 @@ class Phi3Chat:
         """
         self.model = model
         self.options = options
+        self._tools = tuple(tools)
         if system is None and tools:
             system = ""
         self._system = None if system is None else Message("system", system)
@@ -85,7 +79,8 @@ class Phi3Chat:
             described = describe_tools(tools) if tools else None
             system_ids = model.tokenizer.encode_message(self._system, tools=described)
             self._beginning_ids += tuple(system_ids)
-        self._turns: list[_Turn] = []
+        self._turns: list[Turn] = []
+        self._candidates: tuple[Reply, ...] = ()  # of the last turn
         self._turn_is_open = threading.Lock()  # held from a turn's start to its end
 
     @property
@@ -111,6 +106,7 @@ class Phi3Chat:
             ContextLengthError: History, message and answer do not fit the context.
             OptionError: An option is unknown or not allowed.
             StateError: Another turn of this chat is open, or the model is closed.
+            QueueFullError: As many requests wait as may, and the options do not say to wait.
             GenerationError: The engine failed; ``partial_text`` holds what there was.
         """
         return self.stream(message, **options).drain()
@@ -137,8 +133,9 @@ class Phi3Chat:
             if keep:
                 answer_ids = [*reply.token_ids, *self.model.tokenizer.closing]
                 turn_ids = (*user_ids, *self.model.tokenizer.opening, *answer_ids)
-                turn = _Turn(user, Message("assistant", reply.text), turn_ids)
+                turn = Turn(user, Message("assistant", reply.text), turn_ids)
                 self._turns = [*self._turns[reply.dropped_turns :], turn]
+                self._candidates = reply.candidates
             self._turn_is_open.release()
 
         self._open_turn()
@@ -153,10 +150,36 @@ class Phi3Chat:
 
     async def agenerate(self, message: str, **options: Unpack[Options]) -> Reply:
         """Take a turn without blocking the event loop; see `generate`."""
-        stream = self.stream(message, **options)
-        async for _ in stream:
-            pass
+        async with self.stream(message, **options) as stream:
+            async for _ in stream:
+                pass
         return stream.reply
+
+    def choose(self, candidate: Reply) -> None:
+        """Continue with another candidate of the last turn; the history holds the first until then.
+
+        Args:
+            candidate: One of the last reply's `Reply.candidates`.
+
+        Raises:
+            OptionError: It is no candidate of the last turn.
+            StateError: A turn is open.
+        """
+        self._open_turn()
+        try:
+            seeds = {one.seed for one in self._candidates if one.token_ids == candidate.token_ids}
+            if candidate.seed not in seeds:
+                raise OptionError(
+                    f"candidate={candidate.text[:60]!r} is none of the last turn's "
+                    f"{len(self._candidates)} candidates. Take one from its reply.candidates."
+                )
+            last, tokenizer = self._turns[-1], self.model.tokenizer
+            question_ids = [*tokenizer.encode_message(last.user), *tokenizer.opening]
+            turn_ids = (*question_ids, *candidate.token_ids, *tokenizer.closing)
+            turn = Turn(last.user, Message("assistant", candidate.text), turn_ids)
+            self._turns = [*self._turns[:-1], turn]
+        finally:
+            self._turn_is_open.release()
 
     def reset(self) -> None:
         """Forget all turns; the system message stays.
@@ -166,14 +189,123 @@ class Phi3Chat:
         """
         self._open_turn()
         self._turns = []
+        self._candidates = ()
         self._turn_is_open.release()
 
     def fork(self) -> Phi3Chat:
         """Return a second conversation with the same past; the two go on independently."""
         twin = Phi3Chat(self.model, options=self.options)
-        twin._system, twin._beginning_ids = self._system, self._beginning_ids
-        twin._turns = list(self._turns)
+        twin._system, twin._tools = self._system, self._tools
+        twin._beginning_ids = self._beginning_ids
+        twin._turns, twin._candidates = list(self._turns), self._candidates
         return twin
+
+    def save(self, path: str | Path) -> None:
+        """Write the conversation to a file, from which `restore` makes it again.
+
+        The file is JSON: the history as ids and as text, system message, tools, options and the
+        model's fingerprint. It replaces the file that is there, if any, all at once. A turn
+        that is still open is not in it.
+
+        Args:
+            path: The file to write. On POSIX its owner alone may read it.
+
+        Raises:
+            OptionError: An option or a tool holds what JSON cannot.
+            OSError: The file cannot be written.
+
+        Example:
+            >>> chat.save("talk.json")  # doctest: +SKIP
+            >>> again = Phi3Chat.restore(model, "talk.json")  # doctest: +SKIP
+        """
+        saved = SavedChat(
+            fingerprint=self.model.fingerprint,
+            options=self.options,
+            system=None if self._system is None else self._system.content,
+            tools=self._tools,
+            beginning_ids=self._beginning_ids,
+            turns=tuple(self._turns),
+        )
+        try:
+            text = saved.to_json()
+        except ValueError as error:
+            raise OptionError(f"{path} cannot be written: {error}") from error
+        with replace_file(path) as file:
+            file.write(text.encode())
+
+    @classmethod
+    def restore(cls, model: Phi3Model, path: str | Path) -> Phi3Chat:
+        """Return the conversation that `save` wrote; its next answer is what it would have been.
+
+        What is in the file is checked, not believed: texts must encode to the ids beside them,
+        and no answer may hold a token that ends one. Device, precision and context are those of
+        ``model``.
+
+        Args:
+            model: The model that the conversation was held with, loaded again.
+            path: The file.
+
+        Raises:
+            RestoreError: The file is damaged, of another version, or of another model.
+            OSError: The file cannot be read.
+        """
+        with Path(path).open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        try:
+            if len(content) > MOST_BYTES:
+                raise ValueError(f"it has more than {MOST_BYTES} bytes.")
+            saved = SavedChat.from_json(content.decode())
+            saved.fingerprint.require(model.fingerprint)
+            chat = cls(model, system=saved.system, tools=saved.tools, options=saved.options)
+            chat._require_ids(saved)
+        except ValueError as error:
+            raise RestoreError(path, str(error)) from error
+        chat._turns = list(saved.turns)
+        return chat
+
+    def save_kv_cache(self, path: str | Path) -> None:
+        """Write what the model has read of this conversation, so that nobody reads it again.
+
+        For a fixed beginning, such as a long system prompt or a document: save it once, and
+        call `Phi3Model.restore_kv_cache` in any process that loads the same model with the same
+        settings. Every prompt that begins with `token_ids` as they are now then starts there.
+        The model must be loaded with ``engine="paged"``. What is not in its cache is read first.
+
+        Args:
+            path: The file; it replaces one that is there, all at once. It holds the ids, hence
+                the text. On POSIX its owner alone may read it.
+
+        Raises:
+            PromptError: The conversation is empty.
+            ContextLengthError: It fills the context.
+            OptionError: The engine keeps its cache to itself.
+            GenerationError: The engine failed.
+            OSError: The file cannot be written.
+            StateError: The model is closed.
+
+        Example:
+            >>> manual = Phi3Chat(model, system=text)  # doctest: +SKIP
+            >>> manual.save_kv_cache("manual.kv")  # doctest: +SKIP
+        """
+        self.model.save_kv_cache(self.token_ids, path)
+
+    def _require_ids(self, saved: SavedChat) -> None:
+        """Check that saved ids are those of the saved texts, and could have been produced."""
+        if saved.beginning_ids != self._beginning_ids:
+            raise ValueError("beginning_ids are not those of the system message.")
+        tokenizer = self.model.tokenizer
+        # Phi3Config's own default, which a config.json may leave out.
+        vocabulary_size = self.model.artifact.config.get("vocab_size", 32064)
+        for number, turn in enumerate(saved.turns):
+            before = (*tokenizer.encode_message(turn.user), *tokenizer.opening)
+            after = tuple(tokenizer.closing)
+            answer = turn.token_ids[len(before) : len(turn.token_ids) - len(after)]
+            if turn.token_ids != before + answer + after:
+                raise ValueError(f"token_ids of turn {number} are not those of its message.")
+            if not all(
+                0 <= one < vocabulary_size and one not in tokenizer.stop_tokens for one in answer
+            ):
+                raise ValueError(f"token_ids of turn {number} hold what no answer can hold.")
 
     def _open_turn(self) -> None:
         if not self._turn_is_open.acquire(blocking=False):

@@ -11,6 +11,7 @@ work::
     │   └─ CompressionError(ValueError)         the recipe does not fit the model's layers
     ├─ ArtifactError(ValueError)                an exported folder is incomplete or changed
     ├─ DeviceError(ValueError)                  no requested device is there
+    ├─ RestoreError(ValueError)                 a saved file is damaged or of another model
     ├─ OptionError(ValueError)                  an option is out of range or contradicts another
     ├─ StateError(RuntimeError)                 used after close(), or while a turn is open
     │   └─ QueueFullError                       as many requests wait as the engine takes
@@ -25,6 +26,7 @@ Errors of the libraries underneath are translated where they enter (``engine/`` 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 
@@ -83,6 +85,16 @@ class DeviceError(Phi3OVError, ValueError):
     """None of the requested devices can be used; says what was asked, what exists and why."""
 
 
+class RestoreError(Phi3OVError, ValueError):
+    """A saved file is damaged, of another version, or does not belong to the loaded model."""
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        """Keep the file's ``path`` and the ``reason``, one sentence."""
+        super().__init__(f"{path} cannot be restored: {reason}")
+        self.path: Path = Path(path)
+        self.reason = reason
+
+
 class OptionError(Phi3OVError, ValueError):
     """An option's value is out of range or contradicts another; names the field and the value."""
 
@@ -92,7 +104,16 @@ class StateError(Phi3OVError, RuntimeError):
 
 
 class QueueFullError(StateError):
-    """As many requests run and wait as the engine takes; try again when one has ended."""
+    """As many requests run and wait as `RequestLimits` allows."""
+
+    def __init__(self, open_requests: int) -> None:
+        """Keep how many ``open_requests`` there are."""
+        super().__init__(
+            f"{open_requests} requests run or wait already, which is the most that this model "
+            "takes. Try again when one has ended, choose on_full_queue='wait', or load it with "
+            "limits=RequestLimits(max_waiting=...)."
+        )
+        self.open_requests = open_requests
 
 
 class PromptError(Phi3OVError, ValueError):

@@ -7,17 +7,32 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
-from typing import Literal, TypedDict
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, TypedDict, get_args
 
 from .errors import OptionError
+from .structured import AnswerShape, answer_shape, copy_schema
 from .tools import ToolCall
 
-FinishReason = Literal["stop", "length", "cancelled"]
-"""Why an answer ended: by itself, at its token limit, or because somebody cancelled it."""
+FinishReason = Literal["stop", "length", "cancelled", "timeout"]
+"""Why an answer ended: by itself, at its token limit, cancelled, or at its time limit."""
 
 OverflowPolicy = Literal["raise", "clamp", "drop_oldest"]
 """What to do when prompt and answer do not fit the context; see `GenerationOptions`."""
+
+TimeoutPolicy = Literal["drop", "keep"]
+"""Whether a turn whose time was over enters the history; see `GenerationOptions`."""
+
+QueuePolicy = Literal["raise", "wait"]
+"""What to do when as many requests wait as may; see `GenerationOptions`."""
+
+
+MOST_CANDIDATES = 64
+"""The most answers that one request may draw."""
+
+
+JsonSchema = dict[str, Any] | type[Any]
+"""A JSON schema, or a dataclass or pydantic model that stands for its own."""
 
 
 class Options(TypedDict, total=False):
@@ -28,9 +43,20 @@ class Options(TypedDict, total=False):
     temperature: float
     top_p: float
     top_k: int | None
+    min_p: float
     repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
     seed: int | None
+    candidates: int
+    logprobs: bool
+    json_schema: JsonSchema | None
+    regex: str | None
+    choices: tuple[str, ...] | None
     on_overflow: OverflowPolicy
+    timeout_seconds: float | None
+    on_timeout: TimeoutPolicy
+    on_full_queue: QueuePolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,14 +73,37 @@ class GenerationOptions:
             in (0, 1]; needs a temperature above 0.
         top_k: Draw only from this many likeliest tokens; None for all of them; needs a
             temperature above 0.
-        repetition_penalty: Divides the score of tokens that prompt or answer already hold;
-            1.0 is off, must be above 0.
+        min_p: Draw only from tokens at least this share as likely as the likeliest, in [0, 1);
+            0.0 is off; needs a temperature above 0.
+        repetition_penalty: Divides the score of tokens that prompt or answer already hold
+            (multiplies it where it is negative); 1.0 is off, must be above 0.
+        presence_penalty: Moves the score of tokens that the answer already holds towards zero
+            by this much, -2 to 2; 0.0 is off. This is openvino-genai's rule: a negative score
+            rises, where other libraries would lower it further.
+        frequency_penalty: The same, times how often the answer holds the token.
         seed: Makes the drawing repeatable, 0 to 2**32 - 1; needs a temperature above 0. None
             draws a new seed, which the reply records.
+        candidates: How many answers to draw, each with a seed of its own: ``seed``,
+            ``seed + 1`` and so on. More than one needs a temperature above 0. The first is
+            the reply and is streamed; all are in `Reply.candidates`.
+        logprobs: Report how likely the model found each token (`Reply.logprobs`); needs
+            ``engine="worker"`` or ``"paged"``.
+        json_schema: The answer is JSON that fits this schema: a dictionary, a dataclass or a
+            pydantic model. `Reply.parsed` is its value, or an instance of the class. Needs
+            ``engine="pipeline"`` or ``"worker"``, as do the next two.
+        regex: The answer matches this regular expression from its beginning to its end.
+        choices: The answer is one of these strings.
         on_overflow: When prompt and ``max_new_tokens`` exceed the context: ``"raise"`` a
             `ContextLengthError`, ``"clamp"`` ``max_new_tokens`` to what fits, or
             ``"drop_oldest"`` turns (whole turns, never the system prompt). The reply says
             what was done (`Reply.max_new_tokens`, `Reply.dropped_turns`).
+        timeout_seconds: How long the answer may take from now, waiting for others included;
+            None for as long as it takes. When the time is over, the reply holds what there
+            is, possibly nothing, with the finish reason ``"timeout"``.
+        on_timeout: ``"drop"`` a turn whose time was over, so that the history stays as it was,
+            or ``"keep"`` it with the partial answer; needs ``timeout_seconds``.
+        on_full_queue: When as many requests wait as `RequestLimits` allows: ``"raise"`` a
+            `QueueFullError`, or ``"wait"`` behind them.
 
     Raises:
         OptionError: A value is out of its range, or contradicts another.
@@ -74,9 +123,20 @@ Set a temperature above 0, or leave top_p out.
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int | None = None
+    min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     seed: int | None = None
+    candidates: int = 1
+    logprobs: bool = False
+    json_schema: JsonSchema | None = field(default=None, hash=False)
+    regex: str | None = None
+    choices: tuple[str, ...] | None = None
     on_overflow: OverflowPolicy = "raise"
+    timeout_seconds: float | None = None
+    on_timeout: TimeoutPolicy = "drop"
+    on_full_queue: QueuePolicy = "raise"
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -91,20 +151,48 @@ Set a temperature above 0, or leave top_p out.
             raise OptionError(f"stop={self.stop!r} must hold non-empty strings only.")
         _require_number("temperature", self.temperature, least=0.0, most=100.0)
         _require_number("top_p", self.top_p, above=0.0, most=1.0)
+        _require_number("min_p", self.min_p, least=0.0, below=1.0)
         _require_number("repetition_penalty", self.repetition_penalty, above=0.0, most=100.0)
+        _require_number("presence_penalty", self.presence_penalty, least=-2.0, most=2.0)
+        _require_number("frequency_penalty", self.frequency_penalty, least=-2.0, most=2.0)
+        _require_integer("candidates", self.candidates, least=1, most=MOST_CANDIDATES)
+        if not isinstance(self.logprobs, bool):
+            raise OptionError(f"logprobs={self.logprobs!r} must be True or False.")
         if self.top_k is not None:
             _require_integer("top_k", self.top_k, least=1, most=2**31 - 1)
         if self.seed is not None:
             _require_integer("seed", self.seed, least=0, most=2**32 - 1)
-        if self.on_overflow not in ("raise", "clamp", "drop_oldest"):
+        for name, choices in _POLICIES.items():
+            if getattr(self, name) not in choices:
+                listed = " or ".join((", ".join(map(repr, choices[:-1])), repr(choices[-1])))
+                raise OptionError(f"{name}={getattr(self, name)!r} is not {listed}.")
+        if self.timeout_seconds is not None:
+            _require_number("timeout_seconds", self.timeout_seconds, above=0.0, most=1e6)
+        elif self.on_timeout != "drop":
             raise OptionError(
-                f"on_overflow={self.on_overflow!r} is not 'raise', 'clamp' or 'drop_oldest'."
+                f"on_timeout={self.on_timeout!r} has no effect without timeout_seconds. Set "
+                "timeout_seconds, or leave on_timeout out."
             )
         if self.temperature == 0:
             self._refuse_sampling_options()
+        self._check_shape()
+
+    def _check_shape(self) -> None:
+        object.__setattr__(self, "json_schema", copy_schema(self.json_schema))
+        if isinstance(self.choices, list):
+            object.__setattr__(self, "choices", tuple(self.choices))
+        if self.shape() is not None and self.stop:
+            raise OptionError(
+                f"stop={self.stop!r} contradicts json_schema, regex and choices: it would cut the "
+                "answer off within. Leave stop out."
+            )
+
+    def shape(self) -> AnswerShape | None:
+        """Return what ``json_schema``, ``regex`` or ``choices`` ask for; None without them."""
+        return answer_shape(json_schema=self.json_schema, regex=self.regex, choices=self.choices)
 
     def _refuse_sampling_options(self) -> None:
-        for name, neutral in (("top_p", 1.0), ("top_k", None), ("seed", None)):
+        for name, neutral in _SAMPLING_ONLY.items():
             value = getattr(self, name)
             if value != neutral:
                 raise OptionError(
@@ -118,13 +206,24 @@ Set a temperature above 0, or leave top_p out.
         Raises:
             OptionError: A name is not an option, or a value is not allowed.
         """
-        known = {field.name for field in fields(self)}
+        known = {one.name for one in fields(self)}
         for name in changes:
             if name not in known:
                 raise OptionError(
                     f"{name!r} is not an option. Options: {', '.join(sorted(known))}."
                 )
         return replace(self, **changes)
+
+
+_POLICIES: dict[str, tuple[str, ...]] = {
+    "on_overflow": get_args(OverflowPolicy),
+    "on_timeout": get_args(TimeoutPolicy),
+    "on_full_queue": get_args(QueuePolicy),
+}
+
+
+_SAMPLING_ONLY = {"top_p": 1.0, "top_k": None, "min_p": 0.0, "seed": None, "candidates": 1}
+"""What needs a temperature above 0, and the value that says nothing."""
 
 
 def _require_integer(name: str, value: object, *, least: int, most: int | None = None) -> None:
@@ -135,12 +234,19 @@ def _require_integer(name: str, value: object, *, least: int, most: int | None =
 
 
 def _require_number(
-    name: str, value: object, *, least: float = -math.inf, above: float = -math.inf, most: float
+    name: str,
+    value: object,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    most: float = math.inf,
+    below: float = math.inf,
 ) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not (least <= value <= most and value > above):  # type: ignore[operator]
+    if not number or not (least <= value <= most and above < value < below):  # type: ignore[operator]
         low = f"above {above}" if above > -math.inf else f"at least {least}"
-        raise OptionError(f"{name}={value!r} must be a number {low} and at most {most}.")
+        high = f"below {below}" if below < math.inf else f"at most {most}"
+        raise OptionError(f"{name}={value!r} must be a number {low} and {high}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,11 +257,20 @@ class Usage:
         prompt_tokens: Tokens of the whole prompt, history included.
         cached_tokens: How many of those the engine did not have to read again.
         completion_tokens: Tokens that the model produced, a stop token included.
+        accepted_tokens: How many of those were proposed by `PromptLookup` or a `DraftModel`, and
+            so took no pass over the weights of their own.
     """
 
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    accepted_tokens: int = 0
+
+    @property
+    def tokens_per_pass(self) -> float:
+        """Tokens per pass over the weights; 1.0 without speculation, 0.0 without tokens."""
+        passes = self.completion_tokens - self.accepted_tokens
+        return self.completion_tokens / passes if passes else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,14 +290,37 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoadTimings:
+    """How long a model took to load, in seconds.
+
+    Attributes:
+        read_seconds: Manifest, tokenizer and choice of the device.
+        compile_seconds: The engine: reading the IR and compiling it for the device.
+        verify_seconds: Waiting for the checksums after that; they run beside it.
+        warm_up_seconds: The first tokens, for which weights are repacked; 0.0 without warm-up.
+    """
+
+    read_seconds: float = 0.0
+    compile_seconds: float = 0.0
+    verify_seconds: float = 0.0
+    warm_up_seconds: float = 0.0
+
+    @property
+    def total_seconds(self) -> float:
+        """All of it."""
+        return self.read_seconds + self.compile_seconds + self.verify_seconds + self.warm_up_seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
     """One finished answer; ``str(reply)`` is its text.
 
     Attributes:
         text: The answer, without control tokens and without the stop string.
         token_ids: The ids that the model produced, without the stop token.
-        finish_reason: ``"stop"`` (the model or a stop string ended it), ``"length"``
-            (``max_new_tokens`` was reached: the answer is incomplete) or ``"cancelled"``.
+        finish_reason: ``"stop"`` (the model or a stop string ended it); or the answer is
+            incomplete: ``"length"`` (``max_new_tokens`` was reached), ``"cancelled"`` or
+            ``"timeout"`` (``timeout_seconds`` were over).
         stopped_by: The control token or the stop string that ended it; None otherwise.
         usage: Token counts.
         timings: Durations.
@@ -191,6 +329,15 @@ class Reply:
         dropped_turns: How many of the oldest turns ``on_overflow="drop_oldest"`` left out.
         seed: The seed that the tokens were drawn with; None for greedy decoding.
         tool_calls: The calls that the model asked for; see `Tool`.
+        logprobs: With ``logprobs=True``: for each of ``token_ids`` the natural logarithm of
+            the probability that the model gave it, before temperature, penalties, filters
+            and grammar. None otherwise.
+        parsed: With ``json_schema``: the value of the answer, as a dictionary (or what else
+            the schema allows) or as an instance of the class that was given. With ``regex``
+            and ``choices``: the text. None where the answer was cut off, which
+            ``finish_reason`` says, because then it is no whole value.
+        candidates: With ``candidates=n``: all n answers in the order of their seeds, this one
+            first. Empty otherwise.
     """
 
     text: str
@@ -203,6 +350,9 @@ class Reply:
     dropped_turns: int = 0
     seed: int | None = None
     tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[float, ...] | None = None
+    parsed: Any = None
+    candidates: tuple[Reply, ...] = ()
 
     def __str__(self) -> str:
         return self.text
@@ -216,3 +366,5 @@ class ReplyPlan:
     max_new_tokens: int
     dropped_turns: int = 0
     seed: int | None = None
+    logprobs: bool = False
+    shape: AnswerShape | None = None

@@ -1,108 +1,38 @@
-"""A loaded model: `load_model` puts artifact, device and engine together into a `Phi3Model`.
+"""A loaded model, `Phi3Model`: it turns prompts into replies.
 
-A model turns prompts into replies. Conversations with a memory are ``chat.py``.
+``loading.py`` puts one together. Conversations with a memory are ``chat.py``.
 """
 
 from __future__ import annotations
 
-import logging
 import secrets
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .artifact import Artifact
+from .batch import Batch, BatchResult, Conversation, ReportProgress
 from .chat_format import Message
-from .engine import ENGINES, Engine, EngineName, TokenRequest, load_engine
+from .devices import DeviceChoice
+from .engine import CacheEngine, Engine, TokenRequest, TokenStream
 from .errors import ContextLengthError, OptionError, PromptError
-from .generation import GenerationOptions, Options, Reply, ReplyPlan
+from .fingerprint import ModelFingerprint
+from .generation import GenerationOptions, LoadTimings, Options, Reply, ReplyPlan
 from .prompt import ChatTokenizer
-from .rope import ContextChoice, choose_context
-from .runtime import DeviceChoice, RuntimeConfig, choose_device
+from .rope import ContextChoice
+from .runtime import RuntimeConfig
 from .stream import ReplyStream
 from .text import AnswerText
 
 if TYPE_CHECKING:
     from typing import Unpack
 
-_LOGGER = logging.getLogger("phi3ov")
-
-_BATCH_READERS = 32
-"""How many conversations of a batch are given to the engine at once."""
 
 FitPrompt = Callable[[int], tuple[list[int], int]]
 """Drops so many of the oldest turns; returns the prompt's ids and how many were dropped."""
-
-
-def load_model(
-    path: str | Path,
-    *,
-    device: str | Sequence[str] = ("GPU", "CPU"),
-    config: RuntimeConfig = RuntimeConfig(),  # noqa: B008 - immutable
-    engine: EngineName = "pipeline",
-    context_tokens: int | None = None,
-    verify: bool = True,
-) -> Phi3Model:
-    """Load an exported folder on the first of the preferred devices that is there.
-
-    Args:
-        path: A folder made by `phi3ov.export_model`.
-        device: One OpenVINO device name, or several in order of preference.
-        config: OpenVINO's settings.
-        engine: ``"pipeline"`` (openvino-genai in this process, one answer at a time),
-            ``"worker"`` (openvino-genai in a child process, many answers at once) or
-            ``"transformers"`` (optimum-intel; needs ``phi3ov[export]``).
-        context_tokens: Tokens that prompt and answer may have together. None is the model's
-            original context. For a LongRoPE model a larger number chooses the long factors,
-            for the whole life of the loaded model.
-        verify: Compare every file with its SHA-256 in the manifest, beside the compilation.
-            Without it only presence and size are checked. A folder that phi3ov did not export
-            has no checksums; that is logged as a warning.
-
-    Raises:
-        ArtifactError: The folder is not what was exported; lists every problem.
-        DeviceError: None of the devices is there, or compiling for it failed.
-        OptionError: ``context_tokens`` or an OpenVINO property is not allowed.
-        MissingDependencyError: The engine needs a package that is not installed.
-        EngineCrashedError: The worker's process died while it loaded the model.
-
-    Example:
-        >>> with load_model("models/phi3-int4", device="CPU") as model:  # doctest: +SKIP
-        ...     print(model.device.reason)
-        CPU is the first choice and is there.
-    """
-    if engine not in ENGINES:
-        raise OptionError(f"engine={engine!r} is not one of {', '.join(map(repr, ENGINES))}.")
-    artifact = Artifact.open(path)
-    context = choose_context(artifact.config, context_tokens)
-    tokenizer = ChatTokenizer.from_folder(artifact.path, artifact.chat_format)
-    choice = choose_device(device)
-    _LOGGER.info("%s: %s", artifact.path, choice.reason)
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="phi3ov-verify") as executor:
-        checked = executor.submit(artifact.verify) if verify and artifact.has_checksums else None
-        try:
-            running = load_engine(engine)(
-                artifact, device=choice.selected, config=config, context=context
-            )
-        except Exception:
-            if checked is not None:
-                checked.result()  # a damaged file is the better explanation
-            raise
-        try:
-            if checked is not None:
-                checked.result()
-        except BaseException:
-            running.close()
-            raise
-    return Phi3Model(
-        artifact=artifact,
-        device=choice,
-        context=context,
-        tokenizer=tokenizer,
-        engine=running,
-        config=config,
-    )
 
 
 class Phi3Model:
@@ -114,6 +44,7 @@ class Phi3Model:
         context: Its context in tokens, and the LongRoPE factors in force.
         tokenizer: Messages to ids and back.
         config: The OpenVINO settings it was loaded with.
+        load_timings: How long it took to load.
     """
 
     def __init__(
@@ -125,6 +56,7 @@ class Phi3Model:
         tokenizer: ChatTokenizer,
         engine: Engine,
         config: RuntimeConfig,
+        load_timings: LoadTimings = LoadTimings(),  # noqa: B008 - immutable
     ) -> None:
         """Put the parts together; `load_model` does it."""
         self.artifact = artifact
@@ -132,7 +64,13 @@ class Phi3Model:
         self.context = context
         self.tokenizer = tokenizer
         self.config = config
+        self.load_timings = load_timings
         self._engine = engine
+
+    @cached_property
+    def fingerprint(self) -> ModelFingerprint:
+        """Which model this is, for what is saved with it."""
+        return ModelFingerprint.of(self.artifact)
 
     def complete(self, prompt: str, **options: Unpack[Options]) -> Reply:
         r"""Continue a raw prompt string, in which control tokens are honoured.
@@ -154,46 +92,135 @@ class Phi3Model:
         return self._start_alone(prompt_ids, GenerationOptions().changed(options)).drain()
 
     def generate_batch(
-        self, conversations: Iterable[Sequence[Message]], **options: Unpack[Options]
-    ) -> list[Reply]:
-        """Answer each of several independent conversations.
-
-        With ``engine="worker"`` they are answered together, else one after the other.
-
-        Args:
-            conversations: Each ends with a user message.
-            **options: Fields of `GenerationOptions`, for all of them.
+        self,
+        conversations: Iterable[Conversation],
+        *,
+        progress: ReportProgress | None = None,
+        **options: Unpack[Options],
+    ) -> list[BatchResult]:
+        """Answer each of several independent conversations; see `iter_batch`.
 
         Returns:
-            One reply per conversation, in the same order.
+            One result per conversation, in the same order. One that failed holds its error and
+            does not keep the others from being answered.
+
+        Example:
+            >>> asked = [[phi3ov.Message("user", "Hello")], []]
+            >>> for result in model.generate_batch(asked):  # doctest: +SKIP
+            ...     print(result.index, result.error or result.reply)
+            0 Hello! How can I help you today?
+            1 The conversation is empty.
+        """
+        return list(self.iter_batch(conversations, in_order=True, progress=progress, **options))
+
+    def iter_batch(
+        self,
+        conversations: Iterable[Conversation],
+        *,
+        in_order: bool = False,
+        progress: ReportProgress | None = None,
+        **options: Unpack[Options],
+    ) -> Iterator[BatchResult]:
+        """Answer independent conversations, however many, and yield each result as it is there.
+
+        With ``engine="worker"`` they are answered together, else one after the other. Only those
+        that run are taken from ``conversations``, and in order some more are held until those
+        before them have ended; so a generator may give any number. When the engine crashes, those
+        that were in it are asked again, one by one, and only one that crashes it again has
+        failed. Leaving the loop cancels the rest.
+
+        Args:
+            conversations: Each ends with a user message, or is a `BatchRequest`, which holds
+                options of its own.
+            in_order: Yield in the order of the conversations, not in that in which they end.
+            progress: Called for each result, before it is yielded.
+            **options: Fields of `GenerationOptions`, for all of them. A full queue is waited
+                for unless ``on_full_queue="raise"`` is among them.
 
         Raises:
-            PromptError: A conversation cannot be answered; nothing was generated then.
-            ContextLengthError: One does not fit the context; nothing was generated then.
             OptionError: An option is unknown or not allowed.
-            GenerationError: The engine failed.
-            QueueFullError: Others keep the engine so busy that it takes no more.
+            StateError: The model is closed.
+            EngineCrashedError: Three conversations in a row crashed the engine.
         """
-        chosen = GenerationOptions().changed(options)
-        prompts = [self.tokenizer.encode_prompt(messages) for messages in conversations]
-        plans = [self.plan(_whole_prompt(prompt_ids), chosen) for prompt_ids in prompts]
-        streams: list[ReplyStream] = []
+        chosen = GenerationOptions(on_full_queue="wait").changed(options)
+        running = self._engine.max_running
+        batch = Batch(self._start_conversation, chosen, running=running, in_order=in_order)
+        return batch.run(conversations, progress or (lambda _progress: None))
 
-        def answer(planned: tuple[list[int], ReplyPlan]) -> Reply:
-            prompt_ids, plan = planned
-            stream = self.start(prompt_ids, plan, chosen)
-            streams.append(stream)
-            return stream.drain()
+    def save_kv_cache(self, token_ids: Sequence[int], path: str | Path) -> None:
+        """Write the KV cache of ``token_ids`` to a file; see `Phi3Chat.save_kv_cache`."""
+        if not token_ids:
+            raise PromptError("There are no tokens yet whose KV cache could be saved.")
+        if len(token_ids) >= self.context.tokens:
+            raise ContextLengthError(
+                prompt_tokens=len(token_ids), max_new_tokens=1, context_tokens=self.context.tokens
+            )
+        self._cache_engine.save_cache(token_ids, Path(path), self.fingerprint)
 
-        # A reader each, or the timings would be those of reading and not of answering.
-        with ThreadPoolExecutor(_BATCH_READERS, thread_name_prefix="phi3ov-batch") as executor:
-            try:
-                return list(executor.map(answer, plans))
-            except BaseException:
-                executor.shutdown(wait=False, cancel_futures=True)
-                for stream in streams:
-                    stream.cancel()
-                raise
+    def restore_kv_cache(self, path: str | Path, *, verify: bool = True) -> int:
+        """Read a KV cache that `Phi3Chat.save_kv_cache` wrote, in this process or another.
+
+        Prompts that begin with its tokens then need not have them read again, until a prompt
+        that begins otherwise takes their place. `Usage.cached_tokens` of a reply tells.
+
+        Args:
+            path: The file.
+            verify: Compare the data with its checksums. The header is always checked.
+
+        Returns:
+            How many tokens the cache holds.
+
+        Raises:
+            RestoreError: The file is damaged, or was not computed by this model with the same
+                precisions, rope factors, device and OpenVINO.
+            OptionError: The engine keeps its cache to itself.
+            OSError: The file cannot be read.
+            StateError: The model is closed.
+        """
+        engine = self._cache_engine
+        return len(engine.restore_cache(Path(path), self.fingerprint, verify=verify))
+
+    @property
+    def _cache_engine(self) -> CacheEngine:
+        if not isinstance(self._engine, CacheEngine):
+            raise OptionError(
+                "This model's engine keeps its KV cache to itself. Load it with engine='paged'."
+            )
+        return self._engine
+
+    def warm_up(self) -> float:
+        """Generate two tokens, so that the next answer need not wait for weights to be repacked.
+
+        `load_model` does this unless it is told not to.
+
+        Returns:
+            How many seconds it took; others' requests before it are part of that.
+
+        Raises:
+            StateError: The model is closed.
+            GenerationError: The engine failed.
+        """
+        started = time.perf_counter()
+        # What closes a message begins no prompt, so this finds and leaves no prefix to reuse.
+        prompt_ids = tuple(self.tokenizer.closing)
+        request = TokenRequest(prompt_ids=prompt_ids, max_new_tokens=2, stop_ids=frozenset())
+        for _ in self._engine.submit(request):
+            pass
+        return time.perf_counter() - started
+
+    def clear_cache(self) -> None:
+        """Forget the KV cache of all conversations; each is read again with its next turn.
+
+        Waits for the requests before this call. openvino-genai cannot empty its cache, so the
+        pipeline is built anew and warmed up, which takes as long as it did when the model was
+        loaded.
+
+        Raises:
+            StateError: The model is closed.
+            GenerationError: The engine failed.
+        """
+        self._engine.forget_cache()
+        self.warm_up()
 
     def close(self) -> None:
         """Cancel what runs and free the model. May be called twice."""
@@ -204,6 +231,11 @@ class Phi3Model:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+    def _start_conversation(
+        self, messages: Sequence[Message], options: GenerationOptions
+    ) -> ReplyStream:
+        return self._start_alone(self.tokenizer.encode_prompt(messages), options)
 
     def _start_alone(self, prompt_ids: list[int], options: GenerationOptions) -> ReplyStream:
         """Start an answer to ``prompt_ids`` that belongs to no chat."""
@@ -241,7 +273,12 @@ class Phi3Model:
         if options.temperature > 0 and seed is None:
             seed = secrets.randbelow(2**31)
         return prompt_ids, ReplyPlan(
-            prompt_tokens=len(prompt_ids), max_new_tokens=limit, dropped_turns=dropped, seed=seed
+            prompt_tokens=len(prompt_ids),
+            max_new_tokens=limit,
+            dropped_turns=dropped,
+            seed=seed,
+            logprobs=options.logprobs,
+            shape=options.shape(),
         )
 
     def start(
@@ -261,13 +298,49 @@ class Phi3Model:
             temperature=options.temperature,
             top_p=options.top_p,
             top_k=options.top_k,
+            min_p=options.min_p,
             repetition_penalty=options.repetition_penalty,
+            presence_penalty=options.presence_penalty,
+            frequency_penalty=options.frequency_penalty,
+            logprobs=options.logprobs,
+            grammar=None if plan.shape is None else plan.shape.grammar,
             seed=plan.seed,
         )
-        answer = AnswerText(self.tokenizer, options.stop)
+        tokens = self._submit(request, options)
         return ReplyStream(
-            self._engine.submit(request), answer, plan, on_end=on_end, on_abort=on_abort
+            tokens[0],
+            AnswerText(self.tokenizer, options.stop),
+            plan,
+            others=[
+                ReplyStream(
+                    one,
+                    AnswerText(self.tokenizer, options.stop),
+                    replace(plan, seed=one.request.seed),
+                )
+                for one in tokens[1:]
+            ],
+            keep_at_timeout=options.on_timeout == "keep",
+            on_end=on_end,
+            on_abort=on_abort,
         )
+
+    def _submit(self, request: TokenRequest, options: GenerationOptions) -> list[TokenStream]:
+        """Give the engine one request per candidate: all of them or none."""
+        streams: list[TokenStream] = []
+        try:
+            for number in range(options.candidates):
+                seed = None if request.seed is None else (request.seed + number) % 2**32
+                stream = self._engine.submit(
+                    replace(request, seed=seed),
+                    timeout_seconds=options.timeout_seconds,
+                    wait=options.on_full_queue == "wait",
+                )
+                streams.append(stream)
+        except BaseException:
+            for stream in streams:
+                stream.cancel()
+            raise
+        return streams
 
 
 def _whole_prompt(prompt_ids: list[int]) -> FitPrompt:

@@ -78,10 +78,10 @@ class ChatTokenizer:
             token["special"] = True
         self._plain = _make_tokenizer(definition)
         self._plain.encode_special_tokens = True
-        self.byte_tokens = _byte_tokens(definition)
+        self.byte_tokens: frozenset[int] = _byte_tokens(definition)
         self._check_format_tokens()
         self._check_segments()
-        self.stop_tokens = self._find_stop_tokens(stop_ids, eos_token)
+        self.stop_tokens: dict[int, str] = self._find_stop_tokens(stop_ids, eos_token)
 
     @classmethod
     def from_folder(cls, folder: Path, chat_format: ChatFormat) -> ChatTokenizer:

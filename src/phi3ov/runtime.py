@@ -1,8 +1,7 @@
-"""Where a model runs and how OpenVINO is told: device choice, and configuration as a value.
+"""How OpenVINO is told to run a model: `RuntimeConfig`, which becomes OpenVINO properties.
 
-`choose_device` takes what the caller prefers and what the machine has, and says which device
-was chosen and why. `RuntimeConfig` becomes OpenVINO properties for that device. Loading and
-running is ``model.py``'s and ``engine/``'s work.
+Which device runs it is ``devices.py``; loading and running is ``loading.py``'s and ``engine/``'s
+work.
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, get_args
 
-from .errors import DeviceError, OptionError
+from .errors import OptionError
 
 PerformanceHint = Literal["LATENCY", "THROUGHPUT"]
 InferencePrecision = Literal["f32", "bf16", "f16"]
-KVCachePrecision = Literal["f32", "f16", "u8", "i4"]
+KVCachePrecision = Literal["f32", "f16", "u8", "u4", "i4"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +32,8 @@ class RuntimeConfig:
         inference_precision: OpenVINO's INFERENCE_PRECISION_HINT; None lets the device choose
             (bf16 on CPUs that have it). ``"f32"`` is the one that compares with other
             frameworks token for token.
-        kv_cache_precision: OpenVINO's KV_CACHE_PRECISION; None lets the device choose.
+        kv_cache_precision: OpenVINO's KV_CACHE_PRECISION; None is what the exporter wrote into
+            the IR (``"f16"`` from optimum-intel), else the device's choice (``"u8"`` on a CPU).
         properties: Any other OpenVINO property by its own name. One that a field above sets
             is refused here; one that OpenVINO does not know, when the model is loaded.
 
@@ -118,126 +118,6 @@ _FIELD_OF_PROPERTY = {
     "INFERENCE_PRECISION_HINT": "inference_precision",
     "KV_CACHE_PRECISION": "kv_cache_precision",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceChoice:
-    """Which device runs the model, and why.
-
-    Attributes:
-        requested: What the caller asked for, in order.
-        selected: OpenVINO's name of the chosen device, such as ``"CPU"`` or ``"GPU.0"``.
-        full_name: The device's own name, such as ``"Intel(R) Arc(TM) Graphics (iGPU)"``.
-        reason: One sentence: why this one and not those before it.
-    """
-
-    requested: tuple[str, ...]
-    selected: str
-    full_name: str
-    reason: str
-
-
-def list_devices() -> dict[str, str]:
-    """Return the machine's OpenVINO devices: name to full name.
-
-    Example:
-        >>> "CPU" in list_devices()
-        True
-    """
-    from openvino import Core
-
-    core = Core()
-    return {
-        name: str(core.get_property(name, "FULL_DEVICE_NAME")) for name in core.available_devices
-    }
-
-
-def choose_device(
-    requested: str | Sequence[str], available: Mapping[str, str] | None = None
-) -> DeviceChoice:
-    """Choose the first requested device that the machine has.
-
-    Args:
-        requested: A device name, or several in order of preference. ``"GPU"`` and ``"GPU.0"``
-            mean the same where there is one GPU; upper and lower case do not matter.
-        available: The machine's devices, name to full name; None asks OpenVINO.
-
-    Raises:
-        DeviceError: None of them is there, or a name is no device.
-
-    Example:
-        >>> choose_device(("GPU.0", "CPU"), {"CPU": "Intel(R) Core(TM) Ultra 7"}).reason
-        'GPU.0 is not there (OpenVINO finds CPU); CPU is.'
-    """
-    names = (requested,) if isinstance(requested, str) else tuple(requested or ())
-    for name in names:
-        _refuse_virtual(name)
-    available = list_devices() if available is None else available
-    if not names:
-        raise DeviceError(f"device={requested!r} names no device. {_describe(available)}")
-    missing: list[str] = []
-    for name in names:
-        selected = _find(name, available)
-        if selected is not None:
-            return DeviceChoice(
-                requested=names,
-                selected=selected,
-                full_name=available[selected],
-                reason=_reason(name, selected, missing, available),
-            )
-        missing.append(name)
-    raise DeviceError(
-        f"device={requested!r}: {' and '.join(missing)} "
-        f"{'is' if len(missing) == 1 else 'are'} not there. {_describe(available)}"
-        f"{_driver_hint(missing)}"
-    )
-
-
-def _refuse_virtual(name: object) -> None:
-    if not isinstance(name, str):
-        raise DeviceError(f"device={name!r} is no device name, such as 'CPU'.")
-    if ":" in name or name.upper() in ("AUTO", "MULTI", "HETERO"):
-        raise DeviceError(
-            f"device={name!r} is a virtual device. phi3ov chooses by itself and says why: give an "
-            "ordered preference instead, such as device=('GPU', 'CPU')."
-        )
-
-
-def _find(name: str, available: Mapping[str, str]) -> str | None:
-    """Return OpenVINO's name for ``name``, or None where the machine has no such device."""
-    wanted = name.upper()
-    kind, _, number = wanted.partition(".")
-    same_kind = [one for one in available if one.partition(".")[0] == kind]
-    if wanted in available:
-        return wanted
-    if not number and same_kind:
-        return min(same_kind)
-    if number == "0" and same_kind == [kind]:
-        return kind
-    return None
-
-
-def _reason(name: str, selected: str, missing: Sequence[str], available: Mapping[str, str]) -> str:
-    alias = "" if name == selected else f" ({name} means {selected} here)"
-    if not missing:
-        return f"{selected} is the first choice and is there{alias}."
-    verb = "is" if len(missing) == 1 else "are"
-    return (
-        f"{' and '.join(missing)} {verb} not there (OpenVINO finds {', '.join(available)}); "
-        f"{selected} is{alias}."
-    )
-
-
-def _describe(available: Mapping[str, str]) -> str:
-    listed = ", ".join(f"{name} ({full_name})" for name, full_name in available.items())
-    return f"OpenVINO finds on this machine: {listed or 'nothing'}."
-
-
-def _driver_hint(missing: Sequence[str]) -> str:
-    kinds = {name.partition(".")[0].upper() for name in missing} & {"GPU", "NPU"}
-    if not kinds:
-        return ""
-    return f" An Intel {' or '.join(sorted(kinds))} appears here once its driver is installed."
 
 
 def _require_choice(name: str, value: object, choices: Sequence[str]) -> None:

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from .errors import GenerationError, StateError
 from .generation import FinishReason, Reply, ReplyPlan, Timings, Usage
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
     from .engine import TokenStream
     from .text import AnswerText
 
@@ -38,6 +42,8 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
         answer: AnswerText,
         plan: ReplyPlan,
         *,
+        others: Sequence[ReplyStream] = (),
+        keep_at_timeout: bool = False,
         on_end: Callable[[Reply, bool], None] = lambda _reply, _keep: None,
         on_abort: Callable[[], None] = lambda: None,
     ) -> None:
@@ -47,19 +53,25 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
             tokens: The engine's side: chunks of token ids.
             answer: Turns ids into text and knows the stop tokens and strings.
             plan: What the finished reply reports besides.
+            others: More candidates, under way; the reply is complete when all have ended.
+            keep_at_timeout: Whether an answer whose time was over shall be kept.
             on_end: Called once with the finished reply and whether it shall be kept.
             on_abort: Called once instead of ``on_end`` when the engine failed.
         """
         self._tokens = tokens
         self._answer = answer
         self._plan = plan
+        self._others = others
         self._on_end = on_end
         self._on_abort = on_abort
         self._started = time.perf_counter()
         self._first_token: float | None = None
         self._keep_partial = False
+        self._keep_at_timeout = keep_at_timeout
         self._cancelled = False
         self._completion_tokens = 0
+        self._passes = 0  # engines put what one pass over the weights gave at once
+        self._own_reply: Reply | None = None  # without the other candidates
         self._reply: Reply | None = None
         self._failed = False
         # One reader at a time: close() may be called while another thread waits for a piece.
@@ -89,14 +101,12 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
         with self._reading:
             while not self.done:
                 try:
-                    chunk = next(self._tokens, None)
-                except GenerationError as error:
-                    self._fail(error)
+                    piece = self._advance(wait=True)
+                except GenerationError:
                     raise
                 except BaseException:  # Ctrl-C while waiting: the engine must not go on
                     self.close()
                     raise
-                piece = self._end() if chunk is None else self._take(chunk)
                 if piece:
                     return piece
         raise StopIteration
@@ -107,16 +117,71 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
     async def __anext__(self) -> str:
         import asyncio  # 20 ms that `import phi3ov` need not cost
 
+        loop = asyncio.get_running_loop()
         try:
-            piece = await asyncio.to_thread(next, self, None)
+            await asyncio.sleep(0)  # a reader that lags behind must not keep the loop to itself
+            piece = await self._piece_on(loop)
         except asyncio.CancelledError:
             self.cancel(keep=self._keep_partial)
             # Nobody reads on, so read the rest here: the chat's turn must end.
-            asyncio.get_running_loop().run_in_executor(None, self.close)
+            loop.run_in_executor(None, self.close)
             raise
         if piece is None:
             raise StopAsyncIteration
         return piece
+
+    async def _piece_on(self, loop: AbstractEventLoop) -> str | None:
+        """Return the next piece, None at the end; no thread waits meanwhile."""
+        import asyncio
+
+        news = asyncio.Event()
+
+        def wake() -> None:  # on the engine's thread
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(news.set)
+
+        self.add_listener(wake)
+        try:
+            while self._reading.acquire(blocking=False):
+                try:
+                    piece = self._next_ready()
+                finally:
+                    self._reading.release()
+                if piece != "":
+                    return piece
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(news.wait(), self._tokens.remaining_seconds)
+                news.clear()
+        finally:
+            for stream in (self, *self._others):
+                stream._tokens.remove_listener(wake)
+        return await asyncio.to_thread(next, self, None)  # another thread reads: wait behind it
+
+    def _next_ready(self) -> str | None:
+        """Return the next piece without waiting: "" if there is none yet, None at the end."""
+        while not self.done:
+            piece = self._advance(wait=False)
+            if piece is None:
+                return ""
+            if piece:
+                return piece
+        return None
+
+    def add_listener(self, wake: Callable[[], None]) -> None:
+        """Call ``wake``, on another thread, whenever `read_ready` may have something to read."""
+        for stream in (self, *self._others):
+            stream._tokens.add_listener(wake)
+
+    def read_ready(self) -> bool:
+        """Read what has come, without waiting, and return whether the answer has ended.
+
+        Raises:
+            GenerationError: The engine failed.
+        """
+        with self._reading:
+            while self._next_ready():
+                pass
+        return self.done
 
     def cancel(self, *, keep: bool = False) -> None:
         """Stop the answer within one token; may be called from any thread, any number of times.
@@ -132,19 +197,28 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
             self._keep_partial = keep
             self._cancelled = True
             self._tokens.cancel()
+            for other in self._others:
+                other.cancel()
 
     def close(self) -> None:
-        """Cancel the answer if it has not ended, and wait until the engine let go of it."""
+        """Cancel the answer if it has not ended, and wait until the engine let go of it.
+
+        One that the engine has not begun, or whose time is over, is not waited for.
+        """
         self.cancel(keep=self._keep_partial)
         with self._reading:
             while not self.done:
                 try:
-                    chunk = next(self._tokens, None)
-                except GenerationError as error:
-                    self._fail(error)
+                    self._advance(wait=True)
+                except GenerationError:
                     return
-                if chunk is None:
-                    self._end()
+
+    async def aclose(self) -> None:
+        """Do what `close` does without blocking the event loop."""
+        self.cancel(keep=self._keep_partial)
+        with suppress(GenerationError):
+            async for _ in self:
+                pass
 
     def drain(self) -> Reply:
         """Read the stream to its end and return the reply: this is all that ``generate()`` does."""
@@ -158,17 +232,65 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
     def __exit__(self, *_exc: object) -> None:
         self.close()
 
+    async def __aenter__(self) -> ReplyStream:
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.aclose()
+
     def __del__(self) -> None:
         if getattr(self, "_tokens", None) is not None and not self.done:
             self._tokens.cancel()
             self._failed = True
             self._on_abort()
 
-    def _take(self, chunk: list[int]) -> str:
-        """Turn one chunk of ids into text, ending the answer where it says so."""
+    def _advance(self, *, wait: bool) -> str | None:
+        """Take what comes next; return the text that it brings, None if nothing is there yet."""
+        try:
+            if self._own_reply is not None:
+                return self._complete(self._own_reply, wait=wait)
+            chunk = next(self._tokens, None) if wait else self._tokens.poll()
+            piece = None if chunk == [] else self._take(chunk)
+            for other in self._others:
+                other.read_ready()  # now, so that its timings are not those of reading
+        except GenerationError as error:
+            if not self._failed:
+                self._fail(error)
+            raise
+        return piece
+
+    def _parse(self) -> Any:
+        """Return the value of a finished answer that was asked to have a shape."""
+        if self._plan.shape is None:
+            return None
+        try:
+            return self._plan.shape.parse(self._answer.text)
+        except Exception as error:
+            raise GenerationError(
+                f"The answer has the shape that was asked for, and its type refuses it: {error}"
+            ) from error
+
+    def _complete(self, own: Reply, *, wait: bool) -> str | None:
+        """Hand the reply over once every other candidate has ended."""
+        for other in self._others:
+            if wait:
+                other.drain()
+            elif not other.read_ready():
+                return None
+        replies = [other.reply for other in self._others]
+        self._reply = replace(own, candidates=(own, *replies)) if replies else own
+        keep = {"cancelled": self._keep_partial, "timeout": self._keep_at_timeout}
+        self._on_end(self._reply, keep.get(own.finish_reason, True))
+        return ""
+
+    def _take(self, chunk: list[int] | None) -> str:
+        """Turn one chunk of ids into text, ending the answer where it says so; None ends it."""
+        if chunk is None:
+            return self._end()
         if self._first_token is None:
             self._first_token = time.perf_counter()
         pieces = []
+        self._passes += 1
         for token_id in chunk:
             self._completion_tokens += 1
             pieces.append(self._answer.add(token_id))
@@ -183,17 +305,16 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
         rest = self._answer.finish()
         reason = self._finish_reason()
         if reason is None:
-            error = GenerationError(
+            raise GenerationError(
                 f"The engine ended after {self._completion_tokens} tokens without a stop token "
                 f"and before max_new_tokens={self._plan.max_new_tokens}."
             )
-            self._fail(error)
-            raise error
         ended = time.perf_counter()
         first = self._first_token if self._first_token is not None else ended
         after_first = self._completion_tokens - 1
         decode_seconds = ended - first
-        self._reply = Reply(
+        logprobs = self._tokens.logprobs[: len(self._answer.token_ids)]
+        self._own_reply = Reply(
             text=self._answer.text,
             token_ids=tuple(self._answer.token_ids),
             finish_reason=reason,
@@ -202,6 +323,7 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
                 prompt_tokens=self._plan.prompt_tokens,
                 cached_tokens=self._tokens.cached_tokens,
                 completion_tokens=self._completion_tokens,
+                accepted_tokens=self._completion_tokens - self._passes,
             ),
             timings=Timings(
                 first_token_seconds=first - self._started,
@@ -214,8 +336,11 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
             dropped_turns=self._plan.dropped_turns,
             seed=self._plan.seed,
             tool_calls=self._answer.tool_calls,
+            logprobs=tuple(logprobs) if self._plan.logprobs else None,
+            parsed=self._parse() if reason == "stop" else None,
         )
-        self._on_end(self._reply, reason != "cancelled" or self._keep_partial)
+        if not self._others:
+            self._complete(self._own_reply, wait=False)
         return rest
 
     def _finish_reason(self) -> FinishReason | None:
@@ -223,11 +348,15 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
             return "stop"
         if self._completion_tokens >= self._plan.max_new_tokens:
             return "length"
+        if self._tokens.timed_out and not self._cancelled:
+            return "timeout"
         if self._cancelled or self._tokens.cancelled:  # the latter when the model is closed
             return "cancelled"
         return None
 
     def _fail(self, error: GenerationError) -> None:
         self._failed = True
+        for other in self._others:
+            other.cancel()
         error.partial_text = self._answer.text
         self._on_abort()

@@ -71,8 +71,8 @@ class Watch:
         self._streams: list[TokenStream] = []
         submit = model._engine.submit
 
-        def remember(request: Any) -> TokenStream:
-            self._streams.append(submit(request))
+        def remember(request: Any, **options: Any) -> TokenStream:
+            self._streams.append(submit(request, **options))
             return self._streams[-1]
 
         monkeypatch.setattr(model._engine, "submit", remember)

@@ -15,7 +15,7 @@ from phi3ov.engine import EngineName, TokenStream
 from .conftest import LoadModel, Zoo
 from .truth import greedy, prompt_text
 
-ENGINES: tuple[EngineName, ...] = ("pipeline", "transformers")
+ENGINES: tuple[EngineName, ...] = ("pipeline", "paged", "transformers")
 ROW = "phi-4"
 SHORT, FAR = 16, 900
 

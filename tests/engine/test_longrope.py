@@ -30,7 +30,7 @@ from .checkpoints import BORDER, LONGEST, LONGROPE_ROWS
 from .conftest import LoadModel, Zoo
 from .truth import Pin, greedy, prompt_text
 
-ENGINES: tuple[EngineName, ...] = ("pipeline", "transformers")
+ENGINES: tuple[EngineName, ...] = ("pipeline", "paged", "transformers")
 ROW = "phi-3-mini-128k"
 PROPERTIES = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 

@@ -15,7 +15,7 @@ from .checkpoints import FAMILY, LONGEST, LONGROPE_ROWS
 from .conftest import LoadModel, Zoo
 from .truth import Pin, greedy, prompt_text
 
-ENGINES: tuple[EngineName, ...] = ("pipeline", "transformers")
+ENGINES: tuple[EngineName, ...] = ("pipeline", "paged", "transformers")
 PLACEHOLDER = "@@answer@@"
 
 

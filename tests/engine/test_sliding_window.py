@@ -14,7 +14,7 @@ from .checkpoints import WINDOW, WINDOW_ROWS
 from .conftest import LoadModel, Zoo
 from .truth import greedy, prompt_text
 
-ENGINES: tuple[EngineName, ...] = ("pipeline", "transformers")
+ENGINES: tuple[EngineName, ...] = ("pipeline", "paged", "transformers")
 
 
 def _truth(checkpoint: Path, prompt: str, max_new_tokens: int) -> tuple[int, ...]:

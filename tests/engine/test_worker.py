@@ -30,11 +30,11 @@ from phi3ov import (
     QueueFullError,
     StateError,
 )
-from phi3ov.engine import TokenRequest, TokenStream, worker_protocol
+from phi3ov.engine import EngineSetup, TokenRequest, TokenStream, worker_protocol
+from phi3ov.engine.kv_pool import KVPool
 from phi3ov.engine.pinned import pinned_folder
-from phi3ov.engine.pipeline import LastSequence
 from phi3ov.engine.worker import WorkerEngine
-from phi3ov.engine.worker_process import Batch
+from phi3ov.engine.worker_batch import Batch
 from phi3ov.engine.worker_protocol import Cancel, Submit
 from phi3ov.rope import ContextChoice
 
@@ -152,7 +152,7 @@ def test_a_seed_draws_the_same_alone_and_in_a_batch(zoo: Zoo, load: LoadModel) -
 
     def draw(seed: int) -> tuple[int, ...]:
         replies = model.generate_batch([prompt], temperature=2.0, seed=seed, max_new_tokens=SHORT)
-        return replies[0].token_ids
+        return replies[0].reply.token_ids
 
     alone = [draw(seed) for seed in range(4)]
     assert len(set(alone)) == 4
@@ -167,7 +167,7 @@ def test_a_batch_comes_back_in_order(zoo: Zoo, load: LoadModel) -> None:
         load(zoo.artifact(ROW), engine=engine).generate_batch(conversations, max_new_tokens=5)
         for engine in ("worker", "pipeline")
     )
-    assert [one.token_ids for one in worker] == [one.token_ids for one in pipeline]
+    assert [one.reply.token_ids for one in worker] == [one.reply.token_ids for one in pipeline]
 
 
 def test_a_chat_alone_reports_what_was_cached(zoo: Zoo, load: LoadModel) -> None:
@@ -192,7 +192,7 @@ def test_after_batches_a_request_alone_reports_at_most_what_was_cached(seed: int
     folder = str(zoo.artifact(ROW))
     exact = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
     pipeline = openvino_genai.ContinuousBatchingPipeline(folder, scheduler, "CPU", exact)
-    batch = Batch(pipeline, LastSequence(32), 32, 3)
+    batch = Batch(lambda: pipeline, KVPool(blocks=1000, block_tokens=32, block_bytes=0), 3)
     draw = random.Random(seed)
     prompts = [tuple(draw.choices(range(256), k=90)) for _ in range(2)]
     numbers = count()
@@ -298,11 +298,18 @@ def test_a_full_queue_refuses_and_recovers(zoo: Zoo) -> None:
         engine.close()
 
 
-def open_engine(zoo: Zoo, **limits: int) -> WorkerEngine:
+def open_engine(zoo: Zoo, **numbers: int) -> WorkerEngine:
     """Open the engine itself."""
     artifact = phi3ov.Artifact.open(zoo.artifact(ROW))
     context = ContextChoice(tokens=1024, factors="none")
-    return WorkerEngine(artifact, device="CPU", config=EXACT, context=context, **limits)
+    setup = EngineSetup(
+        artifact=artifact,
+        device="CPU",
+        config=EXACT,
+        context=context,
+        limits=phi3ov.RequestLimits(**numbers),
+    )
+    return WorkerEngine(setup)
 
 
 def request(max_new_tokens: int, seed: int = 0) -> TokenRequest:
@@ -635,3 +642,71 @@ def test_ctrl_c_in_the_terminal_does_not_end_the_child(zoo: Zoo, load: LoadModel
     stream = chat.stream(prompt_text(20), max_new_tokens=50)
     os.kill(pid_of(model), signal.SIGINT)
     assert len(stream.drain().token_ids) == 50
+
+
+_NOISE = """
+import os
+os.write(1, b"native noise\\n")
+print("python noise", flush=True)
+"""
+
+
+def test_output_at_interpreter_start_does_not_reach_the_protocol(
+    zoo: Zoo, load: LoadModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ``sitecustomize`` runs in the child too, and what it prints goes to the child's log."""
+    (tmp_path / "sitecustomize.py").write_text(_NOISE, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    model = load(zoo.artifact(ROW), engine="worker")
+    assert len(model.complete("abc", max_new_tokens=4).token_ids) == 4
+    engine = model._engine
+    assert isinstance(engine, WorkerEngine)
+    log = engine._state.living_child()._log
+    wait_until(lambda: {"native noise", "python noise"} <= set(log))
+
+
+@pytest.mark.parametrize("who", ["child", "parent"])
+def test_killed_while_loading_leaves_no_folder(
+    who: str, zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder with the changed graph is removed by whichever of the two lives on."""
+    script = """
+import os, sys, threading
+import phi3ov
+from pathlib import Path
+from phi3ov.engine.worker_child import WorkerChild
+
+start = WorkerChild._start_process
+
+def start_and_tell(child):
+    process = start(child)
+    if sys.argv[2] == "parent":
+        print(process.pid, flush=True)
+    else:
+        threading.Thread(target=kill_when_pinned, args=(process,)).start()
+    return process
+
+def kill_when_pinned(process):
+    while not any(Path(os.environ["TMPDIR"]).glob("*/*")):
+        pass
+    process.kill()
+
+WorkerChild._start_process = start_and_tell
+try:
+    phi3ov.load_model(sys.argv[1], device="CPU", engine="worker")
+except phi3ov.EngineCrashedError:
+    print("crashed")
+"""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    command = [sys.executable, "-c", script, str(zoo.artifact("phi-3.5-mini")), who]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        said = parent.stdout.readline()
+        if who == "parent":
+            wait_until(lambda: any(tmp_path.glob("*/*")))
+            parent.kill()
+    if who == "parent":
+        wait_until(lambda: not is_running(int(said)))
+    else:
+        assert said == "crashed\n"
+    assert list(tmp_path.iterdir()) == []

@@ -20,14 +20,16 @@ from typing import Any
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from phi3ov.artifact import Artifact, Manifest
+from phi3ov.artifact import Artifact, FileRecord, Manifest
 from phi3ov.chat_format import FORMATS, ChatFormat
+from phi3ov.devices import DeviceChoice
 from phi3ov.engine import TokenRequest, TokenStream
 from phi3ov.engine.serial import SerialEngine
+from phi3ov.limits import RequestLimits
 from phi3ov.model import Phi3Model
 from phi3ov.prompt import ChatTokenizer
 from phi3ov.rope import ContextChoice
-from phi3ov.runtime import DeviceChoice, RuntimeConfig
+from phi3ov.runtime import RuntimeConfig
 
 # --------------------------------------------------------------------------- templates
 # Copied from the checkpoints' tokenizer_config.json ("chat_template") on the hub.
@@ -392,7 +394,11 @@ class FakeEngine(SerialEngine):
         requests: What it was asked, in the order in which it began to answer.
     """
 
-    def __init__(self, answers: Iterable[Answer] | Callable[[TokenRequest], Answer]) -> None:
+    def __init__(
+        self,
+        answers: Iterable[Answer] | Callable[[TokenRequest], Answer],
+        limits: RequestLimits = RequestLimits(),  # noqa: B008 - immutable
+    ) -> None:
         """Take the answers in turn, or a function that makes one for each request."""
         if callable(answers):
             script = _Script(answers)
@@ -400,11 +406,13 @@ class FakeEngine(SerialEngine):
             queue = iter(answers)
             script = _Script(lambda _request: next(queue))
         self.requests = script.requests
-        super().__init__(script.run, name="fake")
+        super().__init__(script.run, name="fake", limits=limits)
 
 
-def make_artifact(path: Path = Path("no-such-folder")) -> Artifact:
-    """Return an artifact that was never read from a disk."""
+def make_artifact(
+    path: Path = Path("no-such-folder"), checksums: Mapping[str, str] | None = None
+) -> Artifact:
+    """Return an artifact that was never read from a disk; ``checksums`` are its manifest's."""
     manifest = Manifest(
         source="fake",
         revision=None,
@@ -415,15 +423,25 @@ def make_artifact(path: Path = Path("no-such-folder")) -> Artifact:
         chat_format="phi3",
         system_messages="kept",
         versions={},
-        files={},
+        files={
+            name: FileRecord(size_bytes=1, sha256=checksum)
+            for name, checksum in (checksums or {}).items()
+        },
     )
-    return Artifact(path=path, manifest=manifest, config={"max_position_embeddings": 4096})
+    config = {"max_position_embeddings": 4096, "vocab_size": 2048}
+    return Artifact(path=path, manifest=manifest, config=config)
 
 
-def make_model(engine: SerialEngine, *, kit: Kit = MINI, context_tokens: int = 4096) -> Phi3Model:
+def make_model(
+    engine: SerialEngine,
+    *,
+    kit: Kit = MINI,
+    context_tokens: int = 4096,
+    artifact: Artifact | None = None,
+) -> Phi3Model:
     """Put a model together around a fake engine."""
     return Phi3Model(
-        artifact=make_artifact(),
+        artifact=make_artifact() if artifact is None else artifact,
         device=DeviceChoice(requested=("CPU",), selected="CPU", full_name="fake", reason="fake"),
         context=ContextChoice(tokens=context_tokens, factors="none"),
         tokenizer=kit.chat,

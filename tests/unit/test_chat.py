@@ -445,35 +445,6 @@ def test_complete_refuses_an_empty_prompt() -> None:
     engine.close()
 
 
-def test_batch_replies_are_in_the_order_of_the_conversations() -> None:
-    """Each conversation gets its own reply, at its own place."""
-
-    def by_length(request: TokenRequest) -> Answer:
-        return Answer(answer_ids(str(len(request.prompt_ids))))
-
-    engine = FakeEngine(by_length)
-    conversations = [[Message("user", "hi " * (7 - number))] for number in range(6)]
-    replies = make_model(engine).generate_batch(conversations, max_new_tokens=20)
-    expected = [len(slow_prompt(("user", one[0].content))) for one in conversations]
-    assert [int(reply.text) for reply in replies] == expected
-    assert len(set(expected)) > 3
-    engine.close()
-
-
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [([Message("assistant", "a")], "role"), ([Message("user", "long " * 99)], "exceed")],
-)
-def test_batch_with_a_bad_conversation_generates_nothing(bad: list[Message], message: str) -> None:
-    """All conversations are checked before the first is answered."""
-    engine = FakeEngine(lambda _request: Answer(HELLO))
-    model = make_model(engine, context_tokens=50)
-    with pytest.raises(PromptError, match=message):
-        model.generate_batch([[Message("user", "hi")], bad], max_new_tokens=10)
-    assert engine.requests == []
-    engine.close()
-
-
 @pytest.mark.parametrize(
     "call",
     [
@@ -481,7 +452,7 @@ def test_batch_with_a_bad_conversation_generates_nothing(bad: list[Message], mes
         lambda chat: chat.generate("hi", max_new_tokens=0),
         lambda chat: chat.generate("hi", max_new_tokens=10**6),
         lambda chat: chat.model.complete(""),
-        lambda chat: chat.model.generate_batch([[]]),
+        lambda chat: chat.model.generate_batch([[]])[0].reply,
     ],
 )
 def test_every_misuse_is_one_of_ours(call: Callable[[Phi3Chat], object]) -> None:

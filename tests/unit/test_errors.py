@@ -21,6 +21,7 @@ from phi3ov.errors import (
     Phi3OVError,
     PromptError,
     QueueFullError,
+    RestoreError,
     StateError,
     UnsupportedModelError,
 )
@@ -32,6 +33,7 @@ PARENTS: dict[type[Phi3OVError], tuple[type[BaseException], ...]] = {
     CompressionError: (ExportError, ValueError),
     ArtifactError: (Phi3OVError, ValueError),
     DeviceError: (Phi3OVError, ValueError),
+    RestoreError: (Phi3OVError, ValueError),
     OptionError: (Phi3OVError, ValueError),
     StateError: (Phi3OVError, RuntimeError),
     QueueFullError: (StateError,),
@@ -70,7 +72,8 @@ SAMPLES: list[Phi3OVError] = [
     ContextLengthError(prompt_tokens=10, max_new_tokens=20, context_tokens=25),
     GenerationError("failed", partial_text="so far"),
     EngineCrashedError("died", partial_text="so"),
-    QueueFullError("full"),
+    QueueFullError(5),
+    RestoreError("chat.json", "it is damaged."),
 ]
 
 

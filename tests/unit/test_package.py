@@ -13,7 +13,7 @@ import pytest
 
 import phi3ov
 from phi3ov import errors
-from phi3ov.engine import ENGINES, load_engine
+from phi3ov.engine import ENGINES, EngineSetup, load_engine
 from phi3ov.errors import MissingDependencyError
 from phi3ov.rope import ContextChoice
 from phi3ov.runtime import RuntimeConfig
@@ -21,7 +21,7 @@ from phi3ov.runtime import RuntimeConfig
 from .fakes import make_artifact
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCE = ROOT / "src" / "phi3ov"
+SOURCE = Path(phi3ov.__file__).parent
 FILES = {
     ".".join(path.relative_to(SOURCE).with_suffix("").parts): path
     for path in sorted(SOURCE.rglob("*.py"))
@@ -29,12 +29,12 @@ FILES = {
 
 CHAIN = (
     {"errors"},
-    {"generation", "chat_format", "rope", "ir", "runtime"},
+    {"generation", "limits", "chat_format", "rope", "ir", "runtime", "devices"},
     {"artifact", "prompt", "checkpoint"},
-    {"engine.__init__", "engine.serial"},
-    {"engine.pipeline", "engine.transformers", "model", "stream", "exporter"},
-    {"chat"},
-    {"cli"},
+    {"engine.__init__", "engine.serial", "fingerprint"},
+    {"engine.pipeline", "engine.transformers", "model", "stream", "exporter", "saved_chat"},
+    {"chat", "loading"},
+    {"cli.__init__", "cli.chat", "cli.export", "cli.info"},
     {"__main__"},
 )
 """The picture that CONTRIBUTING draws, from the bottom up: nobody imports from above."""
@@ -203,10 +203,12 @@ def test_transformers_engine_without_optimum_names_the_command(
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingDependencyError, match=r'pip install "phi3ov\[export\]"') as caught:
         load_engine("transformers")(
-            make_artifact(),
-            device="CPU",
-            config=RuntimeConfig(),
-            context=ContextChoice(tokens=10, factors="none"),
+            EngineSetup(
+                artifact=make_artifact(),
+                device="CPU",
+                config=RuntimeConfig(),
+                context=ContextChoice(tokens=10, factors="none"),
+            )
         )
     assert isinstance(caught.value.__cause__, ImportError)
 
@@ -227,6 +229,7 @@ def test_every_engine_is_where_its_name_says() -> None:
     for name in ENGINES:
         engine = load_engine(name)
         assert callable(getattr(engine, "submit", None))
+        assert callable(getattr(engine, "forget_cache", None))
         assert callable(getattr(engine, "close", None))
 
 

@@ -315,7 +315,11 @@ def test_ctrl_c_while_waiting_cancels_the_answer() -> None:
             raise StopIteration
 
     class Once(Engine):
-        def submit(self, request: TokenRequest) -> TokenStream:
+        max_running = 1
+
+        def submit(
+            self, request: TokenRequest, *, timeout_seconds: float | None = None, wait: bool = False
+        ) -> TokenStream:
             return Interrupted(request)
 
         def close(self) -> None:
@@ -549,9 +553,10 @@ def test_current_request_changes_under_the_lock_only() -> None:
     state = Watched()
     state.lock = guard  # type: ignore[assignment]
     state.__dict__["watched"] = True
-    state.waiting.put(TokenStream(request_of(1)))
-    state.waiting.put(None)
-    _serve(state, lambda _stream: None)
+    state.waiting.append(TokenStream(request_of(1)))
+    state.wake.put(None)
+    state.wake.put(None)
+    _serve(state, lambda _stream: setattr(state, "closing", True))
     assert seen == [(True, True), (False, True)]
 
 

@@ -14,6 +14,7 @@ from phi3ov.engine import TokenRequest, worker_protocol
 from phi3ov.engine.worker_protocol import (
     Cancel,
     Failed,
+    Forget,
     Load,
     Progress,
     ProtocolError,
@@ -35,7 +36,12 @@ REQUESTS = st.builds(
     temperature=st.floats(0, 100),
     top_p=st.floats(0.01, 1),
     top_k=st.none() | st.integers(1, 1000),
+    min_p=st.floats(0, 0.99),
     repetition_penalty=st.floats(0.01, 100),
+    presence_penalty=st.floats(-2, 2),
+    frequency_penalty=st.floats(-2, 2),
+    logprobs=st.booleans(),
+    grammar=st.none() | st.text(),
     seed=st.none() | st.integers(0, 2**32 - 1),
 )
 NUMBERS = st.integers(0, 2**53)
@@ -43,6 +49,7 @@ PROGRESS = st.builds(
     Progress,
     number=NUMBERS,
     token_ids=st.lists(IDS).map(tuple),
+    logprobs=st.lists(st.floats(-1e9, 0)).map(tuple),
     cached_tokens=st.integers(0, 1000),
     ended=st.booleans(),
     error=st.none() | st.text(),
@@ -55,7 +62,14 @@ LOAD = Load(
     context_tokens=4096,
     factors="short",
     max_running=4,
+    blocks=99,
+    block_tokens=32,
+    candidate_tokens=0,
+    ngram_tokens=0,
+    draft_folder="",
+    draft_factors="none",
     sys_path=("/here",),
+    work_folder="/tmp/phi3ov-1",
 )
 SUBMIT = Submit(
     number=1, request=TokenRequest(prompt_ids=(5,), max_new_tokens=3, stop_ids=frozenset({2}))
@@ -80,8 +94,8 @@ def test_a_step_arrives_as_it_was_sent(progress: tuple[Progress, ...]) -> None:
 
 
 def test_the_other_messages_arrive_as_they_were_sent() -> None:
-    """Load, Cancel, Ready and Failed."""
-    for command in (LOAD, Cancel(number=3)):
+    """Load, Cancel, Forget, Ready and Failed."""
+    for command in (LOAD, Cancel(number=3), Forget()):
         assert decode_command(encode(command)) == command
     for report in (Ready(), Failed(error="DeviceError", message="no\nsuch ünit")):
         assert decode_report(encode(report)) == report
@@ -101,7 +115,7 @@ def test_what_is_no_message_is_refused(line: bytes) -> None:
 
 def test_a_message_in_the_wrong_direction_is_refused() -> None:
     """A child gives no commands, and a parent reports nothing."""
-    for command in (LOAD, SUBMIT, Cancel(number=1)):
+    for command in (LOAD, SUBMIT, Cancel(number=1), Forget()):
         with pytest.raises(ProtocolError, match="no report"):
             decode_report(encode(command))
     for report in (Ready(), STEP):
@@ -120,6 +134,8 @@ def test_a_message_in_the_wrong_direction_is_refused() -> None:
         ("temperature", -0.1), ("temperature", float("nan")), ("temperature", float("inf")),
         ("temperature", "hot"), ("top_p", 1.1), ("top_k", 0), ("top_k", 1.0),
         ("repetition_penalty", 101), ("seed", -1), ("seed", 2**32), ("more", 1),
+        ("min_p", -0.1), ("presence_penalty", -2.1), ("frequency_penalty", 2.1), ("logprobs", 1),
+        ("grammar", 1),
     ],
 )  # fmt: skip
 def test_a_field_out_of_its_type_or_range_is_refused(field: str, value: Any) -> None:
@@ -146,7 +162,8 @@ def test_a_missing_field_is_refused(message: Any) -> None:
     ("field", "value"),
     [
         ("properties", {"A": 1}), ("properties", []), ("sys_path", [1]), ("factors", "longer"),
-        ("factors", None), ("context_tokens", 0), ("max_running", 0), ("folder", None),
+        ("factors", None), ("context_tokens", 0), ("max_running", 0), ("blocks", 0),
+        ("folder", None), ("work_folder", None), ("work_folder", 1),
     ],
 )  # fmt: skip
 def test_a_bad_load_is_refused(field: str, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,17 @@ class PinnedModel(NamedTuple):
 
     xml: str
     weights: openvino.Tensor
+    mapped: mmap.mmap
+
+    def drop_pages(self) -> None:
+        """Take the mapped weights out of the process's resident memory.
+
+        Once a model has computed, its kernels read copies of the weights in an order of their
+        own. What is still read here, rows of the embedding table, comes back page by page.
+        Nothing happens where the system has no such call (Windows takes idle pages by itself).
+        """
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self.mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def open_pinned(artifact: Artifact, context: ContextChoice) -> PinnedModel:
@@ -38,17 +50,26 @@ def open_pinned(artifact: Artifact, context: ContextChoice) -> PinnedModel:
         UnsupportedModelError: The factors cannot be had from this export.
     """
     xml = _pin(artifact, context)
-    # Mapped, not read. Mode "c" because openvino wants a writable array; nothing writes.
-    mapped = np.memmap(artifact.path / MODEL_BIN, dtype=np.uint8, mode="c")
-    return PinnedModel(xml, openvino.Tensor(mapped, shared_memory=True))
+    # Mapped, not read. A private copy because openvino wants writable memory; nothing writes.
+    with (artifact.path / MODEL_BIN).open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    values = np.frombuffer(mapped, dtype=np.uint8)
+    return PinnedModel(xml, openvino.Tensor(values, shared_memory=True), mapped)
 
 
 @contextmanager
-def pinned_folder(artifact: Artifact, context: ContextChoice) -> Iterator[Path]:
+def pinned_folder(
+    artifact: Artifact, context: ContextChoice, *, inside: str | None = None
+) -> Iterator[Path]:
     """Give a folder with the model that `open_pinned` gives, for as long as it is loaded.
 
     It is the artifact's own where nothing needs to be pinned, else a temporary one with the
     changed XML and a link to the weights, which stay mapped when the link is gone.
+
+    Args:
+        artifact: The export.
+        context: Which factors.
+        inside: Where to make the temporary one; None is the system's place.
 
     Raises:
         UnsupportedModelError: The factors cannot be had from this export.
@@ -57,10 +78,14 @@ def pinned_folder(artifact: Artifact, context: ContextChoice) -> Iterator[Path]:
     if context.factors == "none":
         yield artifact.path
         return
-    with tempfile.TemporaryDirectory(prefix="phi3ov-", ignore_cleanup_errors=True) as name:
+    with tempfile.TemporaryDirectory(
+        prefix="phi3ov-", dir=inside, ignore_cleanup_errors=True
+    ) as name:
         folder = Path(name)
         (folder / MODEL_XML).write_text(_pin(artifact, context), encoding="utf-8")
-        (folder / "config.json").write_bytes((artifact.path / "config.json").read_bytes())
+        for file in artifact.path.iterdir():
+            if file.name not in (MODEL_XML, MODEL_BIN) and file.is_file():
+                (folder / file.name).write_bytes(file.read_bytes())  # tokenizers: megabytes
         _link(artifact.path / MODEL_BIN, folder / MODEL_BIN)
         yield folder
 

@@ -7,100 +7,195 @@ templates nor tokenizes anything, and needs no tokenizer files.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import openvino
 import openvino_genai
 
-from ..errors import DeviceError
+from ..errors import DeviceError, OptionError
+from ..lora import AdapterFile, read_adapter
+from .kv_pool import plan_pool
+from .npu import is_npu, plan_static
 from .pinned import open_pinned
 from .serial import SerialEngine
+from .speculative import plan_speculation
+from .vocabulary import grammar_tokenizer, loses_first_space
 
 if TYPE_CHECKING:
-    from ..artifact import Artifact
-    from ..rope import ContextChoice
-    from ..runtime import RuntimeConfig
-    from . import TokenRequest, TokenStream
+    from . import EngineSetup, TokenRequest, TokenStream
 
 PREFILL_CHUNK_TOKENS = 512
 """Prompt tokens per forward pass: bounds the memory that a long prompt takes."""
 
-BLOCK_TOKENS = {"CPU": 32, "GPU": 16}
-"""Tokens per block of genai's KV cache (its ``cpu_block_size`` and ``gpu_block_size``)."""
+CACHED_CONTEXTS = 4
+MOST_CACHE_BYTES = 2 * 1024**3
+"""The default KV cache: room for so many full contexts, but not more bytes than this."""
 
 
 class PipelineEngine(SerialEngine):
     """Generates with openvino-genai."""
 
-    def __init__(
-        self, artifact: Artifact, *, device: str, config: RuntimeConfig, context: ContextChoice
-    ) -> None:
-        """Compile the artifact's model for ``device``.
+    def __init__(self, setup: EngineSetup) -> None:
+        """Compile the setup's model.
 
         Raises:
             DeviceError: OpenVINO could not compile the model for the device.
-            OptionError: A property was set that the device does not take.
-            UnsupportedModelError: The rope factors of ``context`` cannot be had.
+                An NPU does not take the export's recipe, or an option.
+            OptionError: A property was set that the device does not take, or ``cache_bytes``
+                holds less than one context.
+            UnsupportedModelError: The rope factors of ``setup.context`` cannot be had.
         """
-        runner = _Runner(artifact, device=device, config=config, context=context)
-        super().__init__(runner.run, name="pipeline")
+        self._runner = _Runner(setup)
+        super().__init__(self._runner.run, name="pipeline", limits=setup.limits)
+
+    def submit(
+        self, request: TokenRequest, *, timeout_seconds: float | None = None, wait: bool = False
+    ) -> TokenStream:
+        """Queue ``request`` and return its stream at once; see `Engine.submit`."""
+        if request.logprobs:  # its streamer gets ids alone, its result their sum
+            raise OptionError(
+                "logprobs=True cannot be had from engine='pipeline': openvino-genai's pipeline "
+                "hands out ids without their probabilities. Load with engine='worker' or 'paged'."
+            )
+        self._runner.speculation.check(request)
+        return super().submit(request, timeout_seconds=timeout_seconds, wait=wait)
+
+    def forget_cache(self) -> None:
+        """Build the pipeline anew before the next request: genai cannot empty its cache."""
+        self._runner.stale.set()
 
 
 class _Runner:
-    """Owns the native pipeline; lives on the engine's thread once it is built."""
+    """Owns the native pipeline; lives on the engine's thread once it is built.
 
-    def __init__(
-        self, artifact: Artifact, *, device: str, config: RuntimeConfig, context: ContextChoice
-    ) -> None:
+    Attributes:
+        speculation: What is proposed for each pass.
+        stale: Set to have the pipeline built anew before the next request.
+    """
+
+    def __init__(self, setup: EngineSetup) -> None:
+        self.stale = threading.Event()
         core = openvino.Core()
-        properties = config.to_properties(core.get_property(device, "SUPPORTED_PROPERTIES"))
-        self._model = open_pinned(artifact, context)  # its weights must outlive the pipeline
-        scheduler = openvino_genai.SchedulerConfig()
-        scheduler.enable_prefix_caching = True
-        scheduler.max_num_batched_tokens = PREFILL_CHUNK_TOKENS
+        supported = core.get_property(setup.device, "SUPPORTED_PROPERTIES")
+        self._setup = setup
+        self._properties = setup.config.to_properties(supported)
+        self._static = plan_static(setup) if is_npu(setup.device) else {}
+        self.speculation = plan_speculation(setup)
+        self._adapter = (
+            None if setup.adapter is None else read_adapter(setup.adapter, setup.artifact.config)
+        )
+        self._pool = plan_pool(
+            setup,
+            self._properties,
+            self.speculation,
+            contexts=CACHED_CONTEXTS,
+            most_bytes=MOST_CACHE_BYTES,
+        )
+        self._model = open_pinned(setup.artifact, setup.context)  # must outlive the pipeline
+        self._leading_space = loses_first_space(setup.artifact.path)
+        self._build()
+
+    def _build(self) -> None:
+        self._pipeline: Any = None  # frees the old one first
+        artifact, device = self._setup.artifact, self._setup.device
+        scheduler = scheduler_config(self._pool.blocks, PREFILL_CHUNK_TOKENS)
+        shape = self._static or {"scheduler_config": scheduler}
+        extra = self.speculation.properties(
+            device, self._properties, context_tokens=self._setup.context.tokens
+        )
         try:
-            self._pipeline = openvino_genai.LLMPipeline(
-                self._model.xml,
-                self._model.weights,
-                openvino_genai.Tokenizer(str(artifact.path)),
-                device,
-                openvino_genai.GenerationConfig(),
-                scheduler_config=scheduler,
-                **properties,
-            )
+            with extra as speculative:
+                self._pipeline = openvino_genai.LLMPipeline(
+                    self._model.xml,
+                    self._model.weights,
+                    grammar_tokenizer(artifact.path, drafted=bool(self.speculation.draft_folder)),
+                    device,
+                    openvino_genai.GenerationConfig(),
+                    **shape,
+                    **self._properties,
+                    **speculative,
+                    **adapter_properties(self._adapter),
+                )
         except RuntimeError as error:
             raise DeviceError(
                 f"OpenVINO could not compile {artifact.path} for device={device!r}: {error}"
             ) from error
-        self._cache = LastSequence(BLOCK_TOKENS.get(device.partition(".")[0], 32))
+        self._cache = LastSequence(self._pool.block_tokens)
 
     def run(self, stream: TokenStream) -> None:
         """Generate for one stream; called on the engine's thread."""
+        if self.stale.is_set() or self._pipeline is None:
+            self._build()
+            self.stale.clear()
         request = stream.request
         reused = self._cache.reusable(request.prompt_ids)
         # The last id is always read: its logits are needed.
         stream.cached_tokens = min(reused, len(request.prompt_ids) - 1)
         streamer = _Streamer(stream)
         prompt = openvino.Tensor(np.array([request.prompt_ids], dtype=np.int64))
+        config = generation_config(request, leading_space=self._leading_space)
         self._cache.forget()
-        self._pipeline.generate(prompt, generation_config(request), streamer)
+        self.speculation.configure(config)
+        self._pipeline.generate(prompt, config, streamer)
         if streamer.error is not None:
             raise streamer.error
-        self._cache.remember(request.prompt_ids, streamer.token_ids[:-1], reused=reused)
+        read_ids = streamer.token_ids[:-1]
+        if self._static:
+            pass  # it keeps nothing between requests
+        elif self.speculation.candidate_tokens:  # where rejected candidates were is not known
+            self._cache.remember_whole(request.prompt_ids, read_ids)
+        else:
+            self._cache.remember(request.prompt_ids, read_ids, reused=reused)
+        self._model.drop_pages()
 
 
-def generation_config(request: TokenRequest) -> openvino_genai.GenerationConfig:
-    """Translate a request into genai's own configuration."""
+def adapter_properties(adapter: AdapterFile | None) -> dict[str, Any]:
+    """Return what genai's pipeline is built with to apply a LoRA adapter, for good."""
+    if adapter is None:
+        return {}
+    mode = openvino_genai.AdapterConfig.Mode.MODE_STATIC
+    pair = (openvino_genai.Adapter(str(adapter.weights)), adapter.scale)
+    return {"adapters": openvino_genai.AdapterConfig([pair], mode)}
+
+
+def scheduler_config(blocks: int, batched_tokens: int) -> openvino_genai.SchedulerConfig:
+    """Return genai's scheduler settings: prefix caching in a KV cache of so many blocks."""
+    scheduler = openvino_genai.SchedulerConfig()
+    scheduler.enable_prefix_caching = True
+    scheduler.max_num_batched_tokens = batched_tokens
+    scheduler.num_kv_blocks = blocks
+    return scheduler
+
+
+def generation_config(
+    request: TokenRequest, *, leading_space: bool = False
+) -> openvino_genai.GenerationConfig:
+    """Translate a request into genai's own configuration.
+
+    Args:
+        request: What to generate.
+        leading_space: Whether the text of an answer loses a space at its beginning.
+    """
     config = openvino_genai.GenerationConfig()
     config.max_new_tokens = request.max_new_tokens
     config.stop_token_ids = set(request.stop_ids)
     config.repetition_penalty = request.repetition_penalty
+    config.presence_penalty = request.presence_penalty
+    config.frequency_penalty = request.frequency_penalty
+    config.logprobs = int(request.logprobs)
     config.apply_chat_template = False
+    if request.grammar is not None:
+        root = 'root ::= " " answer' if leading_space else "root ::= answer"
+        config.structured_output_config = openvino_genai.StructuredOutputConfig(
+            grammar=f"{root}\n{request.grammar}"
+        )
     if request.temperature > 0:
         config.do_sample = True
         config.temperature = request.temperature
         config.top_p = request.top_p
+        config.min_p = request.min_p
         if request.top_k is not None:
             config.top_k = request.top_k
         config.rng_seed = request.seed or 0
@@ -159,6 +254,12 @@ class LastSequence:
         begun = len(self._token_ids) - len(self._token_ids) % self._block_tokens
         kept = not generated_ids and reused > begun
         self._findable_end = reused if kept else len(self._token_ids)
+
+    def remember_whole(self, prompt_ids: tuple[int, ...], generated_ids: list[int]) -> None:
+        """Note the whole blocks of a sequence whose begun block may have another content."""
+        ids = (*prompt_ids, *generated_ids)
+        whole = len(ids) - len(ids) % self._block_tokens
+        self.remember(ids[:whole], [], reused=0)
 
     def reusable(self, prompt_ids: tuple[int, ...]) -> int:
         """Return how many of ``prompt_ids`` the cache holds."""

@@ -10,9 +10,11 @@ from __future__ import annotations
 import queue
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable
 
-from ..errors import StateError
+from ..errors import QueueFullError, StateError
+from ..limits import RequestLimits
 from . import TokenRequest, TokenStream
 
 RunRequest = Callable[[TokenStream], None]
@@ -22,9 +24,18 @@ RunRequest = Callable[[TokenStream], None]
 class SerialEngine:
     """Runs requests one by one on a thread of its own."""
 
-    def __init__(self, run: RunRequest, *, name: str) -> None:
+    max_running = 1
+
+    def __init__(
+        self,
+        run: RunRequest,
+        *,
+        name: str,
+        limits: RequestLimits = RequestLimits(),  # noqa: B008 - immutable
+    ) -> None:
         """Start the thread; ``run`` is called on it for each request in turn."""
         self._state = _State()
+        self._max_waiting = limits.max_waiting
         self._thread = threading.Thread(
             target=_serve, args=(self._state, run), name=f"phi3ov-{name}", daemon=True
         )
@@ -32,18 +43,26 @@ class SerialEngine:
         # Also at interpreter exit: a daemon thread must not be inside native code by then.
         self._finalizer = weakref.finalize(self, _shut_down, self._state, self._thread)
 
-    def submit(self, request: TokenRequest) -> TokenStream:
-        """Queue ``request`` and return its stream at once.
-
-        Raises:
-            StateError: The engine is closed.
-        """
-        stream = TokenStream(request)
-        with self._state.lock:
-            if self._state.closing:
-                raise StateError("The model is closed. Load it again with phi3ov.load_model().")
-            self._state.waiting.put(stream)
+    def submit(
+        self, request: TokenRequest, *, timeout_seconds: float | None = None, wait: bool = False
+    ) -> TokenStream:
+        """Queue ``request`` and return its stream at once; see `Engine.submit`."""
+        stream = TokenStream(request, timeout_seconds=timeout_seconds)
+        self._enqueue(stream, wait=wait)
         return stream
+
+    def _enqueue(self, stream: TokenStream, *, wait: bool) -> None:
+        state = self._state
+        with state.lock:
+            if state.closing:
+                raise StateError("The model is closed. Load it again with phi3ov.load_model().")
+            if not wait and state.open_requests() > self._max_waiting:
+                raise QueueFullError(state.open_requests())
+            state.waiting.append(stream)
+        state.wake.put(None)
+
+    def forget_cache(self) -> None:
+        """Do nothing; for an engine that keeps a cache to override."""
 
     def close(self) -> None:
         """Cancel what runs, end every stream and wait for the thread. May be called twice."""
@@ -54,18 +73,25 @@ class _State:
     """What engine and thread share; the thread must not keep the engine itself alive."""
 
     def __init__(self) -> None:
-        self.waiting: queue.SimpleQueue[TokenStream | None] = queue.SimpleQueue()
+        self.waiting: deque[TokenStream] = deque()
+        self.wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.lock = threading.RLock()  # a finalizer may run where it is held
         self.closing = False
         self.current: TokenStream | None = None
 
+    def open_requests(self) -> int:
+        """Count what runs and what waits and is still wanted."""
+        return (self.current is not None) + sum(not one.cancelled for one in self.waiting)
+
 
 def _serve(state: _State, run: RunRequest) -> None:
-    while (stream := state.waiting.get()) is not None:
+    while True:
+        state.wake.get()
         with state.lock:
-            state.current = stream
             if state.closing:
-                stream.cancel()
+                return
+            stream = state.current = state.waiting.popleft()
+            stream.begun = True
         error: BaseException | None = None
         try:
             if not stream.cancelled:
@@ -83,6 +109,10 @@ def _shut_down(state: _State, thread: threading.Thread) -> None:
         state.closing = True
         if state.current is not None:
             state.current.cancel()
-    state.waiting.put(None)
+        waiting, state.waiting = state.waiting, deque()
+    for stream in waiting:
+        stream.cancel()
+        stream.end()
+    state.wake.put(None)
     if thread is not threading.current_thread():
         thread.join()

@@ -12,37 +12,60 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DeviceError, MissingDependencyError
+from ..errors import DeviceError, MissingDependencyError, OptionError
 from ..quiet import quiet_tools
 from .pinned import open_pinned
 from .serial import SerialEngine
 
 if TYPE_CHECKING:
-    from ..artifact import Artifact
-    from ..rope import ContextChoice
-    from ..runtime import RuntimeConfig
-    from . import TokenRequest, TokenStream
+    from . import EngineSetup, TokenRequest, TokenStream
 
 
 class TransformersEngine(SerialEngine):
     """Generates with optimum-intel and transformers."""
 
-    def __init__(
-        self, artifact: Artifact, *, device: str, config: RuntimeConfig, context: ContextChoice
-    ) -> None:
-        """Compile the artifact's model for ``device``.
+    def __init__(self, setup: EngineSetup) -> None:
+        """Compile the setup's model.
 
         Raises:
             MissingDependencyError: optimum-intel is not installed.
             DeviceError: OpenVINO could not compile the model for the device.
             OptionError: A property was set that the device does not take.
-            UnsupportedModelError: The rope factors of ``context`` cannot be had.
+            UnsupportedModelError: The rope factors of ``setup.context`` cannot be had.
         """
-        self._model = _load(artifact, device=device, config=config, context=context)
-        super().__init__(_Runner(self._model).run, name="transformers")
+        setup.refuse(
+            "transformers",
+            cache_bytes="keeps no cache between requests",
+            speculation="reads one token per pass",
+            adapter="takes no LoRA adapter",
+        )
+        self._model = _load(setup)
+        super().__init__(_Runner(self._model).run, name="transformers", limits=setup.limits)
+
+    def submit(
+        self, request: TokenRequest, *, timeout_seconds: float | None = None, wait: bool = False
+    ) -> TokenStream:
+        """Queue ``request`` and return its stream at once; see `Engine.submit`."""
+        if request.grammar is not None:
+            raise OptionError(
+                "json_schema, regex and choices cannot be had from engine='transformers', which "
+                "has no grammars. Load the model with engine='pipeline' or 'worker'."
+            )
+        for name, neutral in _NOT_HERE.items():
+            value = getattr(request, name)
+            if value != neutral:
+                raise OptionError(
+                    f"{name}={value!r} cannot be had from engine='transformers'. Load the model "
+                    f"with engine='worker' or 'paged', or leave {name} out."
+                )
+        return super().submit(request, timeout_seconds=timeout_seconds, wait=wait)
 
 
-def _load(artifact: Artifact, *, device: str, config: RuntimeConfig, context: ContextChoice) -> Any:
+_NOT_HERE = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "logprobs": False}
+"""What transformers' ``generate()`` does not do, or does not stream, and the value that is off."""
+
+
+def _load(setup: EngineSetup) -> Any:
     try:
         from optimum.intel import OVModelForCausalLM
         from transformers import AutoConfig
@@ -54,8 +77,9 @@ def _load(artifact: Artifact, *, device: str, config: RuntimeConfig, context: Co
         ) from error
     import openvino
 
+    artifact, device, context = setup.artifact, setup.device, setup.context
     core = openvino.Core()
-    properties = config.to_properties(core.get_property(device, "SUPPORTED_PROPERTIES"))
+    properties = setup.config.to_properties(core.get_property(device, "SUPPORTED_PROPERTIES"))
     pinned = open_pinned(artifact, context)
     model_config = AutoConfig.from_pretrained(artifact.path, local_files_only=True)
     model_config.original_max_position_embeddings = context.tokens
@@ -92,23 +116,25 @@ class _Runner:
         import transformers
 
         request = stream.request
-        if request.seed is not None:
-            torch.manual_seed(request.seed)
         prompt = torch.tensor([request.prompt_ids])
-        self._model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            generation_config=transformers.GenerationConfig(**_generation_options(request)),
-            streamer=_Streamer(stream),
-            stopping_criteria=transformers.StoppingCriteriaList([_cancelled(stream)]),
-        )
+        # transformers draws from torch's one generator, which the rest of the program uses too.
+        with torch.random.fork_rng(devices=[]):
+            if request.seed is not None:
+                torch.manual_seed(request.seed)
+            self._model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                generation_config=transformers.GenerationConfig(**_generation_options(request)),
+                streamer=_Streamer(stream),
+                stopping_criteria=transformers.StoppingCriteriaList([_cancelled(stream)]),
+            )
 
 
 def _generation_options(request: TokenRequest) -> dict[str, Any]:
     options: dict[str, Any] = {
         "max_new_tokens": request.max_new_tokens,
-        "eos_token_id": sorted(request.stop_ids),
-        "pad_token_id": min(request.stop_ids),
+        "eos_token_id": sorted(request.stop_ids) or [-1],  # nothing else may end it
+        "pad_token_id": min(request.stop_ids, default=0),
         "repetition_penalty": request.repetition_penalty,
         "do_sample": request.temperature > 0,
     }
@@ -117,6 +143,7 @@ def _generation_options(request: TokenRequest) -> dict[str, Any]:
             "temperature": request.temperature,
             "top_p": request.top_p,
             "top_k": request.top_k or 0,
+            "min_p": request.min_p or None,
         }
     return options
 

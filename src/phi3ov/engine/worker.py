@@ -16,43 +16,38 @@ from typing import TYPE_CHECKING
 
 import openvino
 
-from ..errors import OptionError, QueueFullError, StateError
+from ..errors import DeviceError, OptionError, QueueFullError, StateError
+from ..lora import read_adapter
 from . import TokenRequest, TokenStream
+from .kv_pool import plan_pool
+from .npu import is_npu
+from .speculative import plan_speculation
 from .worker_child import WorkerChild, WorkerStream
-from .worker_protocol import Load
+from .worker_protocol import Forget, Load
 
 if TYPE_CHECKING:
-    from ..artifact import Artifact
-    from ..rope import ContextChoice
-    from ..runtime import RuntimeConfig
+    from . import EngineSetup
 
 MAX_RUNNING = 32
-"""Requests in the batch; on a CPU more than 16 bring little."""
+"""Requests in the batch, unless `RequestLimits` says otherwise; more bring a CPU little."""
 
-MAX_WAITING = 256
-"""Requests that wait for a place in the batch before `QueueFullError`."""
+CACHED_CONTEXTS = 16
+MOST_CACHE_BYTES = 4 * 1024**3
+"""The default KV cache: room for so many full contexts, but not more bytes than this."""
 
 
 class WorkerEngine:
     """Generates many answers at once, in a child process."""
 
-    def __init__(
-        self,
-        artifact: Artifact,
-        *,
-        device: str,
-        config: RuntimeConfig,
-        context: ContextChoice,
-        max_running: int = MAX_RUNNING,
-        max_waiting: int = MAX_WAITING,
-    ) -> None:
-        """Start the child and wait until it has compiled the model for ``device``.
+    def __init__(self, setup: EngineSetup) -> None:
+        """Start the child and wait until it has compiled the model for the device.
 
         Raises:
             DeviceError: OpenVINO could not compile the model for the device.
-            OptionError: A property was set that the device does not take; or the program is
-                frozen (PyInstaller and its like), so that there is no Python to start.
-            UnsupportedModelError: The rope factors of ``context`` cannot be had.
+            OptionError: A property was set that the device does not take; ``cache_bytes`` holds
+                less than one context; or the program is frozen (PyInstaller and its like), so
+                that there is no Python to start.
+            UnsupportedModelError: The rope factors of ``setup.context`` cannot be had.
             EngineCrashedError: The child died meanwhile.
         """
         if getattr(sys, "frozen", False):  # sys.executable would start the whole program again
@@ -60,17 +55,44 @@ class WorkerEngine:
                 "engine='worker' starts Python, which a frozen program does not have. Use "
                 "engine='pipeline'."
             )
-        supported = openvino.Core().get_property(device, "SUPPORTED_PROPERTIES")
+        limits = setup.limits
+        self.max_running: int = MAX_RUNNING if limits.max_running is None else limits.max_running
+        if is_npu(setup.device):
+            raise DeviceError(
+                f"engine='worker' batches with paged attention, which device={setup.device!r} "
+                "does not have. Use engine='pipeline' there."
+            )
+        supported = openvino.Core().get_property(setup.device, "SUPPORTED_PROPERTIES")
+        properties = setup.config.to_properties(supported)
+        self._speculation = plan_speculation(setup)
+        adapter = (
+            None if setup.adapter is None else read_adapter(setup.adapter, setup.artifact.config)
+        )
+        pool = plan_pool(
+            setup,
+            properties,
+            self._speculation,
+            contexts=CACHED_CONTEXTS,
+            most_bytes=MOST_CACHE_BYTES,
+        )
         load = Load(
-            folder=str(artifact.path.resolve()),
-            device=device,
-            properties=config.to_properties(supported),
-            context_tokens=context.tokens,
-            factors=context.factors,
-            max_running=max_running,
+            folder=str(setup.artifact.path.resolve()),
+            device=setup.device,
+            properties=properties,
+            context_tokens=setup.context.tokens,
+            factors=setup.context.factors,
+            max_running=self.max_running,
+            blocks=pool.blocks,
+            block_tokens=pool.block_tokens,
+            candidate_tokens=self._speculation.candidate_tokens,
+            ngram_tokens=self._speculation.ngram_tokens,
+            draft_folder=self._speculation.draft_folder,
+            draft_factors=self._speculation.draft_factors,
+            adapter="" if adapter is None else str(adapter.weights),
+            adapter_scale=1.0 if adapter is None else adapter.scale,
             sys_path=_package_folders(),
         )
-        self._state = _State(load, limit=max_running + max_waiting)
+        self._state = _State(load, limit=self.max_running + limits.max_waiting)
         self._finalizer = weakref.finalize(self, _shut_down, self._state)  # also at exit
         try:
             self._state.living_child().wait_until_loaded()
@@ -78,25 +100,27 @@ class WorkerEngine:
             self.close()
             raise
 
-    def submit(self, request: TokenRequest) -> TokenStream:
-        """Send ``request`` to the child and return its stream at once.
-
-        Raises:
-            StateError: The engine is closed.
-            QueueFullError: As many requests as are allowed run and wait already.
-        """
+    def submit(
+        self, request: TokenRequest, *, timeout_seconds: float | None = None, wait: bool = False
+    ) -> TokenStream:
+        """Send ``request`` to the child and return its stream at once; see `Engine.submit`."""
+        self._speculation.check(request)
         state = self._state
         with state.lock:
             if state.closing:
                 raise StateError("The model is closed. Load it again with phi3ov.load_model().")
             child = state.living_child()
-            if len(child.streams) >= state.limit:
-                raise QueueFullError(
-                    f"{len(child.streams)} requests run or wait already, which is the most that "
-                    "this engine takes. Try again when one has ended."
-                )
+            if not wait and child.open_requests() >= state.limit:
+                raise QueueFullError(child.open_requests())
             state.last_number += 1
-            return child.submit(state.last_number, request)
+            return child.submit(state.last_number, request, timeout_seconds)
+
+    def forget_cache(self) -> None:
+        """Build the pipeline anew when the requests before this call have ended."""
+        state = self._state
+        with state.lock:
+            if state.child is not None and state.child.usable:  # a new child has forgotten all
+                state.child.outbox.put(Forget())
 
     def close(self) -> None:
         """End every stream and the child. May be called twice."""
@@ -118,7 +142,7 @@ class _State:
         """Return the child, a new one if it died."""
         with self.lock:
             if self.child is None or not self.child.usable:
-                self.child = WorkerChild(self.load, self.lock)
+                self.child = WorkerChild(self.load, self.lock, limit=self.limit)
             return self.child
 
 
@@ -128,8 +152,7 @@ def _shut_down(state: _State) -> None:
         child, state.child = state.child, None
         streams: list[WorkerStream] = []
         if child is not None:
-            streams = list(child.streams.values())
-            child.streams = {}
+            streams = child.take_streams()
     for stream in streams:
         stream.cancel()
         stream.end()

@@ -7,10 +7,12 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, cast
 
@@ -42,16 +44,21 @@ class WorkerStream(TokenStream):
     """A stream whose cancelling goes to the child."""
 
     def __init__(
-        self, request: TokenRequest, number: int, outbox: queue.SimpleQueue[Command | None]
+        self,
+        request: TokenRequest,
+        number: int,
+        outbox: queue.SimpleQueue[Command | None],
+        *,
+        timeout_seconds: float | None,
     ) -> None:
         """Open the stream of request ``number``; ``outbox`` leads to the child."""
-        super().__init__(request)
+        super().__init__(request, timeout_seconds=timeout_seconds)
         self._number = number
         self._outbox = outbox
 
     def cancel(self) -> None:
         """Ask the child to stop; it does so within one step. For any thread."""
-        if not self.cancelled:
+        if not self._cancelled:
             super().cancel()
             self._outbox.put(Cancel(number=self._number))
 
@@ -59,26 +66,42 @@ class WorkerStream(TokenStream):
 class WorkerChild:
     """One child process and the three threads that write to it, read from it, and keep its log."""
 
-    def __init__(self, load: Load, lock: AbstractContextManager[bool]) -> None:
+    def __init__(self, load: Load, lock: AbstractContextManager[bool], *, limit: int) -> None:
         """Start a child that loads ``load``.
 
         Args:
             load: Its first command.
-            lock: Guards `streams` and `dead`.
+            lock: Guards `streams`, what is unsent, and `dead`.
+            limit: How many requests the child is given at once; the others wait here.
 
         Raises:
             EngineCrashedError: The system starts no process.
         """
         self.streams: dict[int, WorkerStream] = {}
-        self.dead = False
+        self.dead: bool = False
         self.outbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._lock = lock
+        self._limit = limit
+        self._sent: set[int] = set()  # the child has them; numbers, as keys of `streams`
+        self._unsent: deque[int] = deque()
         self._loaded = threading.Event()
         self._failure: Phi3OVError | None = None
         self._log: deque[str] = deque(maxlen=_LAST_WORDS)
+        with ExitStack() as stack:
+            if load.factors != "none":  # the child may be killed before it cleans up
+                made = tempfile.TemporaryDirectory(prefix="phi3ov-", ignore_cleanup_errors=True)
+                load = replace(load, work_folder=stack.enter_context(made))
+            self.process: subprocess.Popen[bytes] = self._start_process()
+            self._remove_work_folder = stack.pop_all().close
+        self.outbox.put(load)
+        self._keeper = self._start_thread(self._keep_log)
+        self._start_thread(self._write)
+        self._reader = self._start_thread(self._read)
+
+    def _start_process(self) -> subprocess.Popen[bytes]:
         try:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "phi3ov.engine.worker_process"],
+            return subprocess.Popen(
+                [sys.executable, "-S", "-m", "phi3ov.engine.worker_process"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -87,10 +110,6 @@ class WorkerChild:
             )
         except OSError as error:
             raise EngineCrashedError(f"The worker process could not be started: {error}") from error
-        self.outbox.put(load)
-        self._keeper = self._start_thread(self._keep_log)
-        self._start_thread(self._write)
-        self._reader = self._start_thread(self._read)
 
     def _start_thread(self, target: Callable[[], None]) -> threading.Thread:
         name = f"phi3ov-worker{target.__name__}"
@@ -103,11 +122,37 @@ class WorkerChild:
         """Whether it can be given requests."""
         return not self.dead and self.process.poll() is None
 
-    def submit(self, number: int, request: TokenRequest) -> WorkerStream:
-        """Send a request; called under the lock."""
-        stream = self.streams[number] = WorkerStream(request, number, self.outbox)
-        self.outbox.put(Submit(number=number, request=request))
+    def open_requests(self) -> int:
+        """Count what runs and what waits and is still wanted; called under the lock."""
+        return len(self._sent) + sum(not self.streams[number].cancelled for number in self._unsent)
+
+    def submit(
+        self, number: int, request: TokenRequest, timeout_seconds: float | None
+    ) -> WorkerStream:
+        """Send a request, or keep it until the child has room; called under the lock."""
+        stream = WorkerStream(request, number, self.outbox, timeout_seconds=timeout_seconds)
+        self.streams[number] = stream
+        self._unsent.append(number)
+        self._send_more()
         return stream
+
+    def take_streams(self) -> list[WorkerStream]:
+        """Return the open streams, for the caller to end, and forget them; under the lock."""
+        streams, self.streams = list(self.streams.values()), {}
+        self._sent.clear()
+        self._unsent.clear()
+        return streams
+
+    def _send_more(self) -> None:
+        while self._unsent and len(self._sent) < self._limit:
+            number = self._unsent.popleft()
+            stream = self.streams[number]
+            if stream.cancelled:
+                del self.streams[number]
+                stream.end()
+            else:
+                self._sent.add(number)
+                self.outbox.put(Submit(number=number, request=stream.request))
 
     def wait_until_loaded(self) -> None:
         """Wait for the model; raises what the child or its death said instead."""
@@ -163,6 +208,7 @@ class WorkerChild:
     def _take(self, line: bytes) -> None:
         report = decode_report(line)
         if isinstance(report, Ready):
+            self._remove_work_folder()
             self._loaded.set()
         elif isinstance(report, Failed):
             self._failure = _translate(report)
@@ -175,13 +221,18 @@ class WorkerChild:
         stream = self.streams.get(progress.number)
         if stream is None:
             return  # `_shut_down` has ended it
+        stream.begun = True
         stream.cached_tokens = max(stream.cached_tokens, progress.cached_tokens)
+        stream.logprobs += progress.logprobs
         if progress.token_ids:
             stream.put(list(progress.token_ids))
         if progress.ended:
             del self.streams[progress.number]
+            self._sent.discard(progress.number)
+            self._send_more()
             failed = progress.error is not None
             stream.end(GenerationError(f"The engine failed: {progress.error}") if failed else None)
+        stream.expire()  # also where nobody reads
 
     def _bury(self, why: str) -> None:
         """End what is open; runs when the child has closed its end, which only its end does."""
@@ -190,6 +241,7 @@ class WorkerChild:
         except subprocess.TimeoutExpired:
             self.process.kill()
             code = self.process.wait()
+        self._remove_work_folder()
         self._keeper.join(_PATIENCE_SECONDS)  # longer only if the child has left children
         self.outbox.put(None)
         crash = f"The worker process died{why}: {_describe_exit(code)}."
@@ -197,8 +249,8 @@ class WorkerChild:
             crash += " Its last words:\n" + "\n".join(self._log)
         with self._lock:
             self.dead = True
-            streams, self.streams = self.streams, {}
-        for stream in streams.values():  # an error of its own each: it will hold the partial text
+            streams = self.take_streams()
+        for stream in streams:  # an error of its own each: it will hold the partial text
             if self._failure is None:
                 stream.end(EngineCrashedError(crash))
             else:

@@ -1,7 +1,8 @@
-"""The worker engine's process: ``python -m phi3ov.engine.worker_process``, continuous batching.
+"""The worker engine's process: ``python -S -m phi3ov.engine.worker_process``.
 
 It reads commands from stdin and writes reports to stdout (see ``worker_protocol.py``). Both
-are moved to private descriptors first, so that nothing a native library prints can get between.
+are moved to private descriptors first, so that nothing a native library prints can get between;
+nor a ``sitecustomize``, which is why ``site`` (``-S``) runs only after that.
 
 It ends when its stdin does, that is, when its parent has closed it or died in whatever way.
 While the model loads that is at once; while it answers, when the step under way has finished,
@@ -14,35 +15,38 @@ from __future__ import annotations
 
 import os
 import queue
+import shutil
 import signal
+import site
 import sys
 import threading
-from collections import deque
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from ..errors import DeviceError, Phi3OVError
+from .worker_batch import Batch
 from .worker_protocol import (
-    Cancel,
     Command,
     Failed,
     Load,
-    Progress,
     ProtocolError,
     Ready,
     Report,
     Step,
-    Submit,
     decode_command,
     encode,
     read_lines,
 )
 
 if TYPE_CHECKING:
-    from .pipeline import LastSequence
+    from .speculative import SpeculationPlan
 
 _LOOK_AT_PARENT_SECONDS = 1.0
+_work_folders: list[str] = []
+"""What `_leave` removes: the parent's folder, if it named one."""
 
 Send = Callable[[Report], None]
 
@@ -52,6 +56,7 @@ def main() -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal's group
     parent = os.getppid()
     commands, reports = _claim_pipes()
+    site.main()  # what -S left out
     inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(commands, inbox), daemon=True).start()
 
@@ -75,6 +80,12 @@ def main() -> NoReturn:
 
 def _leave(code: int) -> NoReturn:
     """End at once: there is nothing to keep, and native destructors may take their time."""
+    for folder in _work_folders:  # the parent may have died before it could remove it
+        for _ in range(50):  # the other thread may still be writing into it
+            shutil.rmtree(folder, ignore_errors=True)
+            if not Path(folder).is_dir():
+                break
+            time.sleep(0.01)
     os._exit(code)
 
 
@@ -91,7 +102,10 @@ def _claim_pipes() -> tuple[BinaryIO, BinaryIO]:
 def _receive(commands: BinaryIO, inbox: queue.SimpleQueue[Command]) -> None:
     try:
         for line in read_lines(commands):
-            inbox.put(decode_command(line))
+            command = decode_command(line)
+            if isinstance(command, Load) and command.work_folder:
+                _work_folders.append(command.work_folder)
+            inbox.put(command)
     except (ProtocolError, OSError) as error:
         os.write(2, f"phi3ov worker: {error}\n".encode(errors="replace"))
         _leave(2)
@@ -102,35 +116,75 @@ def _load(command: Command) -> Batch:
     if not isinstance(command, Load):
         raise ProtocolError(f"{type(command).__name__} came before Load.")
     sys.path[:] = dict.fromkeys((*command.sys_path, *sys.path))
-    import openvino_genai  # only now, because of the line above
+    from .kv_pool import KVPool  # only now, because of the line above
+    from .speculative import SpeculationPlan
+    from .vocabulary import loses_first_space
+
+    speculation = SpeculationPlan(
+        candidate_tokens=command.candidate_tokens,
+        ngram_tokens=command.ngram_tokens,
+        draft_folder=command.draft_folder,
+        draft_factors=command.draft_factors,
+    )
+    pool = KVPool(
+        blocks=command.blocks,
+        block_tokens=command.block_tokens,
+        block_bytes=0,
+        spare_tokens=command.candidate_tokens and command.candidate_tokens + 1,
+    )
+    return Batch(
+        partial(_open_pipeline, command, speculation),
+        pool,
+        command.max_running,
+        speculation,
+        leading_space=loses_first_space(Path(command.folder)),
+    )
+
+
+def _open_pipeline(command: Load, speculation: SpeculationPlan) -> Any:
+    import openvino_genai
 
     from ..artifact import Artifact
+    from ..lora import AdapterFile
     from ..rope import ContextChoice
     from .pinned import pinned_folder
-    from .pipeline import BLOCK_TOKENS, PREFILL_CHUNK_TOKENS, LastSequence
+    from .pipeline import PREFILL_CHUNK_TOKENS, adapter_properties, scheduler_config
+    from .vocabulary import grammar_tokenizer
 
-    scheduler = openvino_genai.SchedulerConfig()
-    scheduler.enable_prefix_caching = True
-    scheduler.max_num_batched_tokens = max(PREFILL_CHUNK_TOKENS, 2 * command.max_running)
+    adapter = None
+    if command.adapter:
+        adapter = AdapterFile(weights=Path(command.adapter), scale=command.adapter_scale)
+
+    batched_tokens = max(PREFILL_CHUNK_TOKENS, 2 * command.max_running)
+    scheduler = scheduler_config(command.blocks, batched_tokens)
     scheduler.max_num_seqs = command.max_running
     artifact = Artifact.open(command.folder)
     context = ContextChoice(tokens=command.context_tokens, factors=command.factors)
-    with pinned_folder(artifact, context) as folder:
+    # The parent removes its folder once the model is loaded; building anew makes another.
+    made = bool(command.work_folder) and Path(command.work_folder).is_dir()
+    inside = command.work_folder if made else None
+    with pinned_folder(artifact, context, inside=inside) as folder:
+        extra = speculation.properties(
+            command.device, command.properties, context_tokens=command.context_tokens
+        )
         try:
-            pipeline = openvino_genai.ContinuousBatchingPipeline(
-                str(folder),
-                openvino_genai.Tokenizer(command.folder),
-                scheduler,
-                command.device,
-                **command.properties,
-            )
+            with extra as speculative:
+                return openvino_genai.ContinuousBatchingPipeline(
+                    str(folder),
+                    grammar_tokenizer(
+                        artifact.path, inside=inside, drafted=bool(speculation.draft_folder)
+                    ),
+                    scheduler,
+                    command.device,
+                    **command.properties,
+                    **speculative,
+                    **adapter_properties(adapter),
+                )
         except RuntimeError as error:
             raise DeviceError(
                 f"OpenVINO could not compile {command.folder} for device={command.device!r}: "
                 f"{error}"
             ) from error
-    block_tokens = BLOCK_TOKENS.get(command.device.partition(".")[0], 32)
-    return Batch(pipeline, LastSequence(block_tokens), block_tokens, command.max_running)
 
 
 def _serve(batch: Batch, inbox: queue.SimpleQueue[Command], send: Send, parent: int) -> NoReturn:
@@ -147,147 +201,6 @@ def _serve(batch: Batch, inbox: queue.SimpleQueue[Command], send: Send, parent: 
         progress = batch.step()
         if progress:
             send(Step(progress=tuple(progress)))
-
-
-@dataclass(slots=True)
-class _Running:
-    """A request in the batch.
-
-    Attributes:
-        command: What was asked for.
-        handle: genai's handle.
-        reused: Prompt ids that were cached.
-        alone: Whether it has been the only one in the batch all the time.
-        token_ids: What it got so far.
-    """
-
-    command: Submit
-    handle: Any
-    reused: int
-    alone: bool
-    token_ids: list[int] = field(default_factory=list)
-
-
-class Batch:
-    """The requests that run together, and those that wait for a place, first come, first served."""
-
-    def __init__(
-        self, pipeline: Any, cache: LastSequence, block_tokens: int, max_running: int
-    ) -> None:
-        """Answer on ``pipeline``, at most ``max_running`` requests at once."""
-        self._pipeline = pipeline
-        self._cache = cache
-        self._block_tokens = block_tokens
-        self._max_running = max_running
-        self._waiting: deque[Submit] = deque()
-        self._running: dict[int, _Running] = {}
-        self._ended: list[Progress] = []  # between two steps
-
-    @property
-    def idle(self) -> bool:
-        """Whether there is nothing to do, nor to report."""
-        busy = self._waiting or self._running or self._ended
-        # genai frees a cancelled request at the end of the next step
-        return not busy and not self._pipeline.has_non_finished_requests()
-
-    def accept(self, command: Command) -> None:
-        """Take a request, or cancel one."""
-        if isinstance(command, Submit):
-            self._waiting.append(command)
-        elif isinstance(command, Cancel):
-            self._cancel(command.number)
-        else:
-            raise ProtocolError("Load came twice.")
-
-    def step(self) -> list[Progress]:
-        """Fill free places, compute one step, and return what came out."""
-        while self._waiting and len(self._running) < self._max_running:
-            self._start(self._waiting.popleft())
-        if self._pipeline.has_non_finished_requests():
-            self._pipeline.step()
-        progress, self._ended = self._ended, []
-        for running in list(self._running.values()):
-            progress += self._collect(running)
-        return progress
-
-    def _start(self, command: Submit) -> None:
-        import numpy as np
-        import openvino
-
-        from .pipeline import generation_config
-
-        request = command.request
-        config = generation_config(request)
-        if request.stop_ids:  # or genai would take those of the folder's generation_config.json
-            config.eos_token_id = max(request.stop_ids)
-        else:
-            config.ignore_eos = True
-        # What genai reuses can be told while nothing else takes or frees blocks of its cache.
-        alone = not self._running
-        reused = self._cache.reusable(request.prompt_ids) if alone else 0
-        prompt = openvino.Tensor(np.array([request.prompt_ids], dtype=np.int64))
-        try:
-            handle = self._pipeline.add_request(command.number, prompt, config)
-        except RuntimeError as error:
-            self._end(command.number, error=str(error))
-            return
-        for other in self._running.values():
-            other.alone = False
-        self._cache.forget()
-        reused = min(reused, len(request.prompt_ids) - 1)
-        self._running[command.number] = _Running(command, handle, reused, alone)
-
-    def _cancel(self, number: int) -> None:
-        waiting = [command for command in self._waiting if command.number == number]
-        if number in self._running:
-            self._running.pop(number).handle.cancel()
-            self._cache.forget()
-        elif waiting:
-            self._waiting.remove(waiting[0])
-        else:
-            return  # it ended by itself meanwhile
-        self._end(number)
-
-    def _end(self, number: int, *, error: str | None = None) -> None:
-        self._ended.append(Progress(number=number, token_ids=(), ended=True, error=error))
-
-    def _collect(self, running: _Running) -> list[Progress]:
-        import openvino_genai
-
-        number, handle = running.command.number, running.handle
-        token_ids: list[int] = []
-        while handle.can_read():
-            token_ids += next(iter(handle.read().values())).generated_ids
-        running.token_ids += token_ids
-        status = handle.get_status()
-        ended = status != openvino_genai.GenerationStatus.RUNNING
-        if not token_ids and not ended:
-            return []
-        error = None
-        if ended:
-            del self._running[number]
-            self._remember(running)
-            if status == openvino_genai.GenerationStatus.IGNORED:
-                error = "The KV cache has no room for this request."
-        return [
-            Progress(
-                number=number,
-                token_ids=tuple(token_ids),
-                cached_tokens=running.reused,
-                ended=ended,
-                error=error,
-            )
-        ]
-
-    def _remember(self, running: _Running) -> None:
-        """Note what a finished request leaves in the cache: whole blocks if others ran, too."""
-        prompt_ids, read_ids = running.command.request.prompt_ids, running.token_ids[:-1]
-        if running.alone:
-            self._cache.remember(prompt_ids, read_ids, reused=running.reused)
-            return
-        ids = (*prompt_ids, *read_ids)
-        whole = len(ids) - len(ids) % self._block_tokens
-        self._cache.remember(ids[:whole], [], reused=0)
 
 
 if __name__ == "__main__":

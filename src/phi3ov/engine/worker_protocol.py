@@ -36,7 +36,16 @@ class Load:
         context_tokens: `ContextChoice.tokens`.
         factors: `ContextChoice.factors`.
         max_running: How many requests may be in the batch.
+        blocks: How many blocks the KV cache has.
+        block_tokens: Tokens that a block holds.
+        candidate_tokens: `SpeculationPlan.candidate_tokens`; so the next three.
+        ngram_tokens: Longest run that prompt lookup looks for.
+        draft_folder: The draft model's absolute path, or empty.
+        draft_factors: The draft model's LongRoPE factors.
+        adapter: The absolute path of a LoRA adapter's weights, or empty.
+        adapter_scale: What its product is multiplied with.
         sys_path: Where the parent finds its packages.
+        work_folder: Where temporary files go; the parent removes it. Empty if there are none.
     """
 
     folder: str
@@ -45,7 +54,16 @@ class Load:
     context_tokens: int
     factors: RopeFactors
     max_running: int
+    blocks: int
+    block_tokens: int
     sys_path: tuple[str, ...]
+    work_folder: str = ""
+    candidate_tokens: int = 0
+    ngram_tokens: int = 0
+    draft_folder: str = ""
+    draft_factors: RopeFactors = "none"
+    adapter: str = ""
+    adapter_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +79,11 @@ class Cancel:
     """Parent to child: stop that request, if it has not ended."""
 
     number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forget:
+    """Parent to child: empty the KV cache once the requests before this have ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +111,7 @@ class Progress:
     Attributes:
         number: Which request.
         token_ids: The new ids; may be empty when it ended.
+        logprobs: Their log-probabilities, if the request asks for them.
         cached_tokens: `TokenStream.cached_tokens`.
         ended: Whether nothing follows.
         error: Why it failed; None if it did not.
@@ -95,6 +119,7 @@ class Progress:
 
     number: int
     token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...] = ()
     cached_tokens: int = 0
     ended: bool = False
     error: str | None = None
@@ -107,7 +132,7 @@ class Step:
     progress: tuple[Progress, ...]
 
 
-Command = Load | Submit | Cancel
+Command = Load | Submit | Cancel | Forget
 Report = Ready | Failed | Step
 
 
@@ -152,6 +177,8 @@ def decode_command(line: bytes) -> Command:
         command = Cancel(number=taken.integer("number"))
     elif kind == "submit":
         command = Submit(number=taken.integer("number"), request=_request(taken))
+    elif kind == "forget":
+        command = Forget()
     elif kind == "load":
         command = _load(taken)
     else:
@@ -187,18 +214,31 @@ def _load(taken: _Fields) -> Load:
     sys_path = taken.take("sys_path", list)
     if not all(isinstance(one, str) for one in (*properties.values(), *sys_path)):
         raise ProtocolError("properties and sys_path must hold strings only.")
-    factors = taken.text("factors")
-    if factors not in get_args(RopeFactors):
-        raise ProtocolError(f"factors={factors!r} is not one of {get_args(RopeFactors)}.")
     return Load(
         folder=taken.text("folder"),
         device=taken.text("device"),
         properties=properties,
         context_tokens=taken.integer("context_tokens", least=1),
-        factors=cast("RopeFactors", factors),
+        factors=_factors(taken, "factors"),
         max_running=taken.integer("max_running", least=1),
+        blocks=taken.integer("blocks", least=1),
+        block_tokens=taken.integer("block_tokens", least=1),
+        candidate_tokens=taken.integer("candidate_tokens"),
+        ngram_tokens=taken.integer("ngram_tokens"),
+        draft_folder=taken.text("draft_folder"),
+        draft_factors=_factors(taken, "draft_factors"),
+        adapter=taken.text("adapter"),
+        adapter_scale=taken.number("adapter_scale", most=1000.0),
         sys_path=tuple(sys_path),
+        work_folder=taken.text("work_folder"),
     )
+
+
+def _factors(taken: _Fields, name: str) -> RopeFactors:
+    factors = taken.text(name)
+    if factors not in get_args(RopeFactors):
+        raise ProtocolError(f"{name}={factors!r} is not one of {get_args(RopeFactors)}.")
+    return cast("RopeFactors", factors)
 
 
 def _request(taken: _Fields) -> TokenRequest:
@@ -212,8 +252,13 @@ def _request(taken: _Fields) -> TokenRequest:
         stop_ids=frozenset(taken.token_ids("stop_ids")),
         temperature=taken.number("temperature", most=100.0),
         top_p=taken.number("top_p", most=1.0),
+        min_p=taken.number("min_p", most=1.0),
         top_k=None if top_k is None else _in_range("top_k", top_k, 1, 2**31 - 1),
         repetition_penalty=taken.number("repetition_penalty", most=100.0),
+        presence_penalty=taken.number("presence_penalty", least=-2.0, most=2.0),
+        frequency_penalty=taken.number("frequency_penalty", least=-2.0, most=2.0),
+        logprobs=taken.take("logprobs", bool),
+        grammar=taken.take("grammar", str, None),
         seed=None if seed is None else _in_range("seed", seed, 0, 2**32 - 1),
     )
 
@@ -224,6 +269,7 @@ def _progress(part: Any) -> Progress:
     progress = Progress(
         number=taken.integer("number"),
         token_ids=taken.token_ids("token_ids"),
+        logprobs=taken.logprobs("logprobs"),
         cached_tokens=taken.integer("cached_tokens"),
         ended=taken.take("ended", bool),
         error=error,
@@ -262,11 +308,8 @@ class _Fields:
     def integer(self, name: str, *, least: int = 0, most: int = _MAX_NUMBER) -> int:
         return _in_range(name, self.take(name, int), least, most)
 
-    def number(self, name: str, *, most: float) -> float:
-        value = self.take(name, int, float)
-        if not 0 <= value <= most:  # false for NaN
-            raise ProtocolError(f"{name}={value} is not between 0 and {most}.")
-        return float(value)
+    def number(self, name: str, *, least: float = 0.0, most: float) -> float:
+        return _real(name, self.take(name, int, float), least, most)
 
     def token_ids(self, name: str) -> tuple[int, ...]:
         values = self.take(name, list)
@@ -275,10 +318,22 @@ class _Fields:
                 raise ProtocolError(f"{name} holds {str(value)[:80]}, which is no token id.")
         return tuple(values)
 
+    def logprobs(self, name: str) -> tuple[float, ...]:
+        values = self.take(name, list)
+        if any(type(value) not in (int, float) for value in values):
+            raise ProtocolError(f"{name} holds what is no number.")
+        return tuple(_real(name, value, -_MAX_NUMBER, 0.001) for value in values)
+
     def require_no_more(self) -> None:
         """Refuse fields that nobody took."""
         if self._values:
             raise ProtocolError(f"Unknown fields: {', '.join(sorted(self._values))[:200]}.")
+
+
+def _real(name: str, value: float, least: float, most: float) -> float:
+    if not least <= value <= most:  # false for NaN
+        raise ProtocolError(f"{name}={value} is not between {least} and {most}.")
+    return float(value)
 
 
 def _in_range(name: str, value: int, least: int, most: int) -> int:

@@ -1,0 +1,321 @@
+r"""A batch in files: conversations in a JSONL file, records in another, resumable at any moment.
+
+Input, one JSON object a line (empty lines are skipped)::
+
+    {"id": "a1", "messages": [{"role": "user", "content": "Hello"}], "options": {"seed": 7}}
+    {"prompt": "Hello"}
+
+``messages`` is a conversation, or ``prompt`` one user message; both are text, in which nothing
+becomes a control token. ``id``, a string or an integer, comes back with the record. ``options``
+are fields of `GenerationOptions` for this line.
+
+Output, one JSON object a line, in the order in which answers end: ``line`` (of the input, from
+1), ``id``, and the reply's ``text``, ``finish_reason``, ``usage``, ``timings`` and ``seed``; or
+``error`` with ``type``, ``message`` and ``partial_text``.
+
+A record is written when its answer is complete, as one line. So a run that ended in whatever way
+leaves records and at most one torn line, which the next run cuts off before it goes on with the
+lines that have no record. A file beside the output says what the records belong to: the input's
+SHA-256, the options and the model's fingerprint. Where one of them differs, nothing is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+from .atomic_file import replace_file
+from .batch import BatchProgress, BatchRequest, ReportProgress
+from .chat_format import Message, require_text
+from .errors import GenerationError, OptionError, Phi3OVError, PromptError
+from .fingerprint import ModelFingerprint
+from .generation import GenerationOptions, Reply
+
+if TYPE_CHECKING:
+    from .generation import Options
+    from .model import Phi3Model
+
+MAX_LINE_BYTES = 16 * 1024 * 1024
+"""More than the longest conversation of the family; a longer line is an error record."""
+
+_FIELDS = ("id", "messages", "prompt", "options")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Line:
+    """One line of the input.
+
+    Attributes:
+        number: Its number, from 1.
+        id: What the caller calls it.
+        request: What it asks for.
+        error: Why that cannot be told; the request is empty then.
+    """
+
+    number: int
+    id: str | int | None = None
+    request: BatchRequest = BatchRequest(messages=())  # noqa: RUF009 - immutable
+    error: Phi3OVError | None = None
+
+
+def run_batch_file(
+    model: Phi3Model,
+    source: Path,
+    target: Path,
+    options: GenerationOptions,
+    report: ReportProgress = lambda _progress: None,
+) -> BatchProgress:
+    """Answer the lines of ``source`` that have no record in ``target`` yet.
+
+    Args:
+        model: Answers them.
+        source: The input, as the module describes it.
+        target: The output; new, or begun by an earlier run.
+        options: For every line, unless it has its own.
+        report: Called after each record; counts those of earlier runs too.
+
+    Returns:
+        How many lines have a record now, and in how many of them it is an error.
+
+    Raises:
+        OptionError: ``target`` belongs to another input, other options or another model, is no
+            output of a batch, or is being written by another process.
+        StateError: The model is closed.
+        EngineCrashedError: Three lines in a row crashed the engine; what there was is recorded.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(target), source.open("rb") as lines:
+        total, checksum = _survey(lines)
+        _claim(target, _describe(model, options, checksum))
+        done = _repair(target)
+        now = BatchProgress(done=len(done), failed=sum(done.values()), total=total)
+        report(now)
+        with target.open("ab") as records:
+            for line, outcome in _answer(model, lines, done, options):
+                records.write(_encode(line, outcome))
+                records.flush()  # a kill from now on leaves the record
+                failed = now.failed + isinstance(outcome, Phi3OVError)
+                now = BatchProgress(done=now.done + 1, failed=failed, total=total)
+                report(now)
+    return now
+
+
+def _answer(
+    model: Phi3Model, lines: BinaryIO, done: dict[int, bool], options: GenerationOptions
+) -> Iterator[tuple[_Line, Reply | Phi3OVError]]:
+    """Yield the outcome of each line that is not ``done``, as answers end."""
+    asked: dict[int, _Line] = {}
+
+    def requests() -> Iterator[BatchRequest]:
+        pending = (one for one in _raw_lines(lines) if one[0] not in done)
+        for index, (number, raw) in enumerate(pending):
+            asked[index] = _parse(number, raw)
+            yield asked[index].request
+
+    changes = {one.name: getattr(options, one.name) for one in fields(options)}
+    changes["on_full_queue"] = "wait"
+    for result in model.iter_batch(requests(), **cast("Options", changes)):
+        line = asked.pop(result.index)
+        yield line, line.error or result.outcome
+
+
+def _raw_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield number and bytes of each line that is not empty; of one that is too long, a part."""
+    number = 0
+    while raw := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        end = raw
+        while not end.endswith(b"\n") and (end := file.readline(MAX_LINE_BYTES)):
+            pass
+        if raw.strip():
+            yield number, raw
+
+
+def _parse(number: int, raw: bytes) -> _Line:
+    identity: str | int | None = None
+    try:
+        if len(raw) > MAX_LINE_BYTES:
+            raise PromptError(f"The line is longer than {MAX_LINE_BYTES} bytes.")
+        values = _parse_json(raw)
+        identity = _read_id(values)
+        options = values.get("options", {})
+        if not isinstance(options, dict):
+            raise PromptError(f"options={_short(options)} is no JSON object.")
+        request = BatchRequest(messages=_read_messages(values), options=cast("Options", options))
+        return _Line(number=number, id=identity, request=request)
+    except Phi3OVError as error:
+        return _Line(number=number, id=identity, error=error)
+
+
+def _parse_json(raw: bytes) -> dict[str, Any]:
+    try:
+        values = json.loads(raw)
+    except (ValueError, RecursionError) as error:  # no UTF-8 either
+        raise PromptError(f"The line is no JSON: {error}.") from error
+    if not isinstance(values, dict):
+        raise PromptError(f"The line is no JSON object: {_short(values)}.")
+    return values
+
+
+def _read_id(values: dict[str, Any]) -> str | int | None:
+    identity = values.get("id")
+    if isinstance(identity, bool) or not isinstance(identity, str | int | None):
+        raise PromptError(f"id={_short(identity)} is neither a string nor an integer.")
+    if isinstance(identity, str):
+        require_text("id", identity)
+    return identity
+
+
+def _read_messages(values: dict[str, Any]) -> list[Message]:
+    unknown = sorted(values.keys() - set(_FIELDS))
+    if unknown:
+        listed = ", ".join(map(_short, unknown))
+        raise PromptError(f"Unknown fields: {listed}. Known: {', '.join(_FIELDS)}.")
+    if ("messages" in values) == ("prompt" in values):
+        raise PromptError("The line must have either 'messages' or 'prompt'.")
+    if "prompt" in values:
+        return [Message("user", values["prompt"])]
+    messages = values["messages"]
+    if not isinstance(messages, list):
+        raise PromptError(f"messages={_short(messages)} is no JSON array.")
+    for one in messages:
+        if not isinstance(one, dict) or one.keys() != {"role", "content"}:
+            raise PromptError(f"{_short(one)} is no message: it needs 'role' and 'content' alone.")
+    return [Message(one["role"], one["content"]) for one in messages]
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _encode(line: _Line, outcome: Reply | Phi3OVError) -> bytes:
+    record: dict[str, Any] = {"line": line.number, "id": line.id}
+    if isinstance(outcome, Phi3OVError):
+        partial = outcome.partial_text if isinstance(outcome, GenerationError) else ""
+        record["error"] = {
+            "type": type(outcome).__name__,
+            "message": str(outcome),
+            "partial_text": partial,
+        }
+    else:
+        record |= {
+            "text": outcome.text,
+            "finish_reason": outcome.finish_reason,
+            "usage": asdict(outcome.usage),
+            "timings": asdict(outcome.timings),
+            "seed": outcome.seed,
+        }
+    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+
+
+def _survey(lines: BinaryIO) -> tuple[int, str]:
+    """Return how many lines there are to answer, and the file's SHA-256."""
+    digest = hashlib.sha256()
+    while part := lines.read(2**20):
+        digest.update(part)
+    lines.seek(0)
+    total = sum(1 for _ in _raw_lines(lines))
+    lines.seek(0)
+    return total, digest.hexdigest()
+
+
+def _describe(model: Phi3Model, options: GenerationOptions, checksum: str) -> dict[str, Any]:
+    """Return what answers depend on; where and how the model runs is no part of it."""
+    chosen = asdict(options)
+    del chosen["on_full_queue"]
+    return {
+        "input": checksum,
+        "options": chosen,
+        "model": ModelFingerprint.of(model.artifact).to_values(),
+        "context": asdict(model.context),
+    }
+
+
+def _claim(target: Path, job: dict[str, Any]) -> None:
+    """Check that ``target`` is new or belongs to this job, and write down that it does."""
+    claim = target.with_name(target.name + ".job")
+    job = json.loads(json.dumps(job))  # as it will be read
+    if target.exists() and target.stat().st_size > 0:
+        before = _read_claim(claim, target)
+        differing = [name for name in job if before.get(name) != job[name]]
+        if differing:
+            raise OptionError(
+                f"{target} was begun with different {' and '.join(differing)}. Run it with what "
+                "it was begun with, or choose another output."
+            )
+        return
+    with replace_file(claim) as file:
+        file.write(json.dumps(job, indent=2).encode() + b"\n")
+
+
+def _read_claim(claim: Path, target: Path) -> dict[str, Any]:
+    try:
+        before = json.loads(claim.read_bytes())
+    except (OSError, ValueError) as error:
+        raise OptionError(
+            f"{target} exists, and {claim.name} beside it does not say that a batch began it. "
+            "Choose another output."
+        ) from error
+    if not isinstance(before, dict):
+        raise OptionError(f"{claim} is damaged. Choose another output.")
+    return before
+
+
+def _repair(target: Path) -> dict[int, bool]:
+    """Cut off a torn last line; return each recorded line and whether its record is an error."""
+    done: dict[int, bool] = {}
+    with target.open("a+b") as records:
+        records.seek(0)
+        good = 0
+        while raw := records.readline():
+            record = _read_record(raw)
+            if record is None:
+                if records.read(1):
+                    raise OptionError(
+                        f"{target} is damaged: what follows byte {good} is no record of a batch. "
+                        "Choose another output."
+                    )
+                break
+            number, failed = record
+            if number in done:
+                raise OptionError(f"{target} is damaged: line {number} has two records.")
+            done[number] = failed
+            good += len(raw)
+        records.truncate(good)
+    return done
+
+
+def _read_record(raw: bytes) -> tuple[int, bool] | None:
+    """Return the line that a record is of and whether it is an error; None if it is torn."""
+    if not raw.endswith(b"\n"):
+        return None
+    try:
+        record = json.loads(raw)
+    except ValueError:
+        return None
+    if not isinstance(record, dict) or type(record.get("line")) is not int:
+        return None
+    return record["line"], "error" in record
+
+
+@contextlib.contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    from filelock import FileLock, Timeout  # huggingface-hub brings it
+
+    lock = FileLock(target.with_name(f".{target.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise OptionError(f"Another process is writing {target}. Wait for it to end.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        with contextlib.suppress(OSError):
+            Path(lock.lock_file).unlink(missing_ok=True)

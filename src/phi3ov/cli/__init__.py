@@ -1,0 +1,91 @@
+"""The command ``phi3ov``: a thin layer of arguments and printing over the library.
+
+Each command is a module of this package, named in ``COMMANDS``: its ``add(commands)`` declares
+the arguments and sets ``run``, a function that takes them parsed; its ``EXAMPLE`` ends the help.
+
+Results go to stdout, everything else to stderr. Exit codes: 0 success, 1 an error that the
+library names (one line, no traceback unless ``--debug``), 2 wrong usage, 3 an error that it does
+not name, which is a defect, 130 Ctrl-C, 141 the reader of a pipe has gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import TypeAlias
+
+from .. import __version__
+from ..errors import Phi3OVError
+
+COMMANDS = (
+    "export",
+    "chat",
+    "batch",
+    "info",
+    "verify",
+    "quality",
+    "devices",
+    "reference",
+    "completion",
+)
+"""The commands in the order in which the help lists them, each a module beside this one."""
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+"""What a command's ``add`` receives; argparse has no public name for it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code.
+
+    Args:
+        arguments: The command line without the program's name; None takes ``sys.argv``.
+    """
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if options.debug:
+        logging.basicConfig(level=logging.DEBUG)
+    run: Callable[[argparse.Namespace], None] = options.run
+    try:
+        run(options)
+        sys.stdout.flush()
+    except Phi3OVError as error:
+        if options.debug:
+            raise
+        print(f"phi3ov: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Python flushes stdout once more at its end, which must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:  # whatever it is, a command ends in a sentence
+        if options.debug:
+            raise
+        message = f"unexpected {type(error).__name__}: {error}. See more: phi3ov --debug ..."
+        print(f"phi3ov: {message}", file=sys.stderr)
+        return 3
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="phi3ov",
+        description="Export Phi-3 checkpoints to OpenVINO and chat with them, locally.",
+        epilog="Example: phi3ov export microsoft/Phi-3-mini-4k-instruct phi3-int4 && "
+        "phi3ov chat phi3-int4",
+    )
+    parser.add_argument("--version", action="version", version=f"phi3ov {__version__}")
+    parser.add_argument("--debug", action="store_true", help="log everything and show tracebacks")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        module = import_module(f".{name}", __name__)
+        module.add(commands)
+        commands.choices[name].epilog = f"Example: {module.EXAMPLE}"
+    return parser

@@ -1,0 +1,179 @@
+"""`load_model`: artifact, device and engine put together into a `Phi3Model`."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from .artifact import Artifact
+from .devices import DeviceChoice, choose_device, list_devices
+from .engine import ENGINES, Engine, EngineName, EngineSetup, load_engine
+from .errors import DeviceError, OptionError
+from .generation import LoadTimings
+from .limits import RequestLimits
+from .lora import LoraAdapter
+from .model import Phi3Model
+from .prompt import ChatTokenizer
+from .rope import choose_context
+from .runtime import RuntimeConfig
+from .speculation import Speculation
+
+_LOGGER = logging.getLogger("phi3ov")
+
+
+def load_model(
+    path: str | Path,
+    *,
+    device: str | Sequence[str] = ("GPU", "CPU"),
+    config: RuntimeConfig = RuntimeConfig(),  # noqa: B008 - immutable
+    engine: EngineName = "pipeline",
+    limits: RequestLimits = RequestLimits(),  # noqa: B008 - immutable
+    context_tokens: int | None = None,
+    cache_bytes: int | None = None,
+    speculation: Speculation | None = None,
+    adapter: LoraAdapter | None = None,
+    verify: bool = True,
+    warm_up: bool = True,
+) -> Phi3Model:
+    """Load an exported folder on the first of the preferred devices that runs it.
+
+    Args:
+        path: A folder made by `phi3ov.export_model`.
+        device: One OpenVINO device name, or several in order of preference. One that is not
+            there, or for which the model does not compile, gives way to the next; the reasons
+            are kept in `DeviceChoice.refused` and logged.
+        config: OpenVINO's settings.
+        engine: ``"pipeline"`` (openvino-genai in this process, one answer at a time),
+            ``"worker"`` (openvino-genai in a child process, many answers at once),
+            ``"paged"`` (openvino alone, one answer at a time, a KV cache that can be saved) or
+            ``"transformers"`` (optimum-intel; needs ``phi3ov[export]``).
+        limits: How many requests are answered together, and how many may wait.
+        context_tokens: Tokens that prompt and answer may have together. None is the model's
+            original context. For a LongRoPE model a larger number chooses the long factors,
+            for the whole life of the loaded model.
+        cache_bytes: Bytes that the KV cache may take, prefixes kept for later turns included;
+            at least one full context. None is 4 contexts for ``"pipeline"``, 16 for
+            ``"worker"``, but not more than 2 and 4 GiB, unless one context takes more.
+        speculation: `PromptLookup` or `DraftModel`: several tokens per pass over the weights,
+            for the engines ``"pipeline"`` and ``"worker"``. Greedy text stays the same.
+        adapter: A `LoraAdapter`, applied for the whole life of the loaded model, for the same
+            engines.
+        verify: Compare every file with its SHA-256 in the manifest, beside the compilation.
+            Without it only presence and size are checked. A folder that phi3ov did not export
+            has no checksums; that is logged as a warning.
+        warm_up: Generate two tokens before returning, for which weights are repacked: the
+            first answer does not wait for that. `Phi3Model.load_timings` says how long it took.
+
+    Raises:
+        ArtifactError: The folder is not what was exported; lists every problem.
+        DeviceError: None of the devices is there, or compiling for them failed.
+        OptionError: ``limits``, ``context_tokens``, ``cache_bytes`` or an OpenVINO property is
+            not allowed.
+        MissingDependencyError: The engine needs a package that is not installed.
+        EngineCrashedError: The worker's process died while it loaded the model.
+
+    Example:
+        >>> with load_model("models/phi3-int4", device="CPU") as model:  # doctest: +SKIP
+        ...     print(model.device.reason)
+        CPU is the first choice and is there.
+    """
+    started = time.perf_counter()
+    if engine not in ENGINES:
+        raise OptionError(f"engine={engine!r} is not one of {', '.join(map(repr, ENGINES))}.")
+    if engine != "worker" and limits.max_running not in (None, 1):
+        raise OptionError(
+            f"max_running={limits.max_running}: engine={engine!r} answers one request at a time. "
+            "Use engine='worker'."
+        )
+    _require_bytes("cache_bytes", cache_bytes)
+    artifact = Artifact.open(path)
+    context = choose_context(artifact.config, context_tokens)
+    tokenizer = ChatTokenizer.from_folder(artifact.path, artifact.chat_format)
+    available = list_devices()
+    setup = EngineSetup(
+        artifact=artifact,
+        device=choose_device(device, available).selected,
+        config=config,
+        context=context,
+        limits=limits,
+        cache_bytes=cache_bytes,
+        speculation=speculation,
+        adapter=adapter,
+    )
+    read = time.perf_counter()
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="phi3ov-verify") as executor:
+        checked = executor.submit(artifact.verify) if verify and artifact.has_checksums else None
+        running, choice = _open_first(engine, setup, device, available, checked)
+        compiled = time.perf_counter()
+        try:
+            if checked is not None:
+                checked.result()
+        except BaseException:
+            running.close()
+            raise
+    verified = time.perf_counter()
+    model = Phi3Model(
+        artifact=artifact,
+        device=choice,
+        context=context,
+        tokenizer=tokenizer,
+        engine=running,
+        config=config,
+        load_timings=LoadTimings(
+            read_seconds=read - started,
+            compile_seconds=compiled - read,
+            verify_seconds=verified - compiled,
+        ),
+    )
+    if warm_up:
+        _warm_up(model)
+    return model
+
+
+def _open_first(
+    engine: EngineName,
+    setup: EngineSetup,
+    device: str | Sequence[str],
+    available: Mapping[str, str],
+    checked: Future[None] | None,
+) -> tuple[Engine, DeviceChoice]:
+    """Open the engine on the first preferred device for which the model compiles."""
+    open_engine = load_engine(engine)
+    failed: dict[str, str] = {}
+    cause: DeviceError | None = None
+    while True:
+        try:
+            choice = choose_device(device, available, failed=failed)
+        except DeviceError as none_left:
+            raise none_left from cause
+        try:
+            running = open_engine(replace(setup, device=choice.selected))
+        except Exception as error:
+            if checked is not None:
+                checked.result()  # a damaged file is the better explanation
+            if not isinstance(error, DeviceError):
+                raise
+            _LOGGER.warning("%s: %s: %s", setup.artifact.path, choice.selected, error)
+            failed[choice.selected] = str(error)
+            cause = error
+        else:
+            _LOGGER.info("%s: %s", setup.artifact.path, choice.reason)
+            return running, choice
+
+
+def _warm_up(model: Phi3Model) -> None:
+    try:
+        seconds = model.warm_up()
+    except BaseException:
+        model.close()
+        raise
+    model.load_timings = replace(model.load_timings, warm_up_seconds=seconds)
+
+
+def _require_bytes(name: str, value: int | None) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise OptionError(f"{name}={value!r} must be a number of bytes, at least 1, or None.")

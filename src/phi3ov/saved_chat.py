@@ -1,0 +1,171 @@
+"""A conversation as a file: the JSON that `Phi3Chat.save` writes and `Phi3Chat.restore` reads.
+
+The file holds the ids of every turn, because the history is ids, and the texts, to be shown.
+Nothing in a file is believed: `SavedChat.from_json` checks size, checksum, version and the type
+of each value, and `Phi3Chat.restore` that model and ids are right. JSON holds no code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar, cast
+
+from .chat_format import Message
+from .fingerprint import ModelFingerprint
+from .generation import GenerationOptions, Options
+from .tools import Tool
+
+FORMAT = "phi3ov chat"
+FORMAT_VERSION = 1
+"""Version of the file's layout; a file of another version is refused."""
+MOST_BYTES = 64 * 1024 * 1024
+"""The largest file that is read; 131 072 tokens with their text take about 2 MB."""
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One question and its answer, as messages and as the ids that went through the model."""
+
+    user: Message
+    assistant: Message
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedChat:
+    """A conversation without its model.
+
+    Attributes:
+        fingerprint: The model that it was held with.
+        options: Options of every turn.
+        system: Content of the system message; None for none.
+        tools: What the model may call.
+        beginning_ids: The ids before the first turn.
+        turns: The turns, oldest first.
+    """
+
+    fingerprint: ModelFingerprint
+    options: GenerationOptions
+    system: str | None
+    tools: tuple[Tool, ...]
+    beginning_ids: tuple[int, ...]
+    turns: tuple[Turn, ...]
+
+    def to_json(self) -> str:
+        """Return the file's text: the same for the same conversation.
+
+        Raises:
+            ValueError: An option is nothing that JSON can hold, or the text is too large.
+        """
+        chat = {
+            "model": self.fingerprint.to_values(),
+            "options": {
+                field.name: getattr(self.options, field.name) for field in fields(self.options)
+            },
+            "system": self.system,
+            "tools": [asdict(tool) for tool in self.tools],
+            "beginning_ids": self.beginning_ids,
+            "turns": [
+                {
+                    "user": turn.user.content,
+                    "assistant": turn.assistant.content,
+                    "token_ids": turn.token_ids,
+                }
+                for turn in self.turns
+            ],
+        }
+        try:
+            checksum = _checksum(chat)
+        except TypeError as error:
+            raise ValueError(f"an option or a tool holds what JSON cannot: {error}.") from error
+        head = {"format": FORMAT, "format_version": FORMAT_VERSION, "sha256": checksum}
+        text = json.dumps({**head, "chat": chat}) + "\n"
+        if len(text) > MOST_BYTES:
+            raise ValueError(f"it takes {len(text)} bytes, and at most {MOST_BYTES} are read.")
+        return text
+
+    @classmethod
+    def from_json(cls, text: str) -> SavedChat:
+        """Parse the text of a file.
+
+        Raises:
+            ValueError: It is no conversation, is damaged, or is of another version.
+        """
+        try:
+            document = json.loads(text)
+            if type(document) is not dict or document.get("format") != FORMAT:
+                raise ValueError("it is no conversation that phi3ov saved.")
+            version = document.get("format_version")
+            if version != FORMAT_VERSION:
+                raise ValueError(
+                    f"it has format_version={version!r}; this phi3ov reads {FORMAT_VERSION}."
+                )
+            chat = document.get("chat")
+            if document.get("sha256") != _checksum(chat):
+                raise ValueError("it is damaged: its content does not match its checksum.")
+        except json.JSONDecodeError as error:
+            raise ValueError(f"it is no JSON, or was cut off: {error}.") from error
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply.") from error
+        names = ("model", "options", "system", "tools", "beginning_ids", "turns")
+        values = _object("chat", chat, names)
+        return cls(
+            fingerprint=ModelFingerprint.from_values(values["model"]),
+            options=_options(values["options"]),
+            system=None if values["system"] is None else _of_type(str, "system", values["system"]),
+            tools=tuple(_tool(one) for one in _of_type(list, "tools", values["tools"])),
+            beginning_ids=_ids("beginning_ids", values["beginning_ids"]),
+            turns=tuple(_turn(one) for one in _of_type(list, "turns", values["turns"])),
+        )
+
+
+def _checksum(chat: object) -> str:
+    """Return a SHA-256 that does not depend on white space or the order of names."""
+    return hashlib.sha256(json.dumps(chat, sort_keys=True).encode()).hexdigest()
+
+
+def _of_type(kind: type[_T], name: str, value: object) -> _T:
+    if type(value) is not kind:  # not isinstance: True would be an integer
+        raise ValueError(f"{name} is of type {type(value).__name__}, not {kind.__name__}.")
+    return value
+
+
+def _object(name: str, value: object, names: tuple[str, ...]) -> dict[str, Any]:
+    values = _of_type(dict, name, value)
+    if values.keys() != set(names):
+        raise ValueError(f"{name} does not hold exactly {', '.join(names)}.")
+    return values
+
+
+def _ids(name: str, value: object) -> tuple[int, ...]:
+    return tuple(_of_type(int, name, one) for one in _of_type(list, name, value))
+
+
+def _options(value: object) -> GenerationOptions:
+    changes = cast("Options", _of_type(dict, "options", value))  # `changed` checks names and types
+    try:
+        return GenerationOptions().changed(changes)
+    except TypeError as error:
+        raise ValueError(f"options: {error}.") from error
+
+
+def _tool(value: object) -> Tool:
+    values = _object("a tool", value, ("name", "description", "parameters"))
+    return Tool(
+        name=_of_type(str, "name of a tool", values["name"]),
+        description=_of_type(str, "description of a tool", values["description"]),
+        parameters=_of_type(dict, "parameters of a tool", values["parameters"]),
+    )
+
+
+def _turn(value: object) -> Turn:
+    values = _object("a turn", value, ("user", "assistant", "token_ids"))
+    return Turn(
+        user=Message("user", _of_type(str, "user", values["user"])),
+        assistant=Message("assistant", _of_type(str, "assistant", values["assistant"])),
+        token_ids=_ids("token_ids", values["token_ids"]),
+    )

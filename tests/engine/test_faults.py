@@ -1,0 +1,209 @@
+"""The worker killed and the program interrupted in each phase: no hang, no zombie, no orphan."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from phi3ov import EngineCrashedError, Message, Phi3Chat
+from phi3ov.engine import EngineName
+from phi3ov.engine.worker import WorkerEngine
+
+from .conftest import LoadModel, Zoo
+from .test_worker import is_running, kill, pid_of, wait_until
+from .truth import prompt_text
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills with POSIX signals")
+
+ENGINES: tuple[EngineName, ...] = ("pipeline", "worker")
+ROW = "phi-4"
+LONG = 900
+
+
+def test_killed_while_prompts_are_read(zoo: Zoo, load: LoadModel) -> None:
+    """Those without a token yet fail with nothing, those with some keep them; then all is well."""
+    model = load(zoo.artifact(ROW), engine="worker")
+    chats = [Phi3Chat(model) for _ in range(12)]
+    streams = [
+        chat.stream(prompt_text(LONG, seed), max_new_tokens=50) for seed, chat in enumerate(chats)
+    ]
+    next(streams[0])
+    kill(model)
+    partial = []
+    for stream in streams:
+        with pytest.raises(EngineCrashedError, match="SIGKILL") as caught:
+            stream.drain()
+        partial.append(caught.value.partial_text)
+    assert partial[0]
+    assert partial[-1] == "", "the last prompt had been read already: the test killed too late"
+    assert all(chat.messages == () for chat in chats)
+    assert len(chats[-1].generate(prompt_text(9), max_new_tokens=5).token_ids) == 5
+
+
+def test_killed_while_it_loads_again(zoo: Zoo, load: LoadModel) -> None:
+    """The request that started the new child fails with it; the next starts another."""
+    model = load(zoo.artifact(ROW), engine="worker")
+    chat = Phi3Chat(model)
+    kill(model)
+    stream = chat.stream(prompt_text(9), max_new_tokens=5)
+    engine = model._engine
+    assert isinstance(engine, WorkerEngine)
+    child = engine._state.living_child()
+    assert not child._loaded.is_set()
+    kill(model)
+    with pytest.raises(EngineCrashedError):
+        stream.drain()
+    assert len(chat.generate(prompt_text(9), max_new_tokens=5).token_ids) == 5
+
+
+def test_a_dead_child_leaves_no_zombie(zoo: Zoo, load: LoadModel) -> None:
+    """The system forgets each child that was killed, and the last when the model is closed."""
+    model = load(zoo.artifact(ROW), engine="worker")
+    pids = []
+    for _ in range(3):
+        pids.append(pid_of(model))
+        kill(model)
+        model.complete("abc", max_new_tokens=2)
+    pids.append(pid_of(model))
+    model.close()
+    for pid in pids:
+        with pytest.raises(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+
+
+def test_a_batch_survives_the_death_of_its_worker(zoo: Zoo, load: LoadModel) -> None:
+    """Conversations that were in it are asked again; every answer is the one without a death."""
+    model = load(zoo.artifact(ROW), engine="worker")
+    batch = [[Message("user", prompt_text(10, seed))] for seed in range(12)]
+    expected = [one.reply.token_ids for one in model.generate_batch(batch, max_new_tokens=30)]
+    results = model.iter_batch(batch, max_new_tokens=30)
+    answers: dict[int, tuple[int, ...]] = {}
+    for result in results:
+        if not answers:
+            kill(model)
+        answers[result.index] = result.reply.token_ids
+    assert [answers[index] for index in range(12)] == expected
+
+
+def test_close_while_threads_generate(zoo: Zoo, load: LoadModel) -> None:
+    """Every thread comes back, with a cancelled reply or an error, and none hangs."""
+    model = load(zoo.artifact(ROW), engine="worker")
+
+    def ask(seed: int) -> str:
+        try:
+            reply = Phi3Chat(model).generate(prompt_text(20, seed), max_new_tokens=900)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is named
+            return type(error).__name__
+        return reply.finish_reason
+
+    with ThreadPoolExecutor(16) as threads:
+        asked = [threads.submit(ask, seed) for seed in range(16)]
+        engine = model._engine
+        assert isinstance(engine, WorkerEngine)
+        child = engine._state.living_child()
+        wait_until(lambda: len(child.streams) == 16)
+        model.close()
+        assert {one.result(timeout=60) for one in asked} <= {"cancelled", "StateError"}
+
+
+_INTERRUPTED = """
+import asyncio, os, signal, sys, threading
+import phi3ov
+
+def interrupt_at_first_token(put=phi3ov.ReplyStream._take):
+    def take(stream, chunk):
+        if chunk and not told:
+            told.append(1)
+            os.kill(os.getpid(), signal.SIGINT)
+        return put(stream, chunk)
+    phi3ov.ReplyStream._take = take
+
+told = []
+interrupt_at_first_token()
+model = phi3ov.load_model(sys.argv[1], device="CPU", engine=sys.argv[2])
+chat = phi3ov.Phi3Chat(model)
+try:
+    if sys.argv[3] == "asyncio":
+        asyncio.run(chat.agenerate("Tell me everything.", max_new_tokens=900))
+    else:
+        chat.generate("Tell me everything.", max_new_tokens=900)
+except KeyboardInterrupt:
+    print("interrupted", len(chat.messages))
+print(len(chat.generate("abc", max_new_tokens=5).token_ids))
+if sys.argv[2] == "worker":
+    print(model._engine._state.child.process.pid)
+"""
+
+
+@pytest.mark.parametrize("how", ["plain", "asyncio"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_ctrl_c_ends_the_answer_and_leaves_the_chat_usable(
+    engine: EngineName, how: str, zoo: Zoo
+) -> None:
+    """KeyboardInterrupt gets out, the history is as it was, the next turn is answered."""
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERRUPTED, str(zoo.artifact(ROW)), engine, how],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    said = done.stdout.split("\n")
+    assert said[:2] == ["interrupted 0", "5"]
+    assert engine == "pipeline" or not is_running(int(said[2]))
+
+
+_UNHANDLED = """
+import os, signal, sys
+import phi3ov
+
+model = phi3ov.load_model(sys.argv[1], device="CPU", engine=sys.argv[2])
+stream = phi3ov.Phi3Chat(model).stream("Tell me everything.", max_new_tokens=900)
+next(stream)
+print(model._engine._state.child.process.pid if sys.argv[2] == "worker" else 0, flush=True)
+os.kill(os.getpid(), getattr(signal, sys.argv[3]))
+stream.drain()
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL", "SIGABRT"])
+def test_whatever_kills_the_program_ends_the_worker(name: str, zoo: Zoo) -> None:
+    """Ctrl-C that nobody catches, termination, the out-of-memory killer, a native abort."""
+    done = subprocess.run(
+        [sys.executable, "-c", _UNHANDLED, str(zoo.artifact(ROW)), "worker", name],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == -getattr(signal, name)
+    wait_until(lambda: not is_running(int(done.stdout)))
+
+
+def test_a_task_that_is_cancelled_while_the_worker_dies_ends(zoo: Zoo, load: LoadModel) -> None:
+    """Two ends at once are still one end, and the loop closes."""
+    model = load(zoo.artifact(ROW), engine="worker")
+    chat = Phi3Chat(model)
+    engine = model._engine
+    assert isinstance(engine, WorkerEngine)
+    child = engine._state.living_child()
+
+    async def run() -> None:
+        task = asyncio.create_task(chat.agenerate(prompt_text(20), max_new_tokens=900))
+        await asyncio.sleep(0.05)
+        os.kill(child.process.pid, signal.SIGKILL)
+        task.cancel()
+        with pytest.raises((asyncio.CancelledError, EngineCrashedError)):
+            await task
+
+    asyncio.run(run())
+    child.process.wait()
+    assert chat.messages == ()
+    assert len(chat.generate(prompt_text(9), max_new_tokens=5).token_ids) == 5

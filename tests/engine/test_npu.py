@@ -1,0 +1,112 @@
+"""NPU without an NPU: what the static pipeline is given, and what is refused before that."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import openvino
+import openvino_genai
+import pytest
+
+import phi3ov
+from phi3ov import Artifact, DeviceError, PromptLookup, RuntimeConfig
+from phi3ov.engine import EngineSetup, TokenRequest
+from phi3ov.engine.npu import plan_static
+from phi3ov.engine.pipeline import PipelineEngine
+from phi3ov.engine.worker import WorkerEngine
+from phi3ov.ir import WeightSummary
+from phi3ov.rope import ContextChoice
+
+from .conftest import Zoo
+
+
+def set_up(zoo: Zoo, **weights: Any) -> EngineSetup:
+    """Return a setup for an NPU, of an export whose manifest tells of one int4 matrix."""
+    artifact = Artifact.open(zoo.artifact("phi-4"))
+    row: dict[str, Any] = {"precision": "int4", "group_size": 0, "symmetric": True} | weights
+    summary = WeightSummary(layers=1, parameters=8, size_bytes=4, **row)
+    recipe = {"mode": "int4", "ratio": 1.0}
+    manifest = replace(artifact.manifest, weights=(summary,), recipe=recipe)
+    return EngineSetup(
+        artifact=replace(artifact, manifest=manifest),
+        device="NPU",
+        config=RuntimeConfig(),
+        context=ContextChoice(tokens=1000, factors="none"),
+    )
+
+
+@pytest.fixture
+def built(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """A machine whose NPU takes two properties, and a pipeline that says 5, 6, 7."""
+    zoo.artifact("phi-4")  # exported with the real openvino
+    calls: list[dict[str, Any]] = []
+
+    class Core:
+        def get_property(self, device: str, name: str) -> list[str]:
+            assert (device, name) == ("NPU", "SUPPORTED_PROPERTIES")
+            return ["PERFORMANCE_HINT", "CACHE_DIR"]
+
+    class Pipeline:
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            assert arguments[3] == "NPU"
+            calls.append(options)
+
+        def generate(self, _prompt: Any, _config: Any, streamer: Any) -> None:
+            for token in (5, 6, 7):
+                streamer.write(token)
+
+    monkeypatch.setattr(openvino, "Core", Core)
+    monkeypatch.setattr(openvino_genai, "LLMPipeline", Pipeline)
+    return calls
+
+
+def test_the_static_pipeline_gets_its_lengths_and_no_scheduler(
+    zoo: Zoo, built: list[dict[str, Any]]
+) -> None:
+    """The longest prompt is the context, in steps of 64; nothing counts as cached."""
+    engine = PipelineEngine(set_up(zoo))
+    assert built == [
+        {"PERFORMANCE_HINT": "LATENCY", "MAX_PROMPT_LEN": 1024, "MIN_RESPONSE_LEN": 128}
+    ]
+    request = TokenRequest(prompt_ids=(1, 2, 3), max_new_tokens=3, stop_ids=frozenset())
+    for _ in range(2):
+        stream = engine.submit(request)
+        assert [one for chunk in stream for one in chunk] == [5, 6, 7]
+        assert stream.cached_tokens == 0
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"precision": "int8"}, "takes int4 weights, and .* has none"),
+        ({"symmetric": False}, "symmetric int4 weights only"),
+        ({"group_size": 64}, r"rows or groups of 128, not \[64\]"),
+    ],
+)
+def test_a_recipe_that_an_npu_does_not_take_is_refused(
+    weights: dict[str, Any], message: str, zoo: Zoo, built: list[dict[str, Any]]
+) -> None:
+    """Before anything is compiled, with the way out."""
+    with pytest.raises(DeviceError, match=f"{message}.*Int4Compression.npu"):
+        PipelineEngine(set_up(zoo, **weights))
+    assert built == []
+
+
+def test_a_ratio_and_options_that_an_npu_does_not_take_are_refused(zoo: Zoo) -> None:
+    """All problems at once; groups of 128 and rows are both taken."""
+    setup = set_up(zoo, group_size=128)
+    assert plan_static(setup)["MAX_PROMPT_LEN"] == 1024
+    mixed = replace(setup.artifact.manifest, recipe={"ratio": 0.6})
+    setup = replace(setup, artifact=replace(setup.artifact, manifest=mixed), cache_bytes=9)
+    with pytest.raises(DeviceError, match=r"ratio=1\.0, not 0\.6.*cache_bytes=9 needs paged"):
+        plan_static(setup)
+    with pytest.raises(DeviceError, match="speculation=PromptLookup"):
+        plan_static(replace(set_up(zoo), speculation=PromptLookup()))
+
+
+def test_the_worker_does_not_run_on_an_npu(zoo: Zoo) -> None:
+    """It says so before it starts a process; the next preferred device gets its chance."""
+    with pytest.raises(phi3ov.DeviceError, match=r"does not have\. Use engine='pipeline' there"):
+        WorkerEngine(set_up(zoo))

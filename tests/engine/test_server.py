@@ -1,0 +1,97 @@
+"""The FastAPI example, served for real: sixteen clients at once, and one that goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+import phi3ov
+from phi3ov.engine.worker import WorkerEngine
+
+from .conftest import EXACT, Zoo
+from .test_worker import wait_until
+from .truth import prompt_text
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "fastapi_server.py"
+ROW = "phi-4"
+
+
+@pytest.fixture
+def app(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The example's application, on an exact model."""
+    load_model = phi3ov.load_model
+
+    def load_exact(path: str, **options: Any) -> phi3ov.Phi3Model:
+        return load_model(path, device="CPU", config=EXACT, **options)
+
+    monkeypatch.setenv("PHI3OV_MODEL", str(zoo.artifact(ROW)))
+    monkeypatch.setattr(phi3ov, "load_model", load_exact)
+    spec = importlib.util.spec_from_file_location("fastapi_server", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(__import__("sys").modules, "fastapi_server", module)
+    spec.loader.exec_module(module)
+    return module.app
+
+
+@contextmanager
+def serve(app: Any) -> Iterator[str]:
+    """Serve ``app`` on a thread with an event loop of its own; give its address."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="on"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_until(lambda: server.started or not thread.is_alive())
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}/chat"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def test_sixteen_clients_get_the_answers_they_would_get_alone(app: Any) -> None:
+    """Streamed side by side, none mixed with another; a question that cannot be is refused."""
+    questions = [prompt_text(20 + seed, seed) for seed in range(16)]
+
+    async def ask(client: httpx.AsyncClient, url: str, question: str) -> str:
+        body = {"message": question, "max_new_tokens": 16}
+        async with client.stream("POST", url, json=body) as response:
+            assert response.status_code == 200
+            return "".join([text async for text in response.aiter_text()])
+
+    async def ask_all(url: str) -> list[str]:
+        async with httpx.AsyncClient(timeout=60) as client:
+            refused = await client.post(url, json={"message": "a", "max_new_tokens": 10**6})
+            assert (refused.status_code, "context_tokens" in refused.text) == (422, True)
+            return await asyncio.gather(*(ask(client, url, question) for question in questions))
+
+    with serve(app) as url:
+        answers = asyncio.run(ask_all(url))
+        model = app.state.model
+        for question, answer in zip(questions, answers, strict=True):
+            assert answer == phi3ov.Phi3Chat(model).generate(question, max_new_tokens=16).text
+
+
+def test_a_client_that_goes_away_ends_its_answer(app: Any) -> None:
+    """The engine is free again long before the answer would have ended."""
+    with serve(app) as url:
+        engine = app.state.model._engine
+        assert isinstance(engine, WorkerEngine)
+        child = engine._state.living_child()
+        body = {"message": prompt_text(20), "max_new_tokens": 900}
+        with httpx.stream("POST", url, json=body, timeout=60) as response:
+            next(response.iter_text())
+            (stream,) = child.streams.values()
+        wait_until(lambda: child.open_requests() == 0)
+        assert stream.cancelled
+        assert app.state.model.complete("a", max_new_tokens=2).finish_reason == "length"

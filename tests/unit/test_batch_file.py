@@ -1,0 +1,241 @@
+"""A batch in files: every line gets one record, however often the run is killed and repeated."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from phi3ov import GenerationOptions, Message, OptionError, Phi3Model
+from phi3ov import batch_file as module
+from phi3ov.batch_file import run_batch_file
+from phi3ov.engine import TokenRequest
+
+from .fakes import MINI, Answer, FakeEngine, answer_ids, make_model
+
+HELLO = answer_ids("hello the user")
+USER = [{"role": "user", "content": "hi"}]
+OPTIONS = GenerationOptions(max_new_tokens=20)
+
+
+def echo(request: TokenRequest) -> Answer:
+    """Answer with the prompt's own ids."""
+    return Answer((*request.prompt_ids[1:-1], *HELLO[-1:]))
+
+
+@pytest.fixture
+def model() -> Phi3Model:
+    """A model that repeats what it is asked."""
+    return make_model(FakeEngine(echo))
+
+
+def write_lines(path: Path, lines: list[Any]) -> Path:
+    """Write JSON lines; bytes are written as they are."""
+    raw = [one if isinstance(one, bytes) else json.dumps(one).encode() for one in lines]
+    path.write_bytes(b"\n".join(raw) + b"\n")
+    return path
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Return the records by line, each of which must be there once."""
+    records = [json.loads(one) for one in path.read_bytes().splitlines()]
+    assert len({one["line"] for one in records}) == len(records)
+    return sorted(records, key=lambda one: one["line"])
+
+
+def test_every_line_gets_a_record(model: Phi3Model, tmp_path: Path) -> None:
+    """Both forms of a line, ids, options of a line's own, and empty lines in between."""
+    lines: list[Any] = [
+        {"id": "a", "messages": USER},
+        b"",
+        {"id": 7, "prompt": "wie heißt du?"},
+        {"prompt": "hi", "options": {"max_new_tokens": 1}},
+        b"   ",
+    ]
+    source, target = write_lines(tmp_path / "in.jsonl", lines), tmp_path / "deep" / "out.jsonl"
+    end = run_batch_file(model, source, target, OPTIONS)
+    assert (end.done, end.failed, end.total) == (3, 0, 3)
+    records = read_records(target)
+    assert [(one["line"], one["id"]) for one in records] == [(1, "a"), (3, 7), (4, None)]
+    assert "heißt" in target.read_text(encoding="utf-8")
+    assert [one["finish_reason"] for one in records] == ["stop", "stop", "length"]
+    assert records[0]["usage"]["prompt_tokens"] == len(
+        MINI.chat.encode_prompt([Message("user", "hi")])
+    )
+    assert set(records[0]) == {
+        "line", "id", "text", "finish_reason", "usage", "timings", "seed",
+    }  # fmt: skip
+
+
+BAD: list[tuple[Any, str]] = [
+    (b"{", "JSON"),
+    (b"[1]", "JSON object"),
+    (b"\xff\xfe", "JSON"),
+    (b"[" * 100_000, "JSON"),
+    ({"messages": USER, "prompt": "a"}, "either"),
+    ({"id": 1}, "either"),
+    ({"prompt": "a", "max_tokens": 1}, "max_tokens"),
+    ({"prompt": 5}, "content=5"),
+    ({"messages": "hi"}, "array"),
+    ({"messages": [{"role": "user"}]}, "role"),
+    ({"messages": [{"role": "boss", "content": "a"}]}, "boss"),
+    ({"messages": [*USER, *USER]}, ""),
+    ({"messages": []}, "empty"),
+    ({"id": 1.5, "prompt": "a"}, "id=1.5"),
+    ({"id": True, "prompt": "a"}, "id=True"),
+    (b'{"id": "\\ud800", "prompt": "a"}', "surrogate"),
+    (b'{"prompt": "\\ud800"}', "surrogate"),
+    ({"prompt": "a", "options": 5}, "options=5"),
+    ({"prompt": "a", "options": {"max_tokens": 5}}, "max_tokens"),
+    ({"prompt": "a", "options": {"max_new_tokens": 0}}, "max_new_tokens=0"),
+    ({"prompt": "a", "options": {"max_new_tokens": 10**9}}, "exceed"),
+    (b'{"prompt": "' + b"x" * 3000 + b'"}', "longer than 2000"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), BAD, ids=lambda one: str(one)[:40])
+def test_a_bad_line_is_a_record_and_not_a_stop(
+    line: Any, message: str, model: Phi3Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its error says what is wrong; the lines before and after are answered."""
+    if message == "longer than 2000":
+        monkeypatch.setattr(module, "MAX_LINE_BYTES", 2000)
+    source = write_lines(tmp_path / "in.jsonl", [{"prompt": "a"}, line, {"prompt": "b"}])
+    end = run_batch_file(model, source, tmp_path / "out.jsonl", OPTIONS)
+    first, bad, last = read_records(tmp_path / "out.jsonl")
+    assert "text" in first
+    assert "text" in last
+    assert bad["error"]["type"].endswith("Error")
+    assert message in bad["error"]["message"]
+    assert (end.done, end.failed) == (3, 1)
+
+
+def test_a_failed_answer_records_its_partial_text(tmp_path: Path) -> None:
+    """What the engine had said before it failed is not lost."""
+    engine = FakeEngine([Answer(HELLO[:-1], error=RuntimeError("boom"))])
+    source = write_lines(tmp_path / "in.jsonl", [{"prompt": "a"}])
+    run_batch_file(make_model(engine), source, tmp_path / "out.jsonl", OPTIONS)
+    (record,) = read_records(tmp_path / "out.jsonl")
+    assert record["error"]["partial_text"] == "hello the user"
+    assert "boom" in record["error"]["message"]
+
+
+def test_a_run_cut_off_at_any_byte_is_completed(tmp_path: Path) -> None:
+    """Whatever a kill leaves of the output, the next run makes whole: none lost, none doubled."""
+    lines: list[Any] = [{"id": number, "prompt": f"no {number}"} for number in range(4)]
+    lines[2] = {"id": 2, "messages": []}
+    source, target = write_lines(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
+    engine = FakeEngine(echo)
+    model = make_model(engine)
+    run_batch_file(model, source, target, OPTIONS)
+    whole = target.read_bytes()
+    expected = [(one["line"], one["id"], one.get("text")) for one in read_records(target)]
+    for length in range(len(whole) + 1):
+        target.write_bytes(whole[:length])
+        engine.requests.clear()
+        end = run_batch_file(model, source, target, OPTIONS)
+        records = read_records(target)
+        assert [(one["line"], one["id"], one.get("text")) for one in records] == expected
+        assert (end.done, end.failed) == (4, 1)
+        kept = whole[:length].count(b"\n")
+        assert target.read_bytes().startswith(whole[: len(whole[:length].rpartition(b"\n")[0])])
+        assert len(engine.requests) in (3 - kept, 4 - kept)
+
+
+def test_a_garbled_last_line_is_cut_off(model: Phi3Model, tmp_path: Path) -> None:
+    """A crash of the machine may leave zeros where the last record was to be."""
+    source, target = write_lines(tmp_path / "in.jsonl", [{"prompt": "a"}]), tmp_path / "out.jsonl"
+    run_batch_file(model, source, target, OPTIONS)
+    whole = target.read_bytes()
+    target.write_bytes(whole + b"\0" * 50 + b"\n")
+    run_batch_file(model, source, target, OPTIONS)
+    assert target.read_bytes() == whole
+
+
+@pytest.mark.parametrize("what", ["input", "options", "context", "model"])
+def test_records_of_two_jobs_are_never_mixed(what: str, model: Phi3Model, tmp_path: Path) -> None:
+    """With another input, other options, another context or model nothing is done."""
+    source, target = write_lines(tmp_path / "in.jsonl", [{"prompt": "a"}]), tmp_path / "out.jsonl"
+    run_batch_file(model, source, target, OPTIONS)
+    before, options = target.read_bytes(), OPTIONS
+    if what == "input":
+        write_lines(source, [{"prompt": "b"}])
+    elif what == "options":
+        options = replace(OPTIONS, max_new_tokens=21)
+    elif what == "context":
+        model.context = replace(model.context, tokens=50)
+    else:
+        other = replace(model.artifact.manifest, chat_format="phi4")
+        model.artifact = replace(model.artifact, manifest=other)
+    with pytest.raises(OptionError, match=f"begun with different {what}"):
+        run_batch_file(model, source, target, options)
+    assert target.read_bytes() == before
+
+
+def test_where_it_runs_may_change(tmp_path: Path) -> None:
+    """Engine, device and queue are free: a job may be finished on another machine."""
+    source, target = write_lines(tmp_path / "in.jsonl", [{"prompt": "a"}]), tmp_path / "out.jsonl"
+    run_batch_file(make_model(FakeEngine(echo)), source, target, OPTIONS)
+    other = make_model(FakeEngine(echo))
+    other.device = replace(other.device, selected="GPU")
+    options = replace(OPTIONS, on_full_queue="wait")
+    assert run_batch_file(other, source, target, options).done == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"my notes\n", "does not say that a batch began it"),
+        (b'{"line": 1}\n{"line": 1}\n', "two records"),
+        (b'{"line": 1}\nnonsense\n{"line": 2}\n', "damaged"),
+        (b'{"line": "1"}\n{"line": 2}\n', "damaged"),
+    ],
+)
+def test_a_file_that_is_no_output_is_left_alone(
+    content: bytes, message: str, model: Phi3Model, tmp_path: Path
+) -> None:
+    """Somebody else's file, or an output that was edited."""
+    source, target = write_lines(tmp_path / "in.jsonl", [{"prompt": "a"}]), tmp_path / "out.jsonl"
+    if b"line" in content:
+        run_batch_file(model, source, target, OPTIONS)
+    target.write_bytes(content)
+    with pytest.raises(OptionError, match=message):
+        run_batch_file(model, source, target, OPTIONS)
+    assert target.read_bytes() == content
+
+
+@pytest.mark.parametrize("claim", ["", "[]", "nonsense"])
+def test_a_damaged_claim_is_refused(claim: str, model: Phi3Model, tmp_path: Path) -> None:
+    """Then nobody knows what the records belong to."""
+    source, target = write_lines(tmp_path / "in.jsonl", [{"prompt": "a"}]), tmp_path / "out.jsonl"
+    run_batch_file(model, source, target, OPTIONS)
+    (tmp_path / "out.jsonl.job").write_text(claim, encoding="utf-8")
+    with pytest.raises(OptionError, match="Choose another output"):
+        run_batch_file(model, source, target, OPTIONS)
+
+
+def test_two_processes_do_not_write_one_output(model: Phi3Model, tmp_path: Path) -> None:
+    """The second is told so; when the first is gone, however it went, the lock is too."""
+    source, target = write_lines(tmp_path / "in.jsonl", [{"prompt": "a"}]), tmp_path / "out.jsonl"
+    with (
+        FileLock(tmp_path / ".out.jsonl.lock"),
+        pytest.raises(OptionError, match="Another process"),
+    ):
+        run_batch_file(model, source, target, OPTIONS)
+    run_batch_file(model, source, target, OPTIONS)
+    assert sorted(one.name for one in tmp_path.iterdir()) == [
+        "in.jsonl", "out.jsonl", "out.jsonl.job",
+    ]  # fmt: skip
+
+
+def test_an_output_that_was_taken_away_is_made_again(model: Phi3Model, tmp_path: Path) -> None:
+    """Also with other options: there is nothing to mix them with."""
+    source, target = write_lines(tmp_path / "in.jsonl", [{"prompt": "a"}]), tmp_path / "out.jsonl"
+    run_batch_file(model, source, target, OPTIONS)
+    shutil.move(target, tmp_path / "elsewhere.jsonl")
+    assert run_batch_file(model, source, target, replace(OPTIONS, max_new_tokens=3)).done == 1
