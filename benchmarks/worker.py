@@ -9,6 +9,9 @@ little more than one, until the arithmetic takes longer than the reading. The pi
 one chat after the other. Both engines stay loaded and take turns, round after round, so that
 what else the machine does hits both; ratios within a round count, the median over rounds.
 
+What a token costs in processor time, of this process and the worker's together, is measured as
+well: other work on the machine hardly changes that.
+
 Meanwhile a thread of this process sleeps a millisecond at a time: its ticks per second, against
 those while nothing is generated, are what is left of the interpreter for the application.
 
@@ -29,9 +32,11 @@ from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
+import psutil
+from reference_artifact import make_reference_artifact
+
 import phi3ov
 from phi3ov.engine import EngineName
-from phi3ov.reference import build_reference
 
 ENGINES: tuple[EngineName, ...] = ("pipeline", "worker")
 SUBJECTS = ("a lighthouse", "two foxes", "a train", "the sea", "an old clock", "a garden")
@@ -76,12 +81,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    if not options.artifact.exists():
-        source = options.artifact.parent / "reference"
-        if not source.exists():
-            build_reference(source)
-        adjusted = phi3ov.Int4Compression(on_indivisible="adjust")
-        phi3ov.export_model(source, options.artifact, compression=adjusted)
+    make_reference_artifact(options.artifact)
     idle = Ticker()
     with idle.running():
         time.sleep(2)
@@ -118,9 +118,10 @@ def main() -> None:
         "rows": rows,
     }
     print(
-        "| engine | chats | tokens/s in all | x pipeline, one chat | ticks/s | longest stall, ms |"
+        "| engine | chats | tokens/s in all | x pipeline, one chat | CPU ms per token | ticks/s "
+        "| longest stall, ms |"
     )
-    print("|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|")
     for row in rows:
         print("| " + " | ".join(str(value) for value in row.values()) + " |")
     print(json.dumps(result))
@@ -141,14 +142,22 @@ def measure(
 
     ticker = Ticker()
     with ThreadPoolExecutor(chats) as threads, ticker.running():
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), cpu_seconds()
         tokens = sum(threads.map(ask, questions))
-        seconds = time.perf_counter() - started
+        seconds, cpu = time.perf_counter() - started, cpu_seconds() - cpu_started
     return {
         "tokens_per_second": tokens / seconds,
+        "cpu_ms_per_token": 1000 * cpu / tokens,
         "ticks_per_second": ticker.per_second,
         "longest_stall_seconds": ticker.longest_stall_seconds,
     }
+
+
+def cpu_seconds() -> float:
+    """Return the processor time that this process and its children have taken."""
+    this = psutil.Process()
+    times = [one.cpu_times() for one in (this, *this.children(recursive=True))]
+    return sum(one.user + one.system for one in times)
 
 
 def summarize(rounds: list[Any], engine: EngineName, chats: int) -> dict[str, str | float]:
@@ -164,6 +173,7 @@ def summarize(rounds: list[Any], engine: EngineName, chats: int) -> dict[str, st
         "chats": chats,
         "tokens_per_second": round(statistics.median(one["tokens_per_second"] for one in own)),
         "ratio": round(statistics.median(ratios), 2),
+        "cpu_ms_per_token": round(statistics.median(one["cpu_ms_per_token"] for one in own), 1),
         "ticks_per_second": round(statistics.median(one["ticks_per_second"] for one in own)),
         "longest_stall_ms": round(1000 * max(one["longest_stall_seconds"] for one in own), 1),
     }

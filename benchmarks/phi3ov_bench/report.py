@@ -1,0 +1,261 @@
+"""``docs/benchmarks.md`` and its plots, from the JSON of the runs. Nothing is left out."""
+
+from __future__ import annotations
+
+import json
+from statistics import median
+from typing import Any
+
+from .peers import ROOT
+from .plot import Bar as PlottedBar
+from .plot import draw_bars
+from .results import FIGURES, Results, bars
+
+RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENT = ROOT / "docs" / "benchmarks.md"
+PLOTS = ROOT / "docs" / "benchmarks"
+NOTES = ROOT / "benchmarks" / "notes.md"
+
+_ALONE = (
+    "cold_start_seconds", "import_seconds", "prefill_32_seconds", "prefill_512_seconds",
+    "prefill_2048_seconds", "decode_tokens_per_second",
+)  # fmt: skip
+_CHAT = ("turn_2_seconds", "turn_5_seconds", "turn_10_seconds")
+_TOGETHER = (
+    "chats_1_tokens_per_second", "chats_4_tokens_per_second", "chats_8_tokens_per_second",
+    "chats_16_tokens_per_second", "batch_seconds",
+)  # fmt: skip
+_MEMORY = (
+    "resident_loaded_bytes", "resident_turns_bytes", "anonymous_loaded_bytes",
+    "anonymous_turns_bytes",
+)  # fmt: skip
+_PLOTTED = (
+    "cold_start_seconds", "decode_tokens_per_second", "turn_5_seconds",
+    "chats_8_tokens_per_second", "resident_turns_bytes",
+)  # fmt: skip
+
+_TITLES = {
+    "reference": "The reference model (135 million parameters)",
+    "full": "A full-size Phi-3-mini (3.8 billion parameters, random weights)",
+}
+
+
+def write_report() -> None:
+    """Write the document and its plots."""
+    reference = Results(RESULTS / "reference.json")
+    path = RESULTS / "full.json"
+    full = Results(path) if path.is_file() else None
+    PLOTS.mkdir(exist_ok=True)
+    parts = [_beginning(reference, full), _bars(reference, full)]
+    parts += [_model(one) for one in (reference, full) if one is not None]
+    parts.append(_losses([one for one in (reference, full) if one is not None]))
+    parts.append(NOTES.read_text(encoding="utf-8").strip())
+    settings = RESULTS / "settings.json"
+    if settings.is_file():
+        parts.append(_settings(json.loads(settings.read_text(encoding="utf-8"))))
+    parts.append(_versions(reference))
+    DOCUMENT.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _beginning(reference: Results, full: Results | None) -> str:
+    machine = reference.raw["machine"]
+    lines = [
+        "# Benchmarks",
+        "<!-- Written by `make bench-report` from benchmarks/results/*.json; do not edit. -->",
+        "phi3ov beside what a user would pick instead: the same weights, the same prompts, token "
+        "for token, the same number of threads, in turns within one run. What each case is bound "
+        "by is said in `benchmarks/phi3ov_bench/__init__.py` and `cases.py`.",
+        f"Machine: {machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, "
+        f"{machine['system']}, Python {machine['python']}; {machine['threads']} threads for "
+        "everybody.",
+    ]
+    for one in (reference, full):
+        if one is not None:
+            lines.append(
+                f"- {_TITLES[one.model]}: {one.raw['date']}, `{one.raw['command']}`, "
+                f"{one.raw['rounds']} rounds, {one.raw['seconds'] / 60:.0f} minutes. Memory was "
+                f"read at {one.bandwidth / 1e9:.1f} GB/s (median of the readings)."
+            )
+    return "\n\n".join(lines[:4]) + "\n\n" + "\n".join(lines[4:])
+
+
+def _bars(reference: Results, full: Results | None) -> str:
+    lines = ["## Bars", "", "| bar | required | measured | held |", "|---|--:|--:|---|"]
+    for bar in bars(reference, full):
+        sign = "at least" if bar.at_least else "at most"
+        measured = "not measured" if bar.measured is None else f"{bar.measured:.{bar.digits}f}"
+        lines.append(
+            f"| {bar.text} | {sign} {bar.required:g} | {measured} | "
+            f"{'yes' if bar.held else '**no**'} |"
+        )
+    lines.append(
+        "\nRatios are medians over the rounds of the ratio within a round; on the reference model "
+        "where nothing else is said."
+    )
+    return "\n".join(lines)
+
+
+def _model(results: Results) -> str:
+    name = results.model
+    parts = [f"## {_TITLES[name]}"]
+    parts.append(
+        "Median over the rounds, and half the range in percent of it. Bold is the best of a column."
+    )
+    sections = (
+        ("### One answer at a time", _ALONE),
+        ("Time to the first token of turns 2, 5 and 10 of a growing chat:", _CHAT),
+        ("### Many at once", _TOGETHER),
+        ("### Memory", _MEMORY),
+    )
+    for heading, figures in sections:
+        if any(figure in results.raw["values"] for figure in figures):
+            parts.append(f"{heading}\n\n{_table(results, figures, bound=figures is _ALONE)}")
+        else:
+            parts.append(f"{heading}\n\nNot measured in this run.")
+    parts.append(
+        "Resident memory counts pages of mapped files, which the system takes back when it "
+        "needs room; anonymous memory does not."
+    )
+    parts.append("### Exporting\n\n" + _exports(results))
+    for figure in _PLOTTED:
+        if figure not in results.raw["values"]:
+            continue
+        plot = PLOTS / f"{name}-{figure}.svg"
+        plot.write_text(_plot(results, figure), encoding="utf-8")
+        title = FIGURES[figure].title
+        parts.append(f"![{title}](benchmarks/{plot.name})")
+    if results.raw["failures"]:
+        listed = [f"- {what}: {why}" for what, why in results.raw["failures"].items()]
+        parts.append("What failed in this run:\n\n" + "\n".join(listed))
+    return "\n\n".join(parts)
+
+
+def _table(results: Results, figures: tuple[str, ...], *, bound: bool = False) -> str:
+    peers = [
+        peer for peer in results.peers if any(results.values(figure, peer) for figure in figures)
+    ]
+    shown = [figure for figure in figures if any(results.values(figure, peer) for peer in peers)]
+    best = {figure: _best(results, figure, peers) for figure in shown}
+    header = [FIGURES[figure].title for figure in shown]
+    header += ["MB per token", "of bandwidth"] if bound else []
+    lines = [f"| | {' | '.join(header)} |", f"|---|{'--:|' * len(header)}"]
+    for peer in peers:
+        cells = [_cell(results, figure, peer, best=peer in best[figure]) for figure in shown]
+        if bound:
+            share = results.share_of_bound(peer)
+            cells.append(f"{results.peers[peer]['weight_bytes']['per_token'] / 1e6:.0f}")
+            cells.append("" if share is None else f"{share:.0%}")
+        lines.append(f"| {results.peers[peer]['title']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(results: Results, figure: str, peer: str, *, best: bool) -> str:
+    values = results.values(figure, peer)
+    if not values:
+        return ""
+    kind, middle = FIGURES[figure], median(values)
+    text = f"{middle * kind.factor:.{kind.digits}f}"
+    spread = (max(values) - min(values)) / 2 / middle
+    shown = f"**{text}**" if best else text
+    return shown if len(values) == 1 else f"{shown} ±{spread:.0%}"
+
+
+def _best(results: Results, figure: str, peers: list[str]) -> list[str]:
+    medians = {peer: results.median(figure, peer) for peer in peers}
+    present = {peer: value for peer, value in medians.items() if value is not None}
+    choose = min if FIGURES[figure].better == "lower" else max
+    return [peer for peer, value in present.items() if value == choose(present.values())]
+
+
+def _plot(results: Results, figure: str) -> str:
+    kind = FIGURES[figure]
+    plotted = []
+    for peer, about in results.peers.items():
+        values = [value * kind.factor for value in results.values(figure, peer)]
+        if values:
+            ours = peer.startswith("phi3ov")
+            plotted.append(
+                PlottedBar(about["title"], median(values), min(values), max(values), ours)
+            )
+    limit = results.bound("phi3ov") if figure == "decode_tokens_per_second" else None
+    subtitle = f"{kind.better} is better; the line spans the rounds"
+    if limit is not None:
+        subtitle += "; dashed: what the bandwidth allows phi3ov's weights"
+    return draw_bars(f"{kind.title}, {results.model}", subtitle, plotted, limit=limit)
+
+
+def _exports(results: Results) -> str:
+    records: dict[str, Any] = dict(results.raw["exports"])
+    titles = {"q4_0": "llama.cpp's quantizer, Q4_0", "q4_k_m": "llama.cpp's quantizer, Q4_K_M"}
+    titles["ort"] = "onnxruntime-genai's builder"
+    made = {titles[form]: record for form, record in results.raw["made"].items() if form in titles}
+    lines = ["| | seconds | peak resident, GB | peak anonymous, GB |", "|---|--:|--:|--:|"]
+    for name, record in (records | made).items():
+        lines.append(
+            f"| {name} | {record['seconds']:.0f} | {record['peak_resident_bytes'] / 1e9:.2f} | "
+            f"{record['peak_anonymous_bytes'] / 1e9:.2f} |"
+        )
+    lines.append(
+        "\nThe files of llama.cpp and onnxruntime-genai were made when they were first needed; "
+        "llama.cpp's quantizer begins from a float16 GGUF."
+    )
+    if not results.raw["exports"]:
+        lines.append("phi3ov and optimum-cli were not measured with this run.")
+    return "\n".join(lines)
+
+
+def _losses(runs: list[Results]) -> str:
+    """List every cell in which a peer is ahead."""
+    lines = ["## Where phi3ov is behind", ""]
+    found = []
+    for results in runs:
+        for figure, kind in FIGURES.items():
+            ours = "phi3ov-worker" if figure in _TOGETHER else "phi3ov"
+            own = results.median(figure, ours)
+            for peer in results.losses(figure, ours):
+                other = results.median(figure, peer)
+                if own is not None and other is not None:
+                    found.append(
+                        f"| {results.model} | {kind.title} | {own * kind.factor:.{kind.digits}f} | "
+                        f"{results.peers[peer]['title']} | {other * kind.factor:.{kind.digits}f} |"
+                    )
+    if not found:
+        return "\n".join([*lines, "Nowhere, in these runs."])
+    lines += ["| model | case | phi3ov | peer | its figure |", "|---|---|--:|---|--:|", *found]
+    return "\n".join(lines)
+
+
+def _settings(raw: dict[str, Any]) -> str:
+    lines = [
+        "## Settings",
+        "",
+        f"openvino-genai by itself, {raw['model']} model, {raw['date']}, `{raw['command']}`; "
+        "medians of the rounds. The defaults follow from this table.",
+        "",
+        "| back end | threads | KV cache | inference | prefill 512, ms | decode, tokens/s |",
+        "|---|--:|---|---|--:|--:|",
+    ]
+    for row in raw["rows"]:
+        if row.get("error"):
+            figures = f"refused: {row['error']} | "
+        else:
+            figures = (
+                f"{1e3 * median(row['prefill_seconds']):.0f} | "
+                f"{median(row['decode_tokens_per_second']):.1f}"
+            )
+        lines.append(
+            f"| {row['back_end']} | {row['threads']} | {row['kv_cache']} | {row['inference']} | "
+            f"{figures} |"
+        )
+    return "\n".join(lines)
+
+
+def _versions(results: Results) -> str:
+    wanted = ("openvino", "openvino-genai", "optimum-intel", "transformers", "torch",
+              "llama_cpp_python", "onnxruntime", "onnxruntime-genai", "phi3ov")  # fmt: skip
+    lines = ["## Installed", "", "| | packages, MB | versions |", "|---|--:|---|"]
+    for about in results.peers.values():
+        versions = {name.lower(): version for name, version in about["versions"].items()}
+        listed = ", ".join(f"{name} {versions[name]}" for name in wanted if name in versions)
+        lines.append(f"| {about['title']} | {about['installed_bytes'] / 1e6:.0f} | {listed} |")
+    return "\n".join(lines)

@@ -1,0 +1,205 @@
+"""A thousand turns on one loaded model: does its memory stay where it was?
+
+    make install
+    .venv/bin/python benchmarks/soak.py                       # builds the reference if need be
+    .venv/bin/python benchmarks/soak.py --artifact FOLDER --turns 1000 --svg docs/soak.svg
+
+Several chats at once take turns of every kind: conversations that grow until their oldest turns
+are dropped, new ones, forks, answers that are cancelled, that run out of time, and that fail
+because they do not fit. After each turn the resident memory of this process and of the worker's
+is noted. What the first tenth of the turns takes is warm-up (weights repacked, the first full
+context); the rest should be flat, so what is reported is the slope over it.
+
+Prints a Markdown table; the last line is JSON. ``--svg`` draws both curves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, get_args
+
+import psutil
+from reference_artifact import make_reference_artifact
+
+import phi3ov
+from phi3ov.engine import EngineName
+
+SUBJECTS = ("a lighthouse", "two foxes", "a train", "the sea", "an old clock", "a garden")
+WIDTH, HEIGHT, MARGIN = 720, 260, 48
+
+
+class Soak:
+    """Takes turns on one model and notes the memory after each."""
+
+    def __init__(
+        self, model: phi3ov.Phi3Model, *, turns: int, new_tokens: int, minutes: float
+    ) -> None:
+        """Prepare so many turns, or those that are taken in so many minutes."""
+        self._model = model
+        self._turns = turns
+        self._new_tokens = new_tokens
+        self._deadline = time.perf_counter() + 60 * minutes
+        self._process = psutil.Process()
+        self._lock = threading.Lock()
+        self._taken = 0
+        self.megabytes: list[float] = []
+        self.endings: dict[str, int] = {}
+        self.tokens = 0
+
+    def run(self, chats: int) -> float:
+        """Take the turns with so many chats at once; return the seconds."""
+        started = time.perf_counter()
+        with ThreadPoolExecutor(chats) as threads:
+            for done in [threads.submit(self._converse, seed) for seed in range(chats)]:
+                done.result()
+        return time.perf_counter() - started
+
+    def _converse(self, seed: int) -> None:
+        draw = random.Random(seed)
+        chat = phi3ov.Phi3Chat(self._model, system="You tell stories.")
+        while self._take_number():
+            kind = draw.choices(
+                ("turn", "new", "fork", "cancel", "timeout", "refused"), (70, 8, 6, 8, 4, 4)
+            )[0]
+            if kind == "new":
+                chat = phi3ov.Phi3Chat(self._model, system="You tell stories.")
+            elif kind == "fork":
+                chat = chat.fork()
+            question = f"Go on with {draw.choice(SUBJECTS)}, part {draw.randrange(10**6)}."
+            self._note(self._take_turn(chat, kind, question))
+
+    def _take_number(self) -> bool:
+        with self._lock:
+            self._taken += 1
+            return self._taken <= self._turns and time.perf_counter() < self._deadline
+
+    def _take_turn(self, chat: phi3ov.Phi3Chat, kind: str, question: str) -> str:
+        options = phi3ov.Options(max_new_tokens=self._new_tokens, on_overflow="drop_oldest")
+        if kind == "refused":
+            options |= phi3ov.Options(max_new_tokens=10**6)
+        if kind == "timeout":
+            options |= phi3ov.Options(timeout_seconds=0.05)
+        try:
+            with chat.stream(question, **options) as stream:
+                for _ in stream:
+                    if kind == "cancel":
+                        break
+        except phi3ov.ContextLengthError:
+            return "refused"
+        self.tokens += stream.reply.usage.completion_tokens
+        return stream.reply.finish_reason
+
+    def _note(self, ending: str) -> None:
+        with self._lock:
+            family = [self._process, *self._process.children(recursive=True)]
+            self.megabytes.append(sum(one.memory_info().rss for one in family) / 1e6)
+            self.endings[ending] = self.endings.get(ending, 0) + 1
+
+
+def main() -> None:
+    """Soak each engine in turn, print, draw."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--artifact", type=Path, default=Path("build/reference-int4"))
+    parser.add_argument(
+        "--engines", nargs="+", choices=get_args(EngineName), default=["pipeline", "worker"]
+    )
+    parser.add_argument("--turns", type=int, default=1000)
+    parser.add_argument("--minutes", type=float, default=60, help="the most for each engine")
+    parser.add_argument("--new-tokens", type=int, default=24)
+    parser.add_argument("--context-tokens", type=int, default=1024)
+    parser.add_argument("--chats", type=int, default=4)
+    parser.add_argument("--svg", type=Path)
+    options = parser.parse_args()
+    make_reference_artifact(options.artifact)
+    curves: dict[str, list[float]] = {}
+    rows = []
+    for engine in options.engines:
+        with phi3ov.load_model(
+            options.artifact,
+            device="CPU",
+            engine=engine,
+            context_tokens=options.context_tokens,
+        ) as model:
+            soak = Soak(
+                model,
+                turns=options.turns,
+                new_tokens=options.new_tokens,
+                minutes=options.minutes,
+            )
+            seconds = soak.run(options.chats)
+        curves[engine] = soak.megabytes
+        rows.append(summarize(engine, soak, seconds))
+    print(
+        "| engine | turns | minutes | MB after a tenth | MB at the end | highest | MB per 1 000 |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for row in rows:
+        print("| " + " | ".join(str(value) for value in list(row.values())[:7]) + " |")
+    if options.svg is not None:
+        options.svg.write_text(draw(curves), encoding="utf-8", newline="\n")
+    print(json.dumps({"rows": rows, "megabytes": {k: thin(v) for k, v in curves.items()}}))
+
+
+def summarize(engine: str, soak: Soak, seconds: float) -> dict[str, Any]:
+    """Return the figures of one engine."""
+    steady = soak.megabytes[len(soak.megabytes) // 10 :]
+    slope = statistics.linear_regression(range(len(steady)), steady).slope
+    return {
+        "engine": engine,
+        "turns": len(soak.megabytes),
+        "minutes": round(seconds / 60, 1),
+        "after_a_tenth": round(steady[0]),
+        "at_the_end": round(steady[-1]),
+        "highest": round(max(steady)),
+        "megabytes_per_1000_turns": round(1000 * slope, 1),
+        "endings": soak.endings,
+        "tokens": soak.tokens,
+    }
+
+
+def thin(curve: list[float]) -> list[int]:
+    """Return at most a hundred points."""
+    return [round(value) for value in curve[:: max(1, len(curve) // 100)]]
+
+
+def draw(curves: dict[str, list[float]]) -> str:
+    """Return an SVG: memory over turns, a line an engine."""
+    top = 1.15 * max(max(curve) for curve in curves.values())
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        'font-family="sans-serif" font-size="12">',
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
+    ]
+    for step in range(5):
+        value = top * step / 4
+        y = HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * step / 4
+        lines.append(
+            f'<path d="M{MARGIN} {y:.0f}H{WIDTH - MARGIN}" stroke="#ddd"/>'
+            f'<text x="{MARGIN - 6}" y="{y + 4:.0f}" text-anchor="end">{value:.0f}</text>'
+        )
+    for (engine, curve), color in zip(curves.items(), ("#0068b5", "#c2410c", "#555"), strict=False):
+        points = " ".join(
+            f"{MARGIN + (WIDTH - 2 * MARGIN) * index / max(1, len(curve) - 1):.1f},"
+            f"{HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * value / top:.1f}"
+            for index, value in enumerate(curve)
+        )
+        lines.append(f'<polyline fill="none" stroke="{color}" points="{points}"/>')
+        x = MARGIN + 110 * list(curves).index(engine)
+        lines.append(f'<text x="{x}" y="24" fill="{color}">{engine}</text>')
+    turns = max(len(curve) for curve in curves.values())
+    lines.append(
+        f'<text x="{WIDTH / 2:.0f}" y="{HEIGHT - 14}" text-anchor="middle">turns (0 to {turns}); '
+        "resident memory in MB</text></svg>"
+    )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
