@@ -11,15 +11,21 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_PROGRESS_BARS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help install demo check format test coverage clean
+.PHONY: help install demo check types docs api dist test-installed format test coverage clean
+.PHONY: bench bench-full bench-peers bench-settings bench-report
 
 help:
 	@echo "make demo      build, export and chat with the small reference model"
 	@echo "make test      the whole test suite"
-	@echo "make check     ruff and mypy"
+	@echo "make check     ruff, mypy and pyright"
 	@echo "make install   the virtual environment that all of them use"
 	@echo "make format    let ruff format the code"
 	@echo "make coverage  the test suite with branch coverage"
+	@echo "make docs      the documentation site, in site/"
+	@echo "make dist      wheel and source distribution, in dist/"
+	@echo "make test-installed  the wheel at the lowest and highest versions it allows"
+	@echo "make api       write the public surface down again (tests/typing/api.txt)"
+	@echo "make bench     phi3ov beside its peers: see benchmarks/README.md"
 	@echo "make clean     remove what the targets above made"
 
 install: $(STAMP)
@@ -37,10 +43,23 @@ $(STAMP): pyproject.toml requirements/torch.txt requirements/dev.txt
 demo: install
 	$(BIN)/python examples/demo.py
 
-check: install
+check: install types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# pyright reads the public surface as a user's editor does; 100 % of it must have a known type.
+# Its report is long, and shown only where something is wrong.
+PYRIGHT := PYTHONPATH=$(CURDIR)/src $(BIN)/pyright --pythonpath $(BIN)/python
+types: install
 	$(BIN)/mypy
+	$(PYRIGHT) --project tests/typing
+	@mkdir -p build
+	@$(PYRIGHT) --verifytypes phi3ov --ignoreexternal > build/verifytypes.txt \
+	    || (cat build/verifytypes.txt; exit 1)
+	@grep completeness build/verifytypes.txt
+
+api: install
+	PYTHONPATH=src $(BIN)/python -m tests.typing.describe_api
 
 format: install
 	$(BIN)/ruff check --fix .
@@ -49,10 +68,48 @@ format: install
 test: install
 	$(BIN)/python -m pytest
 
+# An environment of its own: the site's tools must not move a pin of the library's.
+DOCS := .venv-docs
+DOCS_BIN := $(if $(filter Windows_NT,$(OS)),$(DOCS)/Scripts,$(DOCS)/bin)
+$(DOCS)/.installed: requirements/docs.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS_BIN)/python -m pip install --quiet --requirement requirements/docs.txt
+	@echo ok > $(DOCS)/.installed
+
+docs: $(DOCS)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS_BIN)/python -m mkdocs build --strict --quiet
+
+dist: install
+	rm -rf dist
+	$(BIN)/python -m hatchling build
+
+test-installed: install
+	$(BIN)/python -m pytest tests/e2e/test_install.py
+
 coverage: install
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage combine --quiet || true
 	$(BIN)/coverage report
 
+# benchmarks/README.md says what each of these is for.
+BENCH := PYTHONPATH=benchmarks $(BIN)/python -m phi3ov_bench
+
+bench-peers: install
+	$(BENCH) peers
+
+bench: bench-peers
+	$(BENCH) run --model reference --rounds 3
+	$(BENCH) exports --model reference
+
+bench-full: bench-peers
+	$(BENCH) run --model full --rounds 1
+	$(BENCH) exports --model full
+
+bench-settings: bench-peers
+	$(BENCH) settings
+
+bench-report:
+	$(BENCH) report
+
 clean:
-	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
+	rm -rf $(VENV) $(DOCS) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

@@ -85,26 +85,38 @@ def test_verify_finds_one_changed_byte(
     """``verify`` exits with 0 on a whole folder and with 1, naming the file, on a changed one."""
     copy = shutil.copytree(reference_export, tmp_path / "copy")
     assert run_python("-m", "phi3ov", "verify", copy).returncode == 0
+    whole = json.loads(run_python("-m", "phi3ov", "verify", copy, "--json").stdout)
+    assert (whole["path"], whole["problems"]) == (str(copy), [])
     with (copy / "openvino_model.bin").open("r+b") as file:
         file.seek(1_000_000)
         byte = file.read(1)
         file.seek(1_000_000)
         file.write(bytes([byte[0] ^ 1]))
-    done = run_python("-m", "phi3ov", "verify", copy)
+    done = run_python("-m", "phi3ov", "verify", copy, "--json")
     assert done.returncode == 1
     assert "openvino_model.bin: its content has changed" in done.stderr
+    assert "openvino_model.bin" in json.loads(done.stdout)["problems"][0]
 
 
 def test_devices_lists_what_openvino_finds(run_python: RunPython) -> None:
-    """``devices --json`` names the CPU."""
-    assert "CPU" in json.loads(run_python("-m", "phi3ov", "devices", "--json").stdout)
+    """``devices`` names the CPU, its memory and its precisions, as a table and as JSON."""
+    listed = json.loads(run_python("-m", "phi3ov", "devices", "--json").stdout)
+    cpu = next(one for one in listed if one["name"] == "CPU")
+    assert "FP32" in cpu["precisions"]
+    table = run_python("-m", "phi3ov", "devices").stdout
+    assert cpu["full_name"] in table
+    assert f"{cpu['memory_bytes'] / 1e9:.2f} GB" in table
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("chat", "no-such-folder", "hi"), "is not a folder"),
-        (("export", "no-such-folder", "out"), "neither a folder nor a hub id"),
+        pytest.param(
+            ("export", "no-such-folder", "out"),
+            "neither a folder nor a hub id",
+            marks=pytest.mark.export,
+        ),
         (("info", "."), "has no phi3ov.json"),
     ],
 )
@@ -135,15 +147,17 @@ def test_int4_options_without_int4_are_refused(run_python: RunPython) -> None:
     assert "ratio" in done.stderr
 
 
+@pytest.mark.export
 def test_reference_builds_a_checkpoint_and_export_exports_it(
     run_python: RunPython, tmp_path: Path
 ) -> None:
     """``phi3ov reference DIR`` and ``phi3ov export DIR OUT`` work one after the other."""
     assert run_python("-m", "phi3ov", "reference", "small").returncode == 0
     done = run_python(
-        "-m", "phi3ov", "export", "small", "small-int8", "--precision", "int8", "--quiet"
+        "-m", "phi3ov", "export", "small", "small-int8", "--precision", "int8", "--quiet", "--json"
     )
     assert done.returncode == 0, done.stderr
-    assert "bits per weight" in done.stdout
+    made = json.loads(done.stdout)
+    assert (made["path"], made["recipe"]["mode"]) == (str(tmp_path / "small-int8"), "int8")
     weights = phi3ov.Artifact.open(tmp_path / "small-int8").manifest.weights
     assert {one.precision for one in weights} == {"int8"}

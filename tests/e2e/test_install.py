@@ -1,15 +1,27 @@
-"""The package as installed: a wheel in a fresh environment with nothing but the base install."""
+"""The package as distributed: built, installed without the source tree, tested there.
+
+The environments hold the wheel and what it asks for, at the lowest and at the highest versions
+(requirements/lowest.txt and highest.txt); neither has torch.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+import tarfile
+import tomllib
 import venv
+import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from .conftest import REPOSITORY
 
@@ -34,45 +46,167 @@ print(json.dumps({"heavy": heavy, "text": text, "missing": missing, "file": phi3
 """
 
 
-@pytest.fixture(scope="module")
-def installed_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Python of a fresh environment in which the wheel, and only what it asks for, is installed."""
-    folder = tmp_path_factory.mktemp("install")
-    _run(
-        sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
-        "--wheel-dir", folder, REPOSITORY,
-    )  # fmt: skip
-    [wheel] = folder.glob("phi3ov-*.whl")
-    venv.create(folder / "venv", with_pip=True)
-    python = folder / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    constraints = REPOSITORY / "requirements" / "dev.txt"
-    _run(python, "-m", "pip", "install", "--quiet", "--constraint", constraints, wheel)
-    return python
+@dataclass(frozen=True)
+class Installed:
+    """An environment in which the wheel is installed, and its size before tools were added."""
+
+    python: Path
+    site_bytes: int
 
 
-def _run(*command: str | Path) -> str:
+def run(*command: str | Path, cwd: Path | None = None, **environment: str) -> str:
+    """Run a command that must succeed, and return what it printed."""
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [*map(str, command)], capture_output=True, text=True, check=False, timeout=600
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+        [*map(str, command)],
+        cwd=cwd, env=clean | environment, capture_output=True, text=True, encoding="utf-8",
+        check=False, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return done.stdout
 
 
+def build(source: Path, target: Path, kind: str) -> Path:
+    """Build the ``kind`` of distribution from a source folder."""
+    run(sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", target, cwd=source)
+    [made] = target.glob("phi3ov-*.whl" if kind == "wheel" else "phi3ov-*.tar.gz")
+    return made
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the repository."""
+    return build(REPOSITORY, tmp_path_factory.mktemp("wheel"), "wheel")
+
+
+@pytest.fixture(scope="module", params=["lowest", "highest"])
+def installed(
+    request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Installed:
+    """A fresh environment with the wheel, its dependencies at one end of what is allowed."""
+    folder = tmp_path_factory.mktemp("install")
+    venv.create(folder / "venv", with_pip=True)
+    python = folder / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    pip = (python, "-m", "pip", "install", "--quiet", "--constraint")
+    run(*pip, REPOSITORY / "requirements" / f"{request.param}.txt", wheel)
+    site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+    files = [path for path in Path(site).rglob("*") if not path.is_dir()]
+    size = sum(path.lstat().st_size for path in files)
+    tools = ("pytest", "pytest-timeout", "hypothesis", "jinja2")
+    run(*pip, REPOSITORY / "requirements" / "dev.txt", *tools)
+    return Installed(python, size)
+
+
 def test_the_base_install_loads_and_chats_without_torch(
-    installed_python: Path, reference_export: Path, tmp_path: Path
+    installed: Installed, reference_export: Path, tmp_path: Path
 ) -> None:
     """The wheel alone answers; what needs the extra names the exact pip command."""
     script = tmp_path / "chat.py"
     script.write_text(CHAT, encoding="utf-8")
-    said = json.loads(_run(installed_python, script, reference_export))
+    said = json.loads(run(installed.python, script, reference_export))
     assert said["heavy"] == []
     assert said["text"] == "The capital of France is Paris."
     assert said["missing"] == ['pip install "phi3ov[export]"'] * 2
     assert "site-packages" in said["file"]
 
 
-def test_the_base_install_stays_small(installed_python: Path) -> None:
+def test_the_base_install_stays_small(installed: Installed) -> None:
     """site-packages, pip included, takes at most 350 MiB."""
-    site = _run(installed_python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))")
-    total = sum(path.lstat().st_size for path in Path(site.strip()).rglob("*") if not path.is_dir())
-    assert total < 350 * 2**20
+    assert installed.site_bytes < 350 * 2**20
+
+
+def test_the_runtime_passes_its_tests_where_it_is_installed(
+    installed: Installed, reference_export: Path, tmp_path: Path
+) -> None:
+    """The unit tests and those of the command pass without torch and without the source tree."""
+    shutil.copytree(REPOSITORY / "tests", tmp_path / "tests")
+    shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
+    said = run(
+        installed.python, "-m", "pytest", "-q", "tests/unit", "tests/e2e/test_cli.py",
+        "-m", "not export", "-p", "no:cacheprovider",
+        cwd=tmp_path, PHI3OV_TEST_EXPORT=str(reference_export),
+    )  # fmt: skip
+    passed = re.search(r"(\d+) passed", said)
+    assert passed is not None
+    assert int(passed[1]) > 500, said[-500:]
+
+
+def test_the_source_distribution_builds_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
+    """The wheel from the sdist has the bytes of the one from the repository; tests travel along."""
+    sdist = build(REPOSITORY, tmp_path / "sdist", "sdist")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    [source] = (tmp_path / "unpacked").iterdir()
+    again = build(source, tmp_path / "wheel", "wheel")
+    with zipfile.ZipFile(wheel) as one, zipfile.ZipFile(again) as other:
+        assert one.namelist() == other.namelist()
+        assert all(one.read(name) == other.read(name) for name in one.namelist())
+    for name in (
+        "tests/e2e/test_install.py",
+        "docs/guides/chat.md",
+        "Makefile",
+        "requirements/dev.txt",
+    ):
+        assert (source / name).is_file(), name
+    assert not list(source.rglob("*.bin"))
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    """Every module, the marker for type checkers, the data; no tests, no caches."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    source = REPOSITORY / "src"
+    tracked = {
+        path.relative_to(source).as_posix()
+        for path in source.rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
+    assert names == tracked
+
+
+def test_the_export_extra_resolves_to_what_is_tested(wheel: Path, tmp_path: Path) -> None:
+    """``pip install "phi3ov[export]"`` finds one set of versions, and it is the tested one.
+
+    Only resolved, not installed: from a plain index torch brings several GB of CUDA.
+    """
+    report = tmp_path / "report.json"
+    run(
+        sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed",
+        "--report", report, "--constraint", REPOSITORY / "requirements" / "torch.txt",
+        f"{wheel}[export]",
+    )  # fmt: skip
+    found = {
+        one["metadata"]["name"].lower(): one["metadata"]["version"]
+        for one in json.loads(report.read_text(encoding="utf-8"))["install"]
+    }
+    assert Version(found["optimum-intel"]).release[:2] == (2, 2)
+    assert Version(found["transformers"]).release[:2] == (5, 5)
+    assert {"nncf", "torch", "openvino", "openvino-genai"} <= found.keys()
+
+
+def test_the_development_set_lacks_only_what_it_leaves_out_on_purpose() -> None:
+    """`pip check` of the pinned set complains of torchvision and llama.cpp alone."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False
+    )
+    lacking = {line.split(" requires ")[1].partition(",")[0] for line in done.stdout.splitlines()}
+    assert lacking <= {"torchvision", "llama-cpp-python", "llm"}, done.stdout
+
+
+def test_the_lowest_versions_are_the_bounds_of_pyproject() -> None:
+    """requirements/lowest.txt pins exactly the lower bounds, so that what is allowed is tested."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pins = _pins("lowest")
+    for text in project["dependencies"]:
+        asked = Requirement(text)
+        assert str(asked.specifier).startswith(">="), text
+        bound = Version(str(asked.specifier).removeprefix(">=").partition(",")[0])
+        assert pins[asked.name].release[:2] == bound.release[:2], text
+        assert pins[asked.name] in asked.specifier
+        assert _pins("highest")[asked.name] in asked.specifier
+
+
+def _pins(name: str) -> dict[str, Version]:
+    lines = (REPOSITORY / "requirements" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    pairs = (line.split("==") for line in lines if "==" in line)
+    return {package: Version(version) for package, version in pairs}

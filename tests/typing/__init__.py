@@ -1,0 +1,1 @@
+"""Programs that mypy --strict and pyright check and nothing runs, and the API's snapshot."""
