@@ -17,10 +17,10 @@ from typing import Any
 
 from .calibration import decoder_inputs
 from .compression import Compression, Int4Compression, is_ignored
-from .converter import replaced
 from .errors import CompressionError
 from .ir import is_weight
 from .mapped import MappedConstants
+from .patches import replaced
 from .progress import Phases
 
 _PASSES = (

@@ -8,9 +8,8 @@ not one of them has been copied into memory.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from .artifact import MODEL_XML
 from .checkpoint import Checkpoint
 from .errors import ExportError
+from .patches import replaced
 
 
 def convert(
@@ -74,14 +74,3 @@ def convert(
             f"optimum-intel {metadata.version('optimum-intel')} does not save its model through "
             "openvino.save_model. Install a version that phi3ov[export] asks for."
         )
-
-
-@contextlib.contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Give the attribute ``name`` of ``owner`` another value while the block runs."""
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)

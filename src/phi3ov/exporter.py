@@ -21,8 +21,7 @@ import contextlib
 import importlib
 import os
 import shutil
-import threading
-import warnings
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,9 +45,10 @@ from .converter import convert
 from .errors import ExportError, MissingDependencyError, Phi3OVError
 from .ir import WeightSummary, read_weights, summarize
 from .mapped import MappedConstants
+from .patches import su_rope_accepted
 from .progress import Phases, ProgressCallback
 from .prompt import ChatTokenizer
-from .quiet import quiet_tools
+from .quiet import quiet_tools, quiet_warnings
 from .workplace import (
     check_room,
     check_target,
@@ -68,9 +68,6 @@ _TRAVELS_ALONG = (
     "tokenizer_config.json",
 )
 _TOKENIZER_PAIR = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
-_ONE_AT_A_TIME = threading.RLock()
-"""Held while functions of optimum and NNCF are replaced: exports in one process take turns."""
-
 _TOOLS = (
     "phi3ov",
     "openvino",
@@ -144,12 +141,12 @@ def export_model(
         phases.begin("check")
         check_target(target, overwrite=overwrite)
         check_compression(compression)
-        with quiet_tools(log):
-            job = _plan(Checkpoint.resolve(source, revision=revision), compression)
+        checkpoint = Checkpoint.resolve(source, revision=revision)
         with open_workplace(target) as work:
-            check_room(job.checkpoint, compression, work)
+            check_room(checkpoint, compression, work)
             try:
-                with quiet_tools(log):
+                with quiet_tools(log), su_rope_accepted():
+                    job = _plan(checkpoint, compression)
                     _convert_and_compress(job, work, phases, trust_remote_code=trust_remote_code)
                 phases.begin("collect files")
                 _collect_files(job.checkpoint, work / "converted", work / "made")
@@ -176,9 +173,10 @@ def export_model(
 
 def _require_tools() -> None:
     for module, package in (("optimum.intel", "optimum-intel"), ("nncf", "nncf")):
+        if sys.modules.get(module) is not None:
+            continue
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the tools' own imports
+            with quiet_warnings():  # of the tools' own imports
                 importlib.import_module(module)
         except ImportError as error:
             raise MissingDependencyError(
@@ -237,10 +235,7 @@ def _convert_and_compress(
             compress(model, job.compression, job.samples, mapped, phases)
             phases.begin("write")
 
-        with _ONE_AT_A_TIME:
-            convert(
-                job.checkpoint, work / "converted", rewrite, trust_remote_code=trust_remote_code
-            )
+        convert(job.checkpoint, work / "converted", rewrite, trust_remote_code=trust_remote_code)
 
 
 def _collect_files(checkpoint: Checkpoint, converted: Path, made: Path) -> None:

@@ -41,9 +41,10 @@ class SourceModel:
         import torch
         from transformers import Phi3ForCausalLM
 
+        from .patches import su_rope_accepted
         from .quiet import quiet_tools
 
-        with quiet_tools():
+        with quiet_tools(), su_rope_accepted():
             self._model = Phi3ForCausalLM.from_pretrained(
                 folder, dtype="auto", attn_implementation="sdpa", local_files_only=True
             ).eval()

@@ -4,32 +4,44 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 _TOOLS = ("nncf", "optimum", "transformers", "openvino_tokenizers")
+_ONE_AT_A_TIME = threading.RLock()
+"""Held meanwhile: warning filters and log levels belong to the process, so two threads that set
+and reset them in turns would leave the other's behind."""
+
+
+@contextlib.contextmanager
+def quiet_warnings() -> Iterator[None]:
+    """Drop Python's warnings while the block runs, in one thread at a time."""
+    with _ONE_AT_A_TIME, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextlib.contextmanager
 def quiet_tools(log: str | Path | None = None) -> Iterator[None]:
     """Silence optimum, NNCF and transformers, errors excepted, while the block runs.
 
+    One thread at a time: another one waits.
+
     Args:
         log: A file that gets everything instead: their log lines and Python's warnings are
             appended to it.
     """
-    from transformers.utils import logging as transformers_logging
-
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
     with contextlib.ExitStack() as stack:
-        if bars:
+        stack.enter_context(quiet_warnings())
+        from transformers.utils import logging as transformers_logging
+
+        if transformers_logging.is_progress_bar_enabled():
             stack.callback(transformers_logging.enable_progress_bar)
-        stack.enter_context(warnings.catch_warnings())
+        transformers_logging.disable_progress_bar()
         if log is None:
-            warnings.simplefilter("ignore")
             handler = None
         else:
             handler = logging.FileHandler(log, encoding="utf-8")

@@ -12,6 +12,7 @@ for token.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -200,7 +201,7 @@ def build_checkpoint(
         **changes: More fields of ``config.json``.
     """
     folder.mkdir(parents=True)
-    config = _config(row) | {"torch_dtype": dtype} | changes
+    config = copy.deepcopy(_config(row) | {"torch_dtype": dtype} | changes)  # transformers edits it
     _write_json(folder / "config.json", config | dict(config_only or {}))
     _write_tokenizer(folder, row)
     if tokenizer_json is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import multiprocessing
 import os
 import random
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from phi3ov import (
     Artifact,
@@ -34,6 +37,7 @@ from phi3ov import (
     load_model,
 )
 from phi3ov.compression import Compression
+from phi3ov.logits import SourceModel
 
 from .checkpoints import FAMILY, LONGEST, build_checkpoint
 from .conftest import LoadModel, Zoo
@@ -117,7 +121,11 @@ def test_two_exports_to_one_target_do_not_mix(zoo: Zoo, tmp_path: Path) -> None:
 
 
 def test_exports_in_two_threads_take_turns(zoo: Zoo, tmp_path: Path) -> None:
-    """Each is what it was asked for, although both replace functions of the same tools."""
+    """Each is what it was asked for, although both replace functions of the same tools.
+
+    And the process has the warning filters and the log levels that it had.
+    """
+    filters, level = list(warnings.filters), logging.getLogger("nncf").level
     recipes: dict[str, Compression] = {"int8": "int8", "fp16": "fp16"}
 
     def export(name: str) -> ExportReport:
@@ -130,6 +138,8 @@ def test_exports_in_two_threads_take_turns(zoo: Zoo, tmp_path: Path) -> None:
     for name, report in reports.items():
         assert {one.precision for one in report.weights} == {name}
         report.artifact.verify()
+    assert warnings.filters == filters
+    assert logging.getLogger("nncf").level == level
 
 
 # Checkpoints that cannot be exported.
@@ -231,10 +241,15 @@ def test_a_bad_checkpoint_leaves_nothing_behind(fault: str, zoo: Zoo, tmp_path: 
 def test_the_rope_type_of_the_first_releases_is_longrope(
     tmp_path: Path, zoo: Zoo, load: LoadModel
 ) -> None:
-    """Early 128k revisions call it "su"; the answer is that of the same weights today."""
+    """Early 128k revisions call it "su"; the answer is that of the same weights today.
+
+    transformers cannot read such a config, neither for the engine nor for a quality report.
+    """
     row = "phi-3-mini-128k"
     rope = dict(FAMILY[row].config["rope_scaling"]) | {"type": "su"}
     source = build_checkpoint(tmp_path / "su", FAMILY[row], config_only={"rope_scaling": rope})
+    with pytest.raises(KeyError, match="original_max_position_embeddings"):
+        AutoConfig.from_pretrained(source)
     export_model(source, tmp_path / "made", compression="fp16", progress=False)
     pins: tuple[tuple[int | None, Pin], ...] = ((None, "short"), (LONGEST, "long"))
     for context_tokens, pin in pins:
@@ -243,6 +258,11 @@ def test_the_rope_type_of_the_first_releases_is_longrope(
         truth = greedy(zoo.checkpoint(row), ids, 32, pin=pin)
         assert model.complete(prompt_text(24), max_new_tokens=32).token_ids == truth
         model.close()
+    model = load(tmp_path / "made", engine="transformers")
+    ids = model.tokenizer.encode_raw(prompt_text(24))
+    truth = greedy(zoo.checkpoint(row), ids, 8, pin="short")
+    assert model.complete(prompt_text(24), max_new_tokens=8).token_ids == truth
+    assert int(SourceModel(source).logits(ids)[-1].argmax()) == truth[0]
 
 
 # Disks.

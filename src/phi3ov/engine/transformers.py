@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DeviceError, MissingDependencyError, OptionError
+from ..patches import su_rope_accepted
 from ..quiet import quiet_tools
 from .pinned import open_pinned
 from .serial import SerialEngine
@@ -81,10 +82,10 @@ def _load(setup: EngineSetup) -> Any:
     core = openvino.Core()
     properties = setup.config.to_properties(core.get_property(device, "SUPPORTED_PROPERTIES"))
     pinned = open_pinned(artifact, context)
-    model_config = AutoConfig.from_pretrained(artifact.path, local_files_only=True)
-    model_config.original_max_position_embeddings = context.tokens
     try:
-        with quiet_tools():
+        with quiet_tools(), su_rope_accepted():
+            model_config = AutoConfig.from_pretrained(artifact.path, local_files_only=True)
+            model_config.original_max_position_embeddings = context.tokens
             model = OVModelForCausalLM.from_pretrained(
                 artifact.path,
                 device=device,
