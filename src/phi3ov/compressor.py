@@ -19,7 +19,7 @@ from .calibration import decoder_inputs
 from .compression import Compression, Int4Compression, is_ignored
 from .errors import CompressionError
 from .ir import is_weight
-from .mapped import MappedConstants
+from .mapped import MappedConstants, give_back
 from .patches import replaced
 from .progress import Phases
 
@@ -78,24 +78,35 @@ def _watch_passes(model: Any, mapped: MappedConstants, phases: Phases) -> Iterat
 
     def rewrite(sequence: Iterable[Any], description: str = "", **options: Any) -> Iterator[Any]:
         phases.begin("compress")
-        users = {
-            constant.get_friendly_name(): list(_users(constant)) for constant in _weights(model)
-        }
+        sources = {constant.get_friendly_name(): _Source(constant) for constant in _weights(model)}
         for weight in phases.follow(sequence, description, options.get("weights")):
             yield weight
+            source = sources.pop(weight.weight_name, None)
+            if source is None:
+                continue
             made = {
                 constant.get_friendly_name(): constant  # a tied weight has two users
-                for user in users.pop(weight.weight_name, ())
+                for user in source.users
                 for constant in _constants(user.get_source_output().get_node())
             }
             for constant in made.values():
                 mapped.take(constant)
+            give_back(source.address, source.size_bytes)
 
     with contextlib.ExitStack() as stack:
         for name in _PASSES:
             stack.enter_context(replaced(importlib.import_module(name), "track", look))
         stack.enter_context(replaced(importlib.import_module(_REWRITING), "track", rewrite))
         yield
+
+
+class _Source:
+    """Where a weight is before it is rewritten, and what reads it."""
+
+    def __init__(self, constant: Any) -> None:
+        self.users = list(_users(constant))
+        self.address = int(constant.data.ctypes.data)
+        self.size_bytes = int(constant.get_byte_size())
 
 
 def _weights(model: Any) -> Iterator[Any]:

@@ -2,11 +2,14 @@
 
 Compressing a model makes its new weights one by one, 2.8 GB of them for Phi-3-mini, and the
 graph holds them all until it is written. A constant that lives in a mapped file costs no memory
-that the kernel cannot take back.
+that the kernel cannot take back; and what will not be read again can be given back at once.
 """
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import re
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +77,30 @@ class MappedConstants:
         self._maps.clear()
         self._file.close()
         self._path.unlink()
+
+
+def give_back(address: int, size_bytes: int) -> None:
+    """Tell the system that a mapped file's bytes will not be read again.
+
+    They leave the process's resident memory, and come back from the file if they are read all
+    the same. Only where the system lists its mappings (Linux), and only for a mapped file's
+    bytes: other memory would lose its content.
+    """
+    first = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (address + size_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if first < end and _is_in_a_file(first, end):
+        ctypes.CDLL(None).madvise(
+            ctypes.c_void_p(first), ctypes.c_size_t(end - first), mmap.MADV_DONTNEED
+        )
+
+
+def _is_in_a_file(first: int, end: int) -> bool:
+    """Whether one mapping of a file holds these addresses."""
+    mappings = Path("/proc/self/maps")
+    if not mappings.exists():
+        return False
+    for line in mappings.read_text(encoding="utf-8", errors="replace").splitlines():
+        mapping = re.match(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ [1-9]\d* +/", line)  # inode, path
+        if mapping and int(mapping[1], 16) <= first and end <= int(mapping[2], 16):
+            return True
+    return False
