@@ -41,13 +41,14 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from .exporter import ExportReport, export_model
-    from .generation import GenerationOptions, LoadTimings, Options, Reply, Timings, Usage
+    from .generation import GenerationOptions, Options
     from .hub import fetch_artifact, push_to_hub
     from .limits import RequestLimits
     from .loading import load_model
     from .lora import LoraAdapter
     from .model import Phi3Model
     from .progress import ExportProgress
+    from .reply import LoadTimings, Reply, Timings, Usage
     from .runtime import RuntimeConfig
     from .speculation import DraftModel, PromptLookup
     from .stream import ReplyStream
@@ -139,12 +140,13 @@ _MODULES = {
     ),
     "exporter": ("ExportReport", "export_model"),
     "progress": ("ExportProgress",),
-    "generation": ("GenerationOptions", "LoadTimings", "Options", "Reply", "Timings", "Usage"),
+    "generation": ("GenerationOptions", "Options"),
     "hub": ("fetch_artifact", "push_to_hub"),
     "limits": ("RequestLimits",),
     "loading": ("load_model",),
     "lora": ("LoraAdapter",),
     "model": ("Phi3Model",),
+    "reply": ("LoadTimings", "Reply", "Timings", "Usage"),
     "runtime": ("RuntimeConfig",),
     "speculation": ("DraftModel", "PromptLookup"),
     "stream": ("ReplyStream",),

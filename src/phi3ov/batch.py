@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from .chat_format import Message
 from .errors import EngineCrashedError, Phi3OVError, QueueFullError, StateError
-from .generation import GenerationOptions, Options, Reply
+from .generation import GenerationOptions, Options
+from .reply import Reply
 
 if TYPE_CHECKING:
     from .stream import ReplyStream

@@ -34,7 +34,8 @@ from .batch import BatchProgress, BatchRequest, ReportProgress
 from .chat_format import Message, require_text
 from .errors import GenerationError, OptionError, Phi3OVError, PromptError
 from .fingerprint import ModelFingerprint
-from .generation import GenerationOptions, Reply
+from .generation import GenerationOptions
+from .reply import Reply
 
 if TYPE_CHECKING:
     from .generation import Options

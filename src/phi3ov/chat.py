@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from .atomic_file import replace_file
 from .chat_format import Message
 from .errors import OptionError, PromptError, RestoreError, StateError
-from .generation import GenerationOptions, Options, Reply
+from .generation import GenerationOptions, Options
+from .reply import Reply
 from .saved_chat import MOST_BYTES, SavedChat, Turn
 from .stream import ReplyStream
 from .tools import Tool, describe_tools

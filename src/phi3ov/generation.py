@@ -1,7 +1,6 @@
-"""What a request asks for and what comes back: plain values.
+"""What a caller may choose for an answer: `GenerationOptions`, plain values that are checked.
 
-`GenerationOptions` is what a caller may choose, and `Reply` is the finished answer with its
-`Usage` and `Timings`. The answer while it is being made is ``stream.py``.
+What comes back is ``reply.py``.
 """
 
 from __future__ import annotations
@@ -12,10 +11,6 @@ from typing import Any, Literal, TypedDict, get_args
 
 from .errors import OptionError
 from .structured import AnswerShape, answer_shape, copy_schema
-from .tools import ToolCall
-
-FinishReason = Literal["stop", "length", "cancelled", "timeout"]
-"""Why an answer ended: by itself, at its token limit, cancelled, or at its time limit."""
 
 OverflowPolicy = Literal["raise", "clamp", "drop_oldest"]
 """What to do when prompt and answer do not fit the context; see `GenerationOptions`."""
@@ -247,124 +242,3 @@ def _require_number(
         low = f"above {above}" if above > -math.inf else f"at least {least}"
         high = f"below {below}" if below < math.inf else f"at most {most}"
         raise OptionError(f"{name}={value!r} must be a number {low} and {high}.")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
-    """How many tokens an answer took.
-
-    Attributes:
-        prompt_tokens: Tokens of the whole prompt, history included.
-        cached_tokens: How many of those the engine did not have to read again.
-        completion_tokens: Tokens that the model produced, a stop token included.
-        accepted_tokens: How many of those were proposed by `PromptLookup` or a `DraftModel`, and
-            so took no pass over the weights of their own.
-    """
-
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    accepted_tokens: int = 0
-
-    @property
-    def tokens_per_pass(self) -> float:
-        """Tokens per pass over the weights; 1.0 without speculation, 0.0 without tokens."""
-        passes = self.completion_tokens - self.accepted_tokens
-        return self.completion_tokens / passes if passes else 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timings:
-    """How long an answer took, in seconds from the moment it was asked for.
-
-    Attributes:
-        first_token_seconds: Until the first token; waiting for other requests is part of it.
-        total_seconds: Until the last token.
-        tokens_per_second: Rate of decoding: tokens after the first over the time after it;
-            0.0 when there was at most one token.
-    """
-
-    first_token_seconds: float
-    total_seconds: float
-    tokens_per_second: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadTimings:
-    """How long a model took to load, in seconds.
-
-    Attributes:
-        read_seconds: Manifest, tokenizer and choice of the device.
-        compile_seconds: The engine: reading the IR and compiling it for the device.
-        verify_seconds: Waiting for the checksums after that; they run beside it.
-        warm_up_seconds: The first tokens, for which weights are repacked; 0.0 without warm-up.
-    """
-
-    read_seconds: float = 0.0
-    compile_seconds: float = 0.0
-    verify_seconds: float = 0.0
-    warm_up_seconds: float = 0.0
-
-    @property
-    def total_seconds(self) -> float:
-        """All of it."""
-        return self.read_seconds + self.compile_seconds + self.verify_seconds + self.warm_up_seconds
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    """One finished answer; ``str(reply)`` is its text.
-
-    Attributes:
-        text: The answer, without control tokens and without the stop string.
-        token_ids: The ids that the model produced, without the stop token.
-        finish_reason: ``"stop"`` (the model or a stop string ended it); or the answer is
-            incomplete: ``"length"`` (``max_new_tokens`` was reached), ``"cancelled"`` or
-            ``"timeout"`` (``timeout_seconds`` were over).
-        stopped_by: The control token or the stop string that ended it; None otherwise.
-        usage: Token counts.
-        timings: Durations.
-        max_new_tokens: The limit in force, which is lower than the one asked for when
-            ``on_overflow="clamp"`` had to act.
-        dropped_turns: How many of the oldest turns ``on_overflow="drop_oldest"`` left out.
-        seed: The seed that the tokens were drawn with; None for greedy decoding.
-        tool_calls: The calls that the model asked for; see `Tool`.
-        logprobs: With ``logprobs=True``: for each of ``token_ids`` the natural logarithm of
-            the probability that the model gave it, before temperature, penalties, filters
-            and grammar. None otherwise.
-        parsed: With ``json_schema``: the value of the answer, as a dictionary (or what else
-            the schema allows) or as an instance of the class that was given. With ``regex``
-            and ``choices``: the text. None where the answer was cut off, which
-            ``finish_reason`` says, because then it is no whole value.
-        candidates: With ``candidates=n``: all n answers in the order of their seeds, this one
-            first. Empty otherwise.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason
-    stopped_by: str | None
-    usage: Usage
-    timings: Timings
-    max_new_tokens: int
-    dropped_turns: int = 0
-    seed: int | None = None
-    tool_calls: tuple[ToolCall, ...] = ()
-    logprobs: tuple[float, ...] | None = None
-    parsed: Any = None
-    candidates: tuple[Reply, ...] = ()
-
-    def __str__(self) -> str:
-        return self.text
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplyPlan:
-    """What is known of an answer before its first token; `ReplyStream` completes it."""
-
-    prompt_tokens: int
-    max_new_tokens: int
-    dropped_turns: int = 0
-    seed: int | None = None
-    logprobs: bool = False
-    shape: AnswerShape | None = None

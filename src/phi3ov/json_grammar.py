@@ -13,24 +13,29 @@ from typing import Any
 
 from .errors import OptionError
 from .grammar import (
-    ANY,
     MOST_REPETITIONS,
-    Ranges,
     alternatives,
-    characters,
-    common,
     literal,
     regex_grammar,
     repeat,
     rules,
-    without,
+)
+from .json_values import (
+    ANY_DEPTH,
+    CHARACTER,
+    FORMATS,
+    NUMBER,
+    QUOTE,
+    STRING,
+    integers_between,
+    listed,
+    spell_in_string,
+    value_rules,
 )
 
 MOST_SCHEMAS = 1000
 """The most parts that a schema may have."""
 _DEEPEST = 32
-_ANY_DEPTH = 6
-"""How deeply a value may be nested where the schema allows every value."""
 _MOST_INTEGER = 10**15 - 1
 
 _ANNOTATIONS = {
@@ -45,38 +50,6 @@ _KEYWORDS: dict[str, set[str]] = {
     "number": set(),
     "boolean": set(),
     "null": set(),
-}
-_ESCAPES = {'"': '"', "\\": "\\", "\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t"}
-_BARE = without(ANY, ((0, 0x1F), (0x22, 0x22), (0x5C, 0x5C)))
-
-
-def spell_in_string(ranges: Ranges) -> str:
-    """Return the expression for one of ``ranges`` inside a JSON string; control characters go."""
-    bare = common(ranges, _BARE)
-    parts = [characters(bare)] if bare else []
-    parts += [
-        literal("\\" + escaped)
-        for character, escaped in _ESCAPES.items()
-        if any(low <= ord(character) <= high for low, high in ranges)
-    ]
-    return alternatives(parts) if parts else ""
-
-
-_QUOTE = literal('"')
-_CHARACTER = "json_character"
-_STRING = "json_string"
-_NUMBER = "json_number"
-_DATE = (
-    r"[12]\d{3}-((0[1-9]|1[0-2])-(0[1-9]|1\d|2[0-8])|(0[13-9]|1[0-2])-(29|30)"
-    r"|(0[13578]|1[02])-31)"
-)
-_TIME = r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,6})?"
-_ZONE = r"(Z|[+-](0\d|1[0-3]):[0-5]\d)"
-_FORMATS = {
-    "date": _DATE,
-    "time": f"{_TIME}{_ZONE}?",
-    "date-time": f"{_DATE}T{_TIME}{_ZONE}",
-    "uuid": r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
 }
 
 
@@ -109,7 +82,7 @@ class _Compiler:
             self._rules[name] = self._expression(self._resolve(pointer, pointer), pointer, 0)
             done += 1
         self._require_finite()
-        return rules(answer, self._rules | _basics())
+        return rules(answer, self._rules | value_rules())
 
     def _fail(self, where: str, why: str) -> OptionError:
         return OptionError(f"json_schema: {where} {why}")
@@ -125,7 +98,7 @@ class _Compiler:
             limit = f"{MOST_SCHEMAS} parts, {_DEEPEST} of them in each other"
             raise self._fail(where, f"makes the schema too large: at most {limit}.")
         if schema is True or (isinstance(schema, dict) and schema.keys() <= _ANNOTATIONS):
-            return f"json_value{_ANY_DEPTH}"
+            return f"json_value{ANY_DEPTH}"
         if not isinstance(schema, dict):
             raise self._fail(where, f"is {schema!r}, which is no schema that has a value.")
         for keyword in ("$ref", "const", "enum", "anyOf", "oneOf", "allOf"):
@@ -218,7 +191,7 @@ class _Compiler:
                 parts.append(simple[one](schema, where))
             else:
                 parts.append(
-                    {"number": _NUMBER, "null": '"null"', "boolean": '("true" | "false")'}[one]
+                    {"number": NUMBER, "null": '"null"', "boolean": '("true" | "false")'}[one]
                 )
         return alternatives(parts)
 
@@ -254,8 +227,8 @@ class _Compiler:
         return f"{literal('{')} {first} {literal('}')}"
 
     def _map(self, value: str) -> str:
-        member = f"{_STRING} {literal(': ')} {value}"
-        return f"{literal('{')} {_listed(member, 0, None)} {literal('}')}"
+        member = f"{STRING} {literal(': ')} {value}"
+        return f"{literal('{')} {listed(member, 0, None)} {literal('}')}"
 
     def _array(self, schema: dict[str, Any], where: str, depth: int) -> str:
         least = self._bound(schema, "minItems", where) or 0
@@ -275,7 +248,7 @@ class _Compiler:
             raise self._fail(where, f"has minItems={least} above maxItems={most}.")
         item = self._rule(self._expression(schema.get("items", True), f"{where}.items", depth + 1))
         self._spend(most or least, where)
-        return f"{literal('[')} {_listed(item, least, most)} {literal(']')}"
+        return f"{literal('[')} {listed(item, least, most)} {literal(']')}"
 
     def _text(self, schema: dict[str, Any], where: str) -> str:
         given = [one for one in ("pattern", "format", "minLength", "maxLength") if one in schema]
@@ -284,19 +257,19 @@ class _Compiler:
         if "pattern" in schema:
             pattern = schema["pattern"]
             body = regex_grammar(pattern, spell_in_string, name=f"json_schema: {where}.pattern")
-            return f"{_QUOTE} {body} {_QUOTE}"
+            return f"{QUOTE} {body} {QUOTE}"
         if "format" in schema:
-            if schema["format"] not in _FORMATS:
+            if schema["format"] not in FORMATS:
                 raise self._fail(
-                    where, f"has format={schema['format']!r}; known: {', '.join(_FORMATS)}."
+                    where, f"has format={schema['format']!r}; known: {', '.join(FORMATS)}."
                 )
-            return f"{_QUOTE} {regex_grammar(_FORMATS[schema['format']])} {_QUOTE}"
+            return f"{QUOTE} {regex_grammar(FORMATS[schema['format']])} {QUOTE}"
         least = self._bound(schema, "minLength", where) or 0
         most = self._bound(schema, "maxLength", where)
         if most is not None and most < least:
             raise self._fail(where, f"has minLength={least} above maxLength={most}.")
         self._spend(max(least, most or 0), where)
-        return f"{_QUOTE} {repeat(_CHARACTER, least, most)} {_QUOTE}"
+        return f"{QUOTE} {repeat(CHARACTER, least, most)} {QUOTE}"
 
     def _bound(self, schema: dict[str, Any], name: str, where: str) -> int | None:
         value = schema.get(name)
@@ -320,9 +293,9 @@ class _Compiler:
             raise self._fail(where, "has a minimum above its maximum.")
         parts = []
         if low < 0:
-            parts += [f'"-" {one}' for one in _digits(max(1, -high), -low)]
+            parts += [f'"-" {one}' for one in integers_between(max(1, -high), -low)]
         if high >= 0:
-            parts += _digits(max(0, low), high)
+            parts += integers_between(max(0, low), high)
         return alternatives(parts)
 
     def _require_finite(self) -> None:
@@ -355,46 +328,3 @@ class _Compiler:
         if schema.get("minItems"):
             needed.append(schema.get("items", True))
         return all(self._is_finite(one) for one in needed)
-
-
-def _listed(item: str, least: int, most: int | None) -> str:
-    """Return ``least`` to ``most`` times ``item`` with commas between."""
-    if most == 0:
-        return '""'
-    rest = repeat(f"{literal(', ')} {item}", max(0, least - 1), None if most is None else most - 1)
-    some = f"({item} {rest})"
-    return some if least else repeat(some, 0, 1)
-
-
-def _digits(low: int, high: int) -> list[str]:
-    """Return expressions that together are the decimal numbers from ``low`` to ``high``."""
-    for power in range(1, len(str(high))):
-        ten = 10**power
-        if low < ten <= high:
-            return _digits(low, ten - 1) + _digits(ten, high)
-        if low // ten != high // ten and len(str(low)) == len(str(high)):
-            if low % ten:
-                border = low - low % ten + ten
-                return _digits(low, border - 1) + _digits(border, high)
-            if high % ten != ten - 1:
-                border = high - high % ten
-                return _digits(low, border - 1) + _digits(border, high)
-    pairs = zip(str(low), str(high), strict=True)
-    return [" ".join(f"[{one}-{other}]" for one, other in pairs)]
-
-
-def _basics() -> dict[str, str]:
-    """Return the rules of JSON itself."""
-    rules = {
-        _CHARACTER: spell_in_string(ANY),
-        _STRING: f"{_QUOTE} {repeat(_CHARACTER, 0, None)} {_QUOTE}",
-        _NUMBER: '"-"? ("0" | [1-9] [0-9]{0,14}) ("." [0-9]{1,15})? ("e" [-+]? [1-9] [0-9]{0,1})?',
-        "json_value0": f'("null" | "true" | "false" | {_NUMBER} | {_STRING})',
-    }
-    for depth in range(1, _ANY_DEPTH + 1):
-        inner = f"json_value{depth - 1}"
-        member = f"{_STRING} {literal(': ')} {inner}"
-        items = f"{literal('[')} {_listed(inner, 0, None)} {literal(']')}"
-        members = f"{literal('{')} {_listed(member, 0, None)} {literal('}')}"
-        rules[f"json_value{depth}"] = f"(json_value0 | {items} | {members})"
-    return rules

@@ -13,11 +13,11 @@ from .artifact import Artifact
 from .devices import DeviceChoice, choose_device, list_devices
 from .engine import ENGINES, Engine, EngineName, EngineSetup, load_engine
 from .errors import DeviceError, OptionError
-from .generation import LoadTimings
 from .limits import RequestLimits
 from .lora import LoraAdapter
 from .model import Phi3Model
 from .prompt import ChatTokenizer
+from .reply import LoadTimings
 from .rope import choose_context
 from .runtime import RuntimeConfig
 from .speculation import Speculation

@@ -20,8 +20,9 @@ from .devices import DeviceChoice
 from .engine import CacheEngine, Engine, TokenRequest, TokenStream
 from .errors import ContextLengthError, OptionError, PromptError
 from .fingerprint import ModelFingerprint
-from .generation import GenerationOptions, LoadTimings, Options, Reply, ReplyPlan
+from .generation import GenerationOptions, Options
 from .prompt import ChatTokenizer
+from .reply import LoadTimings, Reply, ReplyPlan
 from .rope import ContextChoice
 from .runtime import RuntimeConfig
 from .stream import ReplyStream

@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .errors import GenerationError, StateError
-from .generation import FinishReason, Reply, ReplyPlan, Timings, Usage
+from .reply import FinishReason, Meter, Reply, ReplyPlan
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -64,13 +63,10 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
         self._others = others
         self._on_end = on_end
         self._on_abort = on_abort
-        self._started = time.perf_counter()
-        self._first_token: float | None = None
+        self._meter = Meter()
         self._keep_partial = False
         self._keep_at_timeout = keep_at_timeout
         self._cancelled = False
-        self._completion_tokens = 0
-        self._passes = 0  # engines put what one pass over the weights gave at once
         self._own_reply: Reply | None = None  # without the other candidates
         self._reply: Reply | None = None
         self._failed = False
@@ -287,12 +283,10 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
         """Turn one chunk of ids into text, ending the answer where it says so; None ends it."""
         if chunk is None:
             return self._end()
-        if self._first_token is None:
-            self._first_token = time.perf_counter()
+        self._meter.begin_pass()  # engines put what one pass over the weights gave at once
         pieces = []
-        self._passes += 1
         for token_id in chunk:
-            self._completion_tokens += 1
+            self._meter.completion_tokens += 1
             pieces.append(self._answer.add(token_id))
             if self._answer.stopped_by is not None:
                 self._tokens.cancel()  # harmless where the engine stopped by itself
@@ -306,32 +300,19 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
         reason = self._finish_reason()
         if reason is None:
             raise GenerationError(
-                f"The engine ended after {self._completion_tokens} tokens without a stop token "
-                f"and before max_new_tokens={self._plan.max_new_tokens}."
+                f"The engine ended after {self._meter.completion_tokens} tokens without a stop "
+                f"token and before max_new_tokens={self._plan.max_new_tokens}."
             )
-        ended = time.perf_counter()
-        first = self._first_token if self._first_token is not None else ended
-        after_first = self._completion_tokens - 1
-        decode_seconds = ended - first
         logprobs = self._tokens.logprobs[: len(self._answer.token_ids)]
         self._own_reply = Reply(
             text=self._answer.text,
             token_ids=tuple(self._answer.token_ids),
             finish_reason=reason,
             stopped_by=self._answer.stopped_by,
-            usage=Usage(
-                prompt_tokens=self._plan.prompt_tokens,
-                cached_tokens=self._tokens.cached_tokens,
-                completion_tokens=self._completion_tokens,
-                accepted_tokens=self._completion_tokens - self._passes,
+            usage=self._meter.usage(
+                prompt_tokens=self._plan.prompt_tokens, cached_tokens=self._tokens.cached_tokens
             ),
-            timings=Timings(
-                first_token_seconds=first - self._started,
-                total_seconds=ended - self._started,
-                tokens_per_second=after_first / decode_seconds
-                if after_first > 0 and decode_seconds > 0
-                else 0.0,
-            ),
+            timings=self._meter.timings(),
             max_new_tokens=self._plan.max_new_tokens,
             dropped_turns=self._plan.dropped_turns,
             seed=self._plan.seed,
@@ -346,7 +327,7 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
     def _finish_reason(self) -> FinishReason | None:
         if self._answer.stopped_by is not None:
             return "stop"
-        if self._completion_tokens >= self._plan.max_new_tokens:
+        if self._meter.completion_tokens >= self._plan.max_new_tokens:
             return "length"
         if self._tokens.timed_out and not self._cancelled:
             return "timeout"

@@ -9,7 +9,8 @@ from typing import Any, cast
 import pytest
 
 from phi3ov.errors import OptionError
-from phi3ov.generation import GenerationOptions, Options, Reply, Timings, Usage
+from phi3ov.generation import GenerationOptions, Options
+from phi3ov.reply import Reply, Timings, Usage
 
 REPLY = Reply(
     text="Hello\nyou",

@@ -18,7 +18,7 @@ from phi3ov.engine import ENGINES, load_engine
 SOURCE = Path(phi3ov.__file__).parent
 MODULES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
 
-MOST_LINES = 405  # near 300 is the aim
+MOST_LINES = 350  # near 300 is the aim
 MOST_FUNCTION_LINES = 55  # near 50 at most is the aim
 """Without the docstring."""
 

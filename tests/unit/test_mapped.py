@@ -17,14 +17,13 @@ PAGES = 64
 
 def _resident_bytes(path: Path) -> int:
     """How much of the file's mappings this process has in memory, as the kernel counts it."""
-    sections = re.split(
-        r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.M
-    )
-    return sum(
-        int(re.search(r"^Rss: +(\d+) kB", section, re.M)[1]) * 1024  # type: ignore[index]
-        for section in sections
-        if section.splitlines()[:1] and section.splitlines()[0].endswith(str(path))
-    )
+    resident, ours = 0, False
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            ours = line.endswith(str(path))
+        elif ours and line.startswith("Rss:"):
+            resident += int(line.split()[1]) * 1024
+    return resident
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is given back")

@@ -18,8 +18,9 @@ import pytest
 from phi3ov.engine import Engine, TokenRequest, TokenStream
 from phi3ov.engine.serial import SerialEngine, _serve, _State
 from phi3ov.errors import GenerationError, StateError
-from phi3ov.generation import GenerationOptions, Options, Reply
+from phi3ov.generation import GenerationOptions, Options
 from phi3ov.model import Phi3Model
+from phi3ov.reply import Reply
 from phi3ov.stream import ReplyStream
 
 from .fakes import MINI, Answer, FakeEngine, answer_ids, make_model

@@ -23,7 +23,8 @@ from phi3ov.engine.speculative import SpeculationPlan
 from phi3ov.errors import GenerationError, OptionError
 from phi3ov.generation import GenerationOptions
 from phi3ov.grammar import ANY, Ranges, characters, common, unite, without
-from phi3ov.json_grammar import _digits, json_grammar
+from phi3ov.json_grammar import json_grammar
+from phi3ov.json_values import integers_between
 
 from .fakes import Answer, FakeEngine, answer_ids, make_model
 
@@ -194,7 +195,7 @@ def test_pieces_of_a_range_are_products_of_byte_ranges(low: int, high: int) -> N
 @given(low=st.integers(0, 10**6), width=st.integers(0, 10**6), probe=st.integers(0, 2 * 10**6))
 def test_digits_are_the_numbers_of_a_range(low: int, width: int, probe: int) -> None:
     """Compared with ``<=``."""
-    pattern = "|".join(one.replace(" ", "") for one in _digits(low, low + width))
+    pattern = "|".join(one.replace(" ", "") for one in integers_between(low, low + width))
     assert (re.fullmatch(pattern, str(probe)) is not None) == (low <= probe <= low + width)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from phi3ov.chat import Phi3Chat
 from phi3ov.errors import OptionError, PromptError
-from phi3ov.generation import Reply
+from phi3ov.reply import Reply
 from phi3ov.tools import Tool, ToolCall, describe_tools, parse_tool_calls
 
 from .fakes import (

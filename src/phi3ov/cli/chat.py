@@ -19,7 +19,7 @@ from .printing import bold, dim
 
 if TYPE_CHECKING:
     from ..chat import Phi3Chat
-    from ..generation import LoadTimings, Reply
+    from ..reply import LoadTimings, Reply
     from ..stream import ReplyStream
     from . import Commands
 
