@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,45 @@ def test_chat_answers_one_message_on_stdout_and_nothing_else(
     done = run_python("-m", "phi3ov", "chat", reference_export, "What is the capital of France?")
     assert done.returncode == 0
     assert done.stdout == "The capital of France is Paris.\n"
+
+
+@pytest.mark.parametrize("option", ["--json-schema", "--regex", "--choice"])
+def test_chat_answers_in_the_shape_that_is_asked_for(
+    option: str, run_python: RunPython, reference_export: Path, tmp_path: Path
+) -> None:
+    """A question that is answered in a sentence otherwise; each option changes the answer."""
+    schema = tmp_path / "schema.json"
+    city = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 20}}}
+    schema.write_text(json.dumps({**city, "required": ["city"]}), encoding="utf-8")
+    values: dict[str, list[str | Path]] = {
+        "--json-schema": ["--json-schema", schema],
+        "--regex": ["--regex", "[A-Z]{5}[.]"],
+        "--choice": ["--choice", "Lyon", "--choice", "Nice"],
+    }
+    done = run_python(
+        "-m", "phi3ov", "chat", reference_export, "What is the capital of France?", *values[option]
+    )
+    assert done.returncode == 0, done.stderr
+    answer = done.stdout.removesuffix("\n")
+    if option == "--json-schema":
+        assert list(json.loads(answer)) == ["city"]
+    elif option == "--regex":
+        assert re.fullmatch("[A-Z]{5}[.]", answer)
+    else:
+        assert answer in ("Lyon", "Nice")
+
+
+@pytest.mark.parametrize("content", [None, "{"])
+def test_a_schema_that_cannot_be_read_is_told_before_the_model_is_loaded(
+    content: str | None, run_python: RunPython, tmp_path: Path
+) -> None:
+    """The file is missing, or is no JSON; the model is not there either, and not missed yet."""
+    schema = tmp_path / "schema.json"
+    if content is not None:
+        schema.write_text(content, encoding="utf-8")
+    done = run_python("-m", "phi3ov", "chat", tmp_path / "none", "Hi", "--json-schema", schema)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"phi3ov: --json-schema {schema} cannot be read: ")
 
 
 def test_interactive_chat_remembers_resets_and_ends_with_the_input(

@@ -67,6 +67,14 @@ def run(options: argparse.Namespace) -> None:
     from ..generation import GenerationOptions
     from ..loading import load_model
 
+    answer = GenerationOptions(  # first: what is wrong here is known before the model is loaded
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        on_overflow="drop_oldest",
+        json_schema=_read_schema(options.json_schema),
+        regex=options.regex,
+        choices=tuple(options.choice) if options.choice else None,
+    )
     model = load_model(
         options.model,
         device=tuple(options.device or ("GPU", "CPU")),
@@ -77,18 +85,7 @@ def run(options: argparse.Namespace) -> None:
         speculation=_choose_speculation(options),
     )
     with model:
-        chat = Phi3Chat(
-            model,
-            system=options.system,
-            options=GenerationOptions(
-                max_new_tokens=options.max_new_tokens,
-                temperature=options.temperature,
-                on_overflow="drop_oldest",
-                json_schema=_read_schema(options.json_schema),
-                regex=options.regex,
-                choices=tuple(options.choice) if options.choice else None,
-            ),
-        )
+        chat = Phi3Chat(model, system=options.system, options=answer)
         if options.message is not None:
             _answer(chat, options.message)
             return
