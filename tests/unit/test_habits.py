@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from phi3ov.cli import main
 from phi3ov.compression import PRESETS
 from phi3ov.engine import ENGINES, load_engine
 
+ROOT = Path(__file__).parents[2]
 SOURCE = Path(phi3ov.__file__).parent
 MODULES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
 
@@ -78,3 +80,18 @@ def test_a_chat_format_is_added_in_one_place(monkeypatch: pytest.MonkeyPatch) ->
         recognize_format(template)
     monkeypatch.setattr(chat_format, "FORMATS", (*chat_format.FORMATS, toy))
     assert recognize_format(template) == toy
+
+
+def test_the_tests_that_documents_name_exist() -> None:
+    """Pages point at the tests that prove them; none of those was renamed meanwhile."""
+    written = "\n".join(
+        path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")
+    )
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    missing = [
+        f"{page.name}: {name}"
+        for page in pages
+        for name in re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8"))
+        if not re.search(rf"def {name}\b", written)
+    ]
+    assert not missing
