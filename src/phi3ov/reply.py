@@ -6,9 +6,11 @@ The answer while it is being made is ``stream.py``.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from .errors import GenerationError
 from .structured import AnswerShape
 from .tools import ToolCall
 
@@ -136,21 +138,31 @@ class ReplyPlan:
     logprobs: bool = False
     shape: AnswerShape | None = None
 
+    def parse(self, text: str) -> Any:
+        """Return the value of a finished answer; None if it was not asked to have a shape.
+
+        Raises:
+            GenerationError: A class that stands for a schema has rules of its own.
+        """
+        if self.shape is None:
+            return None
+        try:
+            return self.shape.parse(text)
+        except Exception as error:
+            raise GenerationError(
+                f"The answer has the shape that was asked for, and its type refuses it: {error}"
+            ) from error
+
 
 class Meter:
-    """Counts an answer's tokens while it is being made, and keeps the time from now on."""
+    """Counts what has been read of an answer; when it came, the engine's side has noted."""
 
-    def __init__(self) -> None:
+    def __init__(self, asked_at: float, put_at: Sequence[float]) -> None:
+        """Measure from ``asked_at``; ``put_at`` grows by one with each pass of the engine."""
         self.completion_tokens = 0
-        self._passes = 0
-        self._started = time.perf_counter()
-        self._first_token: float | None = None
-
-    def begin_pass(self) -> None:
-        """Note that a pass over the weights gave tokens."""
-        self._passes += 1
-        if self._first_token is None:
-            self._first_token = time.perf_counter()
+        self.passes = 0
+        self._asked_at = asked_at
+        self._put_at = put_at
 
     def usage(self, *, prompt_tokens: int, cached_tokens: int) -> Usage:
         """Return what the answer took so far."""
@@ -158,16 +170,15 @@ class Meter:
             prompt_tokens=prompt_tokens,
             cached_tokens=cached_tokens,
             completion_tokens=self.completion_tokens,
-            accepted_tokens=self.completion_tokens - self._passes,
+            accepted_tokens=self.completion_tokens - self.passes,
         )
 
     def timings(self) -> Timings:
-        """Return the durations of an answer that ends now."""
-        ended = time.perf_counter()
-        first = ended if self._first_token is None else self._first_token
-        after_first, seconds = self.completion_tokens - 1, ended - first
+        """Return the durations of the answer so far."""
+        times = self._put_at[: self.passes] or (time.perf_counter(),)
+        after_first, seconds = self.completion_tokens - 1, times[-1] - times[0]
         return Timings(
-            first_token_seconds=first - self._started,
-            total_seconds=ended - self._started,
+            first_token_seconds=times[0] - self._asked_at,
+            total_seconds=times[-1] - self._asked_at,
             tokens_per_second=after_first / seconds if after_first > 0 and seconds > 0 else 0.0,
         )

@@ -9,7 +9,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .errors import GenerationError, StateError
 from .reply import FinishReason, Meter, Reply, ReplyPlan
@@ -63,7 +63,7 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
         self._others = others
         self._on_end = on_end
         self._on_abort = on_abort
-        self._meter = Meter()
+        self._meter = Meter(tokens.asked_at, tokens.put_at)
         self._keep_partial = False
         self._keep_at_timeout = keep_at_timeout
         self._cancelled = False
@@ -136,7 +136,8 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(news.set)
 
-        self.add_listener(wake)
+        for stream in (self, *self._others):
+            stream._tokens.add_listener(wake)
         try:
             while self._reading.acquire(blocking=False):
                 try:
@@ -164,9 +165,9 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
         return None
 
     def add_listener(self, wake: Callable[[], None]) -> None:
-        """Call ``wake``, on another thread, whenever `read_ready` may have something to read."""
+        """Call ``wake``, on another thread, whenever `read_ready` may find that it has ended."""
         for stream in (self, *self._others):
-            stream._tokens.add_listener(wake)
+            stream._tokens.add_listener(wake, only_end=not stream._answer.stops_early)
 
     def read_ready(self) -> bool:
         """Read what has come, without waiting, and return whether the answer has ended.
@@ -217,7 +218,17 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
                 pass
 
     def drain(self) -> Reply:
-        """Read the stream to its end and return the reply: this is all that ``generate()`` does."""
+        """Read the stream to its end and return the reply: this is all that ``generate()`` does.
+
+        Unless a stop string may end it, nothing is read before the engine has ended: waking up
+        for each token would take time from the processor that computes the next.
+        """
+        if not self._answer.stops_early:
+            try:
+                self._tokens.wait_for_end()
+            except BaseException:  # Ctrl-C while waiting: the engine must not go on
+                self.close()
+                raise
         for _ in self:
             pass
         return self.reply
@@ -247,24 +258,11 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
                 return self._complete(self._own_reply, wait=wait)
             chunk = next(self._tokens, None) if wait else self._tokens.poll()
             piece = None if chunk == [] else self._take(chunk)
-            for other in self._others:
-                other.read_ready()  # now, so that its timings are not those of reading
         except GenerationError as error:
             if not self._failed:
                 self._fail(error)
             raise
         return piece
-
-    def _parse(self) -> Any:
-        """Return the value of a finished answer that was asked to have a shape."""
-        if self._plan.shape is None:
-            return None
-        try:
-            return self._plan.shape.parse(self._answer.text)
-        except Exception as error:
-            raise GenerationError(
-                f"The answer has the shape that was asked for, and its type refuses it: {error}"
-            ) from error
 
     def _complete(self, own: Reply, *, wait: bool) -> str | None:
         """Hand the reply over once every other candidate has ended."""
@@ -283,8 +281,8 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
         """Turn one chunk of ids into text, ending the answer where it says so; None ends it."""
         if chunk is None:
             return self._end()
-        self._meter.begin_pass()  # engines put what one pass over the weights gave at once
         pieces = []
+        self._meter.passes += 1  # engines put what one pass over the weights gave at once
         for token_id in chunk:
             self._meter.completion_tokens += 1
             pieces.append(self._answer.add(token_id))
@@ -318,7 +316,7 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
             seed=self._plan.seed,
             tool_calls=self._answer.tool_calls,
             logprobs=tuple(logprobs) if self._plan.logprobs else None,
-            parsed=self._parse() if reason == "stop" else None,
+            parsed=self._plan.parse(self._answer.text) if reason == "stop" else None,
         )
         if not self._others:
             self._complete(self._own_reply, wait=False)

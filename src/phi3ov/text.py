@@ -128,6 +128,7 @@ class AnswerText:
 
     Attributes:
         token_ids: The ids of the answer so far, without the stop token.
+        stops_early: Whether there are stop strings, for which an engine does not stop by itself.
         stopped_by: The stop token's text or the stop string that ended it; None until then.
         tool_calls: The calls that the answer holds; complete after `finish`. What stands
             between tool-call tokens is no text, unless it cannot be read as calls.
@@ -138,6 +139,7 @@ class AnswerText:
         self._decoder = decoder
         self._detokenizer = Detokenizer(decoder)
         self._stops = StopStrings(stops)
+        self.stops_early = bool(stops)
         self._pieces: list[str] = []
         self._call_ids: list[int] | None = None
         self.token_ids: list[int] = []

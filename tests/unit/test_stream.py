@@ -143,6 +143,42 @@ def test_timings_are_ordered_and_rates_not_negative() -> None:
     engine.close()
 
 
+def test_timings_are_those_of_the_engine_not_of_a_late_reader() -> None:
+    """An answer that lay there for a while before it was read did not take longer."""
+    stream, engine, _model = open_stream(Answer(HELLO))
+    stream._tokens.wait_for_end()
+    late = time.perf_counter()
+    timings = stream.drain().timings
+    assert stream._tokens.asked_at + timings.total_seconds < late
+    engine.close()
+
+
+@pytest.mark.parametrize(("stop", "wakes_up"), [((), False), (("never",), True)])
+def test_generate_reads_no_token_before_the_end_unless_one_may_end_it(
+    stop: tuple[str, ...], wakes_up: bool
+) -> None:
+    """A reader that wakes up for every token slows the next one down; a stop string needs it."""
+    gate = threading.Event()
+    stream, engine, _model = open_stream(Answer(HELLO, gate=gate), options={"stop": stop})
+    taken = 0
+    poll = stream._tokens.poll
+
+    def count(wait_seconds: float = 0.0) -> list[int] | None:
+        nonlocal taken
+        taken += not stream._tokens._over.is_set()
+        return poll(wait_seconds)
+
+    stream._tokens.poll = count  # type: ignore[method-assign]
+    reader = threading.Thread(target=stream.drain)
+    reader.start()
+    time.sleep(0.05)
+    gate.set()
+    reader.join(WAIT_SECONDS)
+    assert (taken > 0) == wakes_up
+    assert stream.reply.text == "hello the user"
+    engine.close()
+
+
 def test_held_back_text_comes_with_the_last_piece() -> None:
     """The beginning of a stop string that never came is shown when the answer ends."""
     stream, engine, _model = open_stream(Answer(HELLO), options={"stop": ("user!",)})
@@ -306,10 +342,14 @@ def test_engine_that_just_ends_is_an_error() -> None:
     engine.close()
 
 
-def test_ctrl_c_while_waiting_cancels_the_answer() -> None:
+@pytest.mark.parametrize("piece_by_piece", [True, False])
+def test_ctrl_c_while_waiting_cancels_the_answer(piece_by_piece: bool) -> None:
     """A KeyboardInterrupt in the reader passes through and leaves no answer running."""
 
     class Interrupted(TokenStream):
+        def wait_for_end(self) -> None:
+            raise KeyboardInterrupt
+
         def __next__(self) -> list[int]:
             if not self.cancelled:
                 raise KeyboardInterrupt
@@ -331,7 +371,7 @@ def test_ctrl_c_while_waiting_cancels_the_answer() -> None:
     ids, plan = model.plan(lambda _turns: (list(PROMPT), 0), GenerationOptions())
     stream = model.start(ids, plan, GenerationOptions(), on_end=ends.on_end)
     with pytest.raises(KeyboardInterrupt):
-        next(stream)
+        next(stream) if piece_by_piece else stream.drain()
     assert stream.reply.finish_reason == "cancelled"
     assert ends.kept == [False]
 

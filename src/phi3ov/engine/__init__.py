@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -118,6 +119,8 @@ class TokenStream(Iterator[list[int]]):
             in the same order. An engine adds to it before it puts the ids.
         begun: Whether the engine works on it; until then it can end without the engine.
         timed_out: Whether its time was over before it ended.
+        asked_at: When it was opened, as ``time.perf_counter`` counts.
+        put_at: When each chunk was put.
     """
 
     def __init__(self, request: TokenRequest, *, timeout_seconds: float | None = None) -> None:
@@ -127,9 +130,13 @@ class TokenStream(Iterator[list[int]]):
         self.logprobs: list[float] = []
         self.begun = False
         self.timed_out: bool = False
+        self.asked_at = time.perf_counter()
+        self.put_at: list[float] = []
         self._deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         self._chunks: queue.SimpleQueue[list[int] | BaseException | None] = queue.SimpleQueue()
         self._listeners: list[Callable[[], None]] = []
+        self._end_listeners: list[Callable[[], None]] = []
+        self._over = threading.Event()
         self._cancelled = False
         self._ended = False
 
@@ -181,18 +188,29 @@ class TokenStream(Iterator[list[int]]):
             return None
         return max(0.0, self._deadline - time.monotonic())
 
-    def add_listener(self, wake: Callable[[], None]) -> None:
-        """Call ``wake`` on the engine's thread whenever `poll` may have something new."""
-        self._listeners.append(wake)
+    def wait_for_end(self) -> None:
+        """Wait until the engine has ended it, somebody has cancelled it, or its time is over."""
+        while not self._over.wait(self._nap_seconds()):
+            self.expire()
+
+    def add_listener(self, wake: Callable[[], None], *, only_end: bool = False) -> None:
+        """Call ``wake`` on the engine's thread whenever `poll` may have something new.
+
+        Args:
+            wake: Must not wait for anything.
+            only_end: Call it when `wait_for_end` would return, not for each chunk.
+        """
+        (self._end_listeners if only_end else self._listeners).append(wake)
 
     def remove_listener(self, wake: Callable[[], None]) -> None:
-        """Undo `add_listener`."""
+        """Undo `add_listener` for each chunk."""
         self._listeners.remove(wake)
 
     def cancel(self) -> None:
         """Ask the engine to stop; it ends the stream within one token. For any thread."""
         self._cancelled = True
         self._tell([])
+        self._tell_end()
 
     @property
     def cancelled(self) -> bool:
@@ -207,16 +225,24 @@ class TokenStream(Iterator[list[int]]):
             self.cancel()
 
     def put(self, token_ids: list[int]) -> None:
-        """Add ids; for the engine."""
-        self._tell(token_ids)
+        """Add ids, those of one pass over the weights; for the engine."""
+        if token_ids:
+            self.put_at.append(time.perf_counter())
+            self._tell(token_ids)
 
     def end(self, error: BaseException | None = None) -> None:
         """End the stream, with the error that ended it if there was one; for the engine."""
         self._tell(error)
+        self._tell_end()
 
     def _tell(self, chunk: list[int] | BaseException | None) -> None:
         self._chunks.put(chunk)
         for wake in tuple(self._listeners):
+            wake()
+
+    def _tell_end(self) -> None:
+        self._over.set()
+        for wake in tuple(self._end_listeners):
             wake()
 
 
