@@ -6,6 +6,7 @@ process, because that is what they are about; the others run in a process that i
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ class Scale:
     chat_message_tokens: int = 32
     chat_answer_tokens: int = 96
     chat_turns: int = 10
+    chats: int = 3
     at_once: tuple[int, ...] = (1, 4, 8, 16)
     at_once_message_tokens: int = 32
     at_once_answer_tokens: int = 64
@@ -52,6 +54,7 @@ SCALES = {
         decode_tokens=32,
         decode_repeats=3,
         chat_answer_tokens=16,
+        chats=1,
         at_once_answer_tokens=16,
         batch_message_tokens=4,
         batch_answer_tokens=2,
@@ -64,6 +67,7 @@ SCALES = {
         decode_tokens=8,
         chat_message_tokens=8,
         chat_answer_tokens=4,
+        chats=1,
         at_once=(1, 4),
         at_once_answer_tokens=4,
         batch=20,
@@ -129,16 +133,21 @@ def decode(session: Session, work: Work, scale: Scale) -> Figures:
 
 
 def growing_chat(session: Session, work: Work, scale: Scale) -> Figures:
-    """Time to the first token of later turns: the new message's prefill, or the history's."""
-    session.request("new_chat")
-    figures = {}
-    messages = work.messages(scale.chat_turns, scale.chat_message_tokens)
-    for number, message in enumerate(messages, start=1):
-        timed = session.request("turn", message=message, new_tokens=scale.chat_answer_tokens)
-        if number in (2, 5, 10):
-            figures[f"turn_{number}_seconds"] = timed["first_seconds"]
-            figures[f"turn_{number}_prompt_tokens"] = timed["prompt_tokens"]
-    return figures
+    """Time to the first token of later turns: the new message's prefill, or the history's.
+
+    One turn is one sample of some milliseconds, so a round takes the median of several chats.
+    """
+    samples: dict[str, list[float]] = {}
+    for _ in range(scale.chats):
+        session.request("new_chat")
+        messages = work.messages(scale.chat_turns, scale.chat_message_tokens)
+        for number, message in enumerate(messages, start=1):
+            timed = session.request("turn", message=message, new_tokens=scale.chat_answer_tokens)
+            if number in (2, 5, 10):
+                for name in ("first_seconds", "prompt_tokens"):
+                    figure = f"turn_{number}_{name.removeprefix('first_')}"
+                    samples.setdefault(figure, []).append(timed[name])
+    return {name: statistics.median(values) for name, values in samples.items()}
 
 
 def at_once(session: Session, work: Work, scale: Scale) -> Figures:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phi3ov.engine import TokenRequest, worker_protocol
+from phi3ov.engine.worker_process import prompt_tokens_per_step
 from phi3ov.engine.worker_protocol import (
     Cancel,
     Failed,
@@ -208,3 +209,20 @@ def test_the_longest_prompt_of_the_family_fits_a_line() -> None:
         prompt_ids=(200_063,) * 131_072, max_new_tokens=1, stop_ids=frozenset({200_020})
     )
     assert len(encode(Submit(number=2**53, request=request))) < worker_protocol.MAX_LINE_BYTES
+
+
+@pytest.mark.parametrize(
+    ("weight_bytes", "device", "tokens"),
+    [
+        (105 * 10**6, "CPU", 512),
+        (2_686 * 10**6, "CPU", 64),
+        (900 * 10**6, "CPU", 128),
+        (10**13, "CPU", 64),
+        (2_686 * 10**6, "GPU", 512),
+    ],
+)
+def test_a_step_reads_less_of_a_prompt_where_the_model_is_larger(
+    weight_bytes: int, device: str, tokens: int
+) -> None:
+    """The reference, Phi-3-mini, something between, something absurd, and another device."""
+    assert prompt_tokens_per_step(weight_bytes, device) == tokens

@@ -6,8 +6,8 @@ nor a ``sitecustomize``, which is why ``site`` (``-S``) runs only after that.
 
 It ends when its stdin does, that is, when its parent has closed it or died in whatever way.
 While the model loads that is at once; while it answers, when the step under way has finished,
-because genai's ``step()`` holds the interpreter lock: milliseconds, or the seconds that a
-large model takes for ``PREFILL_CHUNK_TOKENS`` of prompt. A process that the parent forked and
+because genai's ``step()`` holds the interpreter lock: milliseconds, or the half second that two
+cores take for a chunk of prompt (`prompt_tokens_per_step`). A process that the parent forked and
 did not exec inherits the other end of the pipe; so the parent's id is looked at, too (POSIX).
 """
 
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from .speculative import SpeculationPlan
 
 _LOOK_AT_PARENT_SECONDS = 1.0
+_LEAST_PROMPT_TOKENS, _MOST_PROMPT_TOKENS = 64, 512
+_STEP_BYTES_TOKENS = 200 * 10**9
+"""Bytes of weights times tokens of prompt that a step may take: about half a second."""
 _work_folders: list[str] = []
 """What `_leave` removes: the parent's folder, if it named one."""
 
@@ -141,24 +144,37 @@ def _load(command: Command) -> Batch:
     )
 
 
+def prompt_tokens_per_step(weight_bytes: int, device: str) -> int:
+    """Return how much of a prompt one step reads, at most: a power of two.
+
+    Whoever else is in the batch waits for the step. On two cores reading takes about 3 ns per
+    byte of the weights and token, so a long chunk, which pays on a small model, would hold up the
+    others for seconds on a large one, where it gains nothing (decision 18).
+    """
+    fitting = _STEP_BYTES_TOKENS // weight_bytes if device == "CPU" else _MOST_PROMPT_TOKENS
+    tokens = min(max(fitting, _LEAST_PROMPT_TOKENS), _MOST_PROMPT_TOKENS)
+    return 1 << tokens.bit_length() - 1
+
+
 def _open_pipeline(command: Load, speculation: SpeculationPlan) -> Any:
     import openvino_genai
 
-    from ..artifact import Artifact
+    from ..artifact import MODEL_BIN, Artifact
     from ..lora import AdapterFile
     from ..rope import ContextChoice
     from .pinned import pinned_folder
-    from .pipeline import PREFILL_CHUNK_TOKENS, adapter_properties, scheduler_config
+    from .pipeline import adapter_properties, scheduler_config
     from .vocabulary import grammar_tokenizer
 
     adapter = None
     if command.adapter:
         adapter = AdapterFile(weights=Path(command.adapter), scale=command.adapter_scale)
 
-    batched_tokens = max(PREFILL_CHUNK_TOKENS, 2 * command.max_running)
-    scheduler = scheduler_config(command.blocks, batched_tokens)
-    scheduler.max_num_seqs = command.max_running
     artifact = Artifact.open(command.folder)
+    weight_bytes = (artifact.path / MODEL_BIN).stat().st_size
+    prompt_tokens = prompt_tokens_per_step(weight_bytes, command.device)
+    scheduler = scheduler_config(command.blocks, max(prompt_tokens, 2 * command.max_running))
+    scheduler.max_num_seqs = command.max_running
     context = ContextChoice(tokens=command.context_tokens, factors=command.factors)
     # The parent removes its folder once the model is loaded; building anew makes another.
     made = bool(command.work_folder) and Path(command.work_folder).is_dir()
