@@ -179,6 +179,22 @@ def test_generate_reads_no_token_before_the_end_unless_one_may_end_it(
     engine.close()
 
 
+@pytest.mark.parametrize(("stop", "calls"), [((), 1), (("never",), len(HELLO) + 1)])
+def test_a_listener_is_called_when_the_answer_may_have_ended(
+    stop: tuple[str, ...], calls: int
+) -> None:
+    """With the end, or with every token where a stop string may be in it."""
+    gate = threading.Event()
+    stream, engine, _model = open_stream(Answer(HELLO, gate=gate), options={"stop": stop})
+    wakes: list[bool] = []
+    stream.add_listener(lambda: wakes.append(True))
+    gate.set()
+    wait_for(lambda: len(wakes) >= calls)
+    assert stream.read_ready()
+    assert len(wakes) == calls
+    engine.close()
+
+
 def test_held_back_text_comes_with_the_last_piece() -> None:
     """The beginning of a stop string that never came is shown when the answer ends."""
     stream, engine, _model = open_stream(Answer(HELLO), options={"stop": ("user!",)})
