@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ..errors import DeviceError, UnsupportedModelError
 from .kv_cache_file import CacheTensor
 from .pinned import open_pinned
+from .properties import device_properties
 
 if TYPE_CHECKING:
     from ..artifact import Artifact
@@ -55,7 +56,7 @@ class PagedModel:
     ) -> None:
         """Compile the artifact's model; see `PagedEngine`."""
         core = openvino.Core()
-        properties = config.to_properties(core.get_property(device, "SUPPORTED_PROPERTIES"))
+        properties = device_properties(config, core, device)
         self._pinned = open_pinned(artifact, context)  # its weights must outlive the model
         try:
             model = core.read_model(self._pinned.xml.encode(), self._pinned.weights)

@@ -19,6 +19,7 @@ from ..lora import AdapterFile, read_adapter
 from .kv_pool import plan_pool
 from .npu import is_npu, plan_static
 from .pinned import open_pinned
+from .properties import device_properties
 from .serial import SerialEngine
 from .speculative import plan_speculation
 from .vocabulary import grammar_tokenizer, loses_first_space
@@ -77,10 +78,8 @@ class _Runner:
 
     def __init__(self, setup: EngineSetup) -> None:
         self.stale = threading.Event()
-        core = openvino.Core()
-        supported = core.get_property(setup.device, "SUPPORTED_PROPERTIES")
         self._setup = setup
-        self._properties = setup.config.to_properties(supported)
+        self._properties = device_properties(setup.config, openvino.Core(), setup.device)
         self._static = plan_static(setup) if is_npu(setup.device) else {}
         self.speculation = plan_speculation(setup)
         self._adapter = (

@@ -16,6 +16,7 @@ from ..errors import DeviceError, MissingDependencyError, OptionError
 from ..patches import su_rope_accepted
 from ..quiet import quiet_tools
 from .pinned import open_pinned
+from .properties import device_properties
 from .serial import SerialEngine
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def _load(setup: EngineSetup) -> Any:
 
     artifact, device, context = setup.artifact, setup.device, setup.context
     core = openvino.Core()
-    properties = setup.config.to_properties(core.get_property(device, "SUPPORTED_PROPERTIES"))
+    properties = device_properties(setup.config, core, device)
     pinned = open_pinned(artifact, context)
     try:
         with quiet_tools(), su_rope_accepted():

@@ -21,6 +21,7 @@ from ..lora import read_adapter
 from . import TokenRequest, TokenStream
 from .kv_pool import plan_pool
 from .npu import is_npu
+from .properties import device_properties
 from .speculative import plan_speculation
 from .worker_child import WorkerChild, WorkerStream
 from .worker_protocol import Forget, Load
@@ -62,8 +63,7 @@ class WorkerEngine:
                 f"engine='worker' batches with paged attention, which device={setup.device!r} "
                 "does not have. Use engine='pipeline' there."
             )
-        supported = openvino.Core().get_property(setup.device, "SUPPORTED_PROPERTIES")
-        properties = setup.config.to_properties(supported)
+        properties = device_properties(setup.config, openvino.Core(), setup.device)
         self._speculation = plan_speculation(setup)
         adapter = (
             None if setup.adapter is None else read_adapter(setup.adapter, setup.artifact.config)

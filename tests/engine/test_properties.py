@@ -1,0 +1,46 @@
+"""What OpenVINO is told besides what the caller configured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import openvino
+import pytest
+
+from phi3ov import RuntimeConfig
+from phi3ov.engine import EngineName, properties
+from phi3ov.engine.properties import KEPT_KERNELS, device_properties
+
+from .conftest import LoadModel, Zoo
+
+(NAME,) = KEPT_KERNELS
+
+
+def test_a_cpu_keeps_few_kernels_unless_the_caller_says_otherwise() -> None:
+    """Or memory would grow with each new length of a prompt."""
+    core = openvino.Core()
+    assert device_properties(RuntimeConfig(), core, "CPU")[NAME] == KEPT_KERNELS[NAME]
+    mine = RuntimeConfig(properties={NAME: "7"})
+    assert device_properties(mine, core, "CPU")[NAME] == "7"
+
+
+@pytest.mark.export
+@pytest.mark.parametrize("engine", ["pipeline", "worker", "paged", "transformers"])
+def test_every_engine_passes_it_on(
+    engine: EngineName, zoo: Zoo, load: LoadModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A value that the plugin refuses is refused by each; so each has handed it over."""
+    monkeypatch.setattr(properties, "KEPT_KERNELS", {NAME: "many"})
+    monkeypatch.setattr(properties, "_takes_kept_kernels", lambda _core: True)
+    with pytest.raises(Exception, match=NAME):
+        load(zoo.artifact("phi-3-mini-4k"), engine=engine)
+
+
+def test_an_openvino_without_the_property_is_not_given_it(
+    zoo: Zoo, load: LoadModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no documented one, and may go; the model loads all the same."""
+    monkeypatch.setattr(properties, "KEPT_KERNELS", {"CPU_PROPERTY_OF_YESTERDAY": "100"})
+    found: dict[str, Any] = device_properties(RuntimeConfig(), openvino.Core(), "CPU")
+    assert "CPU_PROPERTY_OF_YESTERDAY" not in found
+    load(zoo.artifact("phi-3-mini-4k")).complete("a", max_new_tokens=1)
