@@ -17,8 +17,10 @@ import openvino_genai
 import pytest
 
 from phi3ov import GenerationError, Phi3Chat, Reply
+from phi3ov.artifact import Artifact
 from phi3ov.engine import TokenStream
-from phi3ov.engine.pipeline import generation_config
+from phi3ov.engine.kv_pool import kv_block_bytes
+from phi3ov.engine.pipeline import PipelineEngine, generation_config
 from phi3ov.model import Phi3Model
 
 from .conftest import LoadModel, Zoo
@@ -30,10 +32,11 @@ ROWS = ("phi-4", "phi-3-mini-4k")
 class Measurement:
     """genai's cache, watched from outside while it gets the same requests as phi3ov."""
 
-    def __init__(self, artifact: Path) -> None:
+    def __init__(self, artifact: Path, blocks: int) -> None:
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.enable_prefix_caching = True
         scheduler.max_num_batched_tokens = 1
+        scheduler.num_kv_blocks = blocks
         self._pipeline: Any = openvino_genai.ContinuousBatchingPipeline(
             str(artifact),
             scheduler,
@@ -65,9 +68,14 @@ class Measurement:
 class Watch:
     """Takes turns with a model and measures the cache beside it."""
 
-    def __init__(self, model: Phi3Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, model: Phi3Model, monkeypatch: pytest.MonkeyPatch, blocks: int | None = None
+    ) -> None:
         self.model = model
-        self._measurement = Measurement(model.artifact.path)
+        if blocks is None:
+            assert isinstance(model._engine, PipelineEngine)
+            blocks = model._engine._runner._pool.blocks
+        self._measurement = Measurement(model.artifact.path, blocks)
         self._streams: list[TokenStream] = []
         submit = model._engine.submit
 
@@ -111,7 +119,7 @@ def test_turns_inside_one_block_report_exactly_what_was_cached(watch: Watch) -> 
         reported, really = watch.measure(reply)
         assert reported == really, f"{length} tokens"
         cached.append(really)
-    assert cached == [0, 70, 70, 32, 40, 90]
+    assert cached == [0, 70, 70, 32, 70, 70]
 
 
 @pytest.mark.parametrize("length", [31, 32, 33, 64, 80, 600])
@@ -142,31 +150,51 @@ def test_a_prefix_of_the_last_prompt_reports_exactly_what_was_cached(
         assert reported == really
 
 
-def test_forks_report_at_most_what_was_cached(watch: Watch) -> None:
-    """Older conversations may still be cached, which is not counted; never the other way."""
+def test_forks_report_exactly_what_was_cached(watch: Watch) -> None:
+    """Chats with a common past that take turns find both the past and their own turns."""
     trunk = Phi3Chat(watch.model)
     watch.measure(trunk.generate(prompt_text(50), max_new_tokens=12))
     twins = (trunk.fork(), trunk.fork())
-    pairs = []
     for turn in range(4):
         for which, twin in enumerate(twins):
             question = prompt_text(20, seed=10 * turn + which)
-            pairs.append(watch.measure(twin.generate(question, max_new_tokens=12)))
-    assert all(0 < reported <= really for reported, really in pairs), pairs
+            reported, really = watch.measure(twin.generate(question, max_new_tokens=12))
+            assert reported == really >= 64 + 32 * turn
 
 
+@pytest.mark.parametrize(
+    ("engine", "blocks"), [("pipeline", 11), ("pipeline", 16), ("pipeline", 1000), ("worker", 11)]
+)
 @pytest.mark.parametrize("seed", range(3))
-def test_any_sequence_of_prompts_reports_at_most_what_was_cached(seed: int, watch: Watch) -> None:
-    """Longer, shorter, repeated, branched off and unrelated prompts, with answers of any length."""
+def test_any_sequence_of_prompts_reports_exactly_what_was_cached(
+    *,
+    seed: int,
+    engine: str,
+    blocks: int,
+    zoo: Zoo,
+    load: LoadModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Prompts that grow, shrink, repeat, branch off and begin anew, with and without eviction."""
+    artifact = zoo.artifact("phi-4")
+    one = kv_block_bytes(Artifact.open(artifact), "CPU", {"KV_CACHE_PRECISION": "f32"})
+    model = load(
+        artifact, engine=engine, context_tokens=320, cache_bytes=blocks * one, warm_up=False
+    )
+    watch = Watch(model, monkeypatch, blocks)
     draw = random.Random(seed)
-    prompts = [prompt_text(50, seed)]
-    for step in range(25):
-        prompt = draw.choice(prompts[-3:])[: draw.randint(1, 150)]
+    prompts = [prompt_text(50, seed + other) for other in range(3)]
+    found = []
+    for step in range(60):
+        known = draw.choice(prompts[-6:])
+        prompt = (known if draw.random() < 0.6 else known[: draw.randint(1, 150)])[:180]
         prompt += prompt_text(draw.choice((0, 1, 9, 40)), seed=100 * seed + step)
-        reply = watch.model.complete(prompt, max_new_tokens=draw.choice((1, 2, 7)))
+        reply = watch.model.complete(prompt, max_new_tokens=draw.choice((1, 2, 7, 33)))
         reported, really = watch.measure(reply)
-        assert reported <= really, f"step {step}"
+        assert reported == really, f"step {step}"
+        found.append(really)
         prompts.append(prompt + watch.model.tokenizer.decode(reply.token_ids))
+    assert any(found)
 
 
 def test_after_a_failed_request_nothing_is_claimed_and_answers_are_right(

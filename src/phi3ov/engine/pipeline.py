@@ -19,6 +19,7 @@ from ..lora import AdapterFile, read_adapter
 from .kv_pool import plan_pool
 from .npu import is_npu, plan_static
 from .pinned import open_pinned
+from .prefix_cache import PrefixCache
 from .properties import device_properties
 from .serial import SerialEngine
 from .speculative import plan_speculation
@@ -121,7 +122,7 @@ class _Runner:
             raise DeviceError(
                 f"OpenVINO could not compile {artifact.path} for device={device!r}: {error}"
             ) from error
-        self._cache = LastSequence(self._pool.block_tokens)
+        self._cache = PrefixCache(self._pool.block_tokens, self._pool.blocks)
 
     def run(self, stream: TokenStream) -> None:
         """Generate for one stream; called on the engine's thread."""
@@ -129,24 +130,22 @@ class _Runner:
             self._build()
             self.stale.clear()
         request = stream.request
-        reused = self._cache.reusable(request.prompt_ids)
-        # The last id is always read: its logits are needed.
-        stream.cached_tokens = min(reused, len(request.prompt_ids) - 1)
+        stream.cached_tokens = self._cache.reusable(request.prompt_ids)
         streamer = _Streamer(stream)
         prompt = openvino.Tensor(np.array([request.prompt_ids], dtype=np.int64))
         config = generation_config(request, leading_space=self._leading_space)
-        self._cache.forget()
         self.speculation.configure(config)
-        self._pipeline.generate(prompt, config, streamer)
-        if streamer.error is not None:
-            raise streamer.error
-        read_ids = streamer.token_ids[:-1]
-        if self._static:
-            pass  # it keeps nothing between requests
-        elif self.speculation.candidate_tokens:  # where rejected candidates were is not known
-            self._cache.remember_whole(request.prompt_ids, read_ids)
-        else:
-            self._cache.remember(request.prompt_ids, read_ids, reused=reused)
+        try:
+            self._pipeline.generate(prompt, config, streamer)
+            if streamer.error is not None:
+                raise streamer.error
+        except BaseException:
+            self._cache.forget()  # what a failed request leaves is not known
+            raise
+        if not self._static:  # it keeps nothing between requests
+            # Not known: where rejected candidates were, and how far a cancelled answer was read.
+            exact = not self.speculation.candidate_tokens and not stream.cancelled
+            self._cache.add(request.prompt_ids, streamer.token_ids[:-1], exact=exact)
         self._model.drop_pages()
 
 
@@ -223,49 +222,3 @@ class _Streamer(openvino_genai.StreamerBase):  # type: ignore[misc]
 
     def end(self) -> None:
         """Nothing is held back."""
-
-
-class LastSequence:
-    """What genai's prefix cache keeps of the last request, counted as genai counts it.
-
-    The cache holds whole blocks, and the begun block at the end of a sequence, which it can find
-    by one length only: where the last *generated* token left it, or where a prompt first filled
-    it. genai does not report what it reused. This says what it reuses of the *last* sequence,
-    which is right for a chat that grows and at most too low where older sequences are still in
-    the cache. (Source: ``append_slots`` and ``get_full_prefix_restore_plan`` in genai's
-    ``block_manager.hpp``.)
-    """
-
-    def __init__(self, block_tokens: int) -> None:
-        self._block_tokens = block_tokens
-        self._token_ids: tuple[int, ...] = ()
-        self._findable_end = 0
-
-    def forget(self) -> None:
-        """Expect nothing: what a failed request leaves behind is not known."""
-        self._token_ids, self._findable_end = (), 0
-
-    def remember(
-        self, prompt_ids: tuple[int, ...], generated_ids: list[int], *, reused: int
-    ) -> None:
-        """Note the ids that the model has read, of which `reusable` had found ``reused``."""
-        self._token_ids = (*prompt_ids, *generated_ids)
-        begun = len(self._token_ids) - len(self._token_ids) % self._block_tokens
-        kept = not generated_ids and reused > begun
-        self._findable_end = reused if kept else len(self._token_ids)
-
-    def remember_whole(self, prompt_ids: tuple[int, ...], generated_ids: list[int]) -> None:
-        """Note the whole blocks of a sequence whose begun block may have another content."""
-        ids = (*prompt_ids, *generated_ids)
-        whole = len(ids) - len(ids) % self._block_tokens
-        self.remember(ids[:whole], [], reused=0)
-
-    def reusable(self, prompt_ids: tuple[int, ...]) -> int:
-        """Return how many of ``prompt_ids`` the cache holds."""
-        equal = 0
-        for one, other in zip(self._token_ids, prompt_ids, strict=False):
-            if one != other:
-                break
-            equal += 1
-        whole = equal - equal % self._block_tokens
-        return self._findable_end if whole < self._findable_end <= equal else whole

@@ -73,11 +73,11 @@ class Batch:
         self._forget()
 
     def _forget(self) -> None:
-        from .pipeline import LastSequence
+        from .prefix_cache import PrefixCache
 
         self._pipeline: Any = None  # frees the old one first
         self._pipeline = self._open_pipeline()
-        self._cache = LastSequence(self._pool.block_tokens)
+        self._cache = PrefixCache(self._pool.block_tokens, self._pool.blocks)
 
     @property
     def idle(self) -> bool:
@@ -153,8 +153,8 @@ class Batch:
             return
         for other in self._running.values():
             other.alone = False
-        self._cache.forget()
-        reused = min(reused, len(request.prompt_ids) - 1)
+        if not alone:
+            self._cache.forget()
         self._running[command.number] = _Running(
             command, handle, reused, self._blocks_for(command), alone
         )
@@ -197,7 +197,10 @@ class Batch:
         error = None
         if ended:
             del self._running[number]
-            self._remember(running)
+            if status == openvino_genai.GenerationStatus.FINISHED:
+                self._remember(running)
+            else:
+                self._cache.forget()
             if status == openvino_genai.GenerationStatus.IGNORED:
                 error = "The KV cache has no room for this request."
         return [
@@ -212,9 +215,7 @@ class Batch:
         ]
 
     def _remember(self, running: _Running) -> None:
-        """Note what a finished request leaves in the cache: whole blocks if others ran, too."""
+        """Note what a finished request leaves in the cache."""
         prompt_ids, read_ids = running.command.request.prompt_ids, running.token_ids[:-1]
-        if running.alone and not self._pool.spare_tokens:
-            self._cache.remember(prompt_ids, read_ids, reused=running.reused)
-            return
-        self._cache.remember_whole(prompt_ids, read_ids)
+        exact = running.alone and not self._pool.spare_tokens
+        self._cache.add(prompt_ids, read_ids, exact=exact)
