@@ -35,7 +35,9 @@ class RuntimeConfig:
         kv_cache_precision: OpenVINO's KV_CACHE_PRECISION; None is what the exporter wrote into
             the IR (``"f16"`` from optimum-intel), else the device's choice (``"u8"`` on a CPU).
         properties: Any other OpenVINO property by its own name. One that a field above sets
-            is refused here; one that OpenVINO does not know, when the model is loaded.
+            is refused here; one that OpenVINO does not know, when the model is loaded. A CPU
+            gets ``CPU_RUNTIME_CACHE_CAPACITY`` 100 unless it is here: with OpenVINO's 5 000
+            memory grows for thousands of turns.
 
     Raises:
         OptionError: A value is not allowed, or a property is given twice.
