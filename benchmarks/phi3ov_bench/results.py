@@ -103,7 +103,7 @@ class Bar:
     required: float
     at_least: bool
     measured: float | None
-    digits: int = 2
+    digits: int = 3
 
     @property
     def held(self) -> bool:
