@@ -88,7 +88,7 @@ test-installed: install
 
 coverage: install
 	$(BIN)/coverage run -m pytest
-	$(BIN)/coverage combine --quiet || true
+	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
 # benchmarks/README.md says what each of these is for.

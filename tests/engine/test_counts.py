@@ -163,6 +163,7 @@ PACKAGES = {"numpy", "openvino", "openvino_genai", "openvino_telemetry", "openvi
 """What a chat may import beside Python's own library."""
 
 
+@pytest.mark.skipif(sys.gettrace() is not None, reason="coverage is imported there, too")
 def test_a_chat_imports_only_what_it_needs(zoo: Zoo) -> None:
     """No torch, no transformers, no hub client: a chat's imports are counted by name."""
     code = """
