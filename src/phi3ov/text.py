@@ -139,7 +139,7 @@ class AnswerText:
         self._decoder = decoder
         self._detokenizer = Detokenizer(decoder)
         self._stops = StopStrings(stops)
-        self.stops_early = bool(stops)
+        self.stops_early: bool = bool(stops)
         self._pieces: list[str] = []
         self._call_ids: list[int] | None = None
         self.token_ids: list[int] = []

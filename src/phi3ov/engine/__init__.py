@@ -130,7 +130,7 @@ class TokenStream(Iterator[list[int]]):
         self.logprobs: list[float] = []
         self.begun = False
         self.timed_out: bool = False
-        self.asked_at = time.perf_counter()
+        self.asked_at: float = time.perf_counter()
         self.put_at: list[float] = []
         self._deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         self._chunks: queue.SimpleQueue[list[int] | BaseException | None] = queue.SimpleQueue()
