@@ -37,10 +37,11 @@ def test_every_engine_passes_it_on(
 
 
 def test_an_openvino_without_the_property_is_not_given_it(
-    zoo: Zoo, load: LoadModel, monkeypatch: pytest.MonkeyPatch
+    zoo: Zoo, load: LoadModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is no documented one, and may go; the model loads all the same."""
+    """It is no documented one, and may go; that is logged, and the model loads all the same."""
     monkeypatch.setattr(properties, "KEPT_KERNELS", {"CPU_PROPERTY_OF_YESTERDAY": "100"})
     found: dict[str, Any] = device_properties(RuntimeConfig(), openvino.Core(), "CPU")
     assert "CPU_PROPERTY_OF_YESTERDAY" not in found
+    assert "CPU_PROPERTY_OF_YESTERDAY" in caplog.text
     load(zoo.artifact("phi-3-mini-4k")).complete("a", max_new_tokens=1)

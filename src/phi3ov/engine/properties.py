@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 import openvino
 import openvino.opset13 as ops
 
 from ..runtime import RuntimeConfig
+
+_LOGGER = logging.getLogger("phi3ov")
 
 KEPT_KERNELS = {"CPU_RUNTIME_CACHE_CAPACITY": "100"}
 """How many kernels OpenVINO's CPU plugin keeps that it made for one shape.
@@ -32,6 +36,9 @@ def _takes_kept_kernels(core: openvino.Core) -> bool:
     parameter = ops.parameter([1])
     try:
         core.compile_model(openvino.Model([parameter], [parameter]), "CPU", KEPT_KERNELS)
-    except RuntimeError:
+    except RuntimeError as error:
+        _LOGGER.warning(
+            "Memory may grow over many turns: OpenVINO refuses %s: %s", KEPT_KERNELS, error
+        )
         return False
     return True
