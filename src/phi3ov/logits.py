@@ -1,7 +1,7 @@
-"""Token ids to logits, for a checkpoint and for its export, as exactly as each can be run.
+"""Token ids to logits, for a checkpoint and for its export.
 
-Both sides do float32 arithmetic, so a difference between them comes from the weights alone.
-Measuring the difference is ``quality.py``.
+Both sides do float32 arithmetic unless told otherwise, so a difference between them comes from
+the weights alone. Measuring the difference is ``quality.py``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .artifact import MODEL_XML
+from .runtime import RuntimeConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,13 +20,8 @@ if TYPE_CHECKING:
 Logits: TypeAlias = "NDArray[np.float32]"
 """Of shape [tokens, vocabulary]."""
 
-_EXACT = {
-    "INFERENCE_PRECISION_HINT": "f32",
-    "KV_CACHE_PRECISION": "f32",
-    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
-    "PERFORMANCE_HINT": "LATENCY",
-}
-"""Without these, the CPU plugin rounds activations to int8 and the cache to 8 bits."""
+EXACT = RuntimeConfig(inference_precision="f32", kv_cache_precision="f32")
+"""Without these, the CPU plugin rounds activations to 8 bits, and the cache to 16 or 8."""
 
 _SMALL_BYTES = 2**30
 """Checkpoints up to this size are widened to float32 once, larger ones layer by layer."""
@@ -96,12 +92,19 @@ def _widened(module: Any) -> Callable[[Any], Any]:
 
 
 class ExportedModel:
-    """The export in OpenVINO, with arithmetic as exact as the source's."""
+    """The export in OpenVINO on the CPU.
 
-    def __init__(self, folder: Path) -> None:
+    Attributes:
+        properties: The OpenVINO properties that it was compiled with.
+    """
+
+    def __init__(self, folder: Path, config: RuntimeConfig = EXACT) -> None:
         import openvino
 
-        compiled = openvino.Core().compile_model(folder / MODEL_XML, "CPU", _EXACT)
+        core = openvino.Core()
+        supported = core.get_property("CPU", "SUPPORTED_PROPERTIES")
+        self.properties: dict[str, str] = config.to_properties(supported)
+        compiled = core.compile_model(folder / MODEL_XML, "CPU", self.properties)
         self._names = {name for port in compiled.inputs for name in port.get_names()}
         self._request = compiled.create_infer_request()
 

@@ -2,15 +2,16 @@
 
 `compare` runs both over the same text and returns a `QualityReport`. The source runs in
 float32 in transformers, the export in OpenVINO with float32 arithmetic and a float32 cache and
-without dynamic quantization of activations, so that **only the weights differ**. What a device
-adds with its own faster arithmetic is not in the figures. Pictures are ``quality_plot.py``.
+without dynamic quantization of activations, so that **only the weights differ**. What the faster
+arithmetic of an answer adds is in the figures when `compare` is given its `RuntimeConfig`.
+Pictures are ``quality_plot.py``.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,9 @@ from .calibration import evaluation_text
 from .chat_format import Message
 from .checkpoint import Checkpoint
 from .errors import ExportError, MissingDependencyError, OptionError, Phi3OVError
-from .logits import ExportedModel, Logits, SourceModel
+from .logits import EXACT, ExportedModel, Logits, SourceModel
 from .prompt import ChatTokenizer
+from .runtime import RuntimeConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,6 +61,7 @@ class QualityReport:
         artifact: The exported folder.
         tokens: Number of predictions that were compared.
         window_tokens: Length of the runs of text, each read from an empty context.
+        properties: The OpenVINO properties that the export was computed with.
         source_perplexity: exp of the mean negative log-likelihood of the text, in the source.
         artifact_perplexity: The same, in the export.
         mean_kl: Mean of KL(source || artifact) over the predictions, in nats.
@@ -75,6 +78,7 @@ class QualityReport:
     artifact: str
     tokens: int
     window_tokens: int
+    properties: Mapping[str, str]
     source_perplexity: float
     artifact_perplexity: float
     mean_kl: float
@@ -102,6 +106,8 @@ class QualityReport:
         ]
         lines = [f"{name:20}{source:>16}{artifact:>16}" for name, source, artifact in rows]
         lines.append(f"over {self.tokens:,} predictions in windows of {self.window_tokens} tokens")
+        said = ", ".join(f"{name}={value}" for name, value in self.properties.items())
+        lines.append(f"the artifact computed with {said}")
         for sample in self.samples:
             lines += ["", f"> {sample.prompt}"]
             lines += [f"  source:   {_one_line(sample.source)}"]
@@ -117,6 +123,7 @@ def compare(
     window_tokens: int = 512,
     max_tokens: int = 8192,
     prompts: Sequence[str] = PROMPTS,
+    config: RuntimeConfig | None = None,
     progress: bool = True,
 ) -> QualityReport:
     """Measure how much ``artifact`` lost against ``source``.
@@ -133,6 +140,8 @@ def compare(
         window_tokens: Tokens per window; the rest of the text that fills none is left out.
         max_tokens: Read this much at most.
         prompts: User messages for the sample answers; empty for none.
+        config: How OpenVINO computes the export on the CPU; None is as exactly as it can.
+            ``RuntimeConfig()`` is the arithmetic that answers are made with by default.
         progress: Print a line per window to stderr.
 
     Raises:
@@ -164,7 +173,7 @@ def compare(
     windows = _cut_windows(ids, window_tokens, max_tokens, checkpoint)
     prompt_ids = [tokenizer.encode_prompt([Message("user", prompt)]) for prompt in prompts]
     try:
-        left, right = SourceModel(checkpoint.path), ExportedModel(exported.path)
+        left, right = SourceModel(checkpoint.path), ExportedModel(exported.path, config or EXACT)
         tally = _Tally()
         for number, window in enumerate(windows, start=1):
             tally.add(left.logits(window), right.logits(window), window)
@@ -189,6 +198,7 @@ def compare(
         source=str(source),
         artifact=str(artifact),
         window_tokens=window_tokens,
+        properties=right.properties,
         source_bytes=checkpoint.weights_bytes,
         artifact_bytes=exported.size_bytes,
         bits_per_weight=exported.bits_per_weight,

@@ -31,9 +31,15 @@ class RuntimeConfig:
         threads: OpenVINO's INFERENCE_NUM_THREADS; None lets OpenVINO choose.
         inference_precision: OpenVINO's INFERENCE_PRECISION_HINT; None lets the device choose
             (bf16 on CPUs that have it). ``"f32"`` is the one that compares with other
-            frameworks token for token.
+            frameworks token for token, as `dynamic_quantization_group_size` is then 0.
         kv_cache_precision: OpenVINO's KV_CACHE_PRECISION; None is what the exporter wrote into
             the IR (``"f16"`` from optimum-intel), else the device's choice (``"u8"`` on a CPU).
+        dynamic_quantization_group_size: OpenVINO's DYNAMIC_QUANTIZATION_GROUP_SIZE: so many
+            activations share a scale when they are rounded to 8 bits before they meet
+            compressed weights; 0 rounds none. None lets the device choose (32 on a CPU with
+            AVX2 or better), or is 0 with ``inference_precision="f32"``, where OpenVINO alone
+            would go on rounding. 128 is faster and less exact (decision 20); above the group
+            size of the weights OpenVINO rounds none.
         properties: Any other OpenVINO property by its own name. One that a field above sets
             is refused here; one that OpenVINO does not know, when the model is loaded. A CPU
             gets ``CPU_RUNTIME_CACHE_CAPACITY`` 100 unless it is here: with OpenVINO's 5 000
@@ -53,6 +59,7 @@ class RuntimeConfig:
     threads: int | None = None
     inference_precision: InferencePrecision | None = None
     kv_cache_precision: KVCachePrecision | None = None
+    dynamic_quantization_group_size: int | None = None
     properties: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
@@ -65,11 +72,13 @@ class RuntimeConfig:
             _require_choice(
                 "kv_cache_precision", self.kv_cache_precision, get_args(KVCachePrecision)
             )
-        for name, value in (("num_streams", self.num_streams), ("threads", self.threads)):
-            if name == "threads" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise OptionError(f"{name}={value!r} must be an integer of at least 1.")
+        _require_integer("num_streams", self.num_streams, least=1)
+        if self.threads is not None:
+            _require_integer("threads", self.threads, least=1)
+        if self.dynamic_quantization_group_size is not None:
+            _require_integer(
+                "dynamic_quantization_group_size", self.dynamic_quantization_group_size, least=0
+            )
         for name in self.properties:
             if name in _FIELD_OF_PROPERTY:
                 raise OptionError(
@@ -100,6 +109,9 @@ class RuntimeConfig:
             properties["INFERENCE_PRECISION_HINT"] = self.inference_precision
         if self.kv_cache_precision is not None:
             properties["KV_CACHE_PRECISION"] = self.kv_cache_precision
+        if self.dynamic_quantization_group_size is not None:
+            size = self.dynamic_quantization_group_size
+            properties[_ROUNDING] = str(size)
         if supported is not None:
             defaults = RuntimeConfig().to_properties()
             for name in properties.keys() - set(supported):
@@ -109,8 +121,16 @@ class RuntimeConfig:
                         f"take OpenVINO's {name}."
                     )
                 del properties[name]
+        if (
+            self.inference_precision == "f32"
+            and self.dynamic_quantization_group_size is None
+            and (supported is None or _ROUNDING in supported)
+        ):
+            properties[_ROUNDING] = "0"
         return properties | dict(self.properties)
 
+
+_ROUNDING = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 
 _FIELD_OF_PROPERTY = {
     "PERFORMANCE_HINT": "performance_hint",
@@ -119,9 +139,15 @@ _FIELD_OF_PROPERTY = {
     "INFERENCE_NUM_THREADS": "threads",
     "INFERENCE_PRECISION_HINT": "inference_precision",
     "KV_CACHE_PRECISION": "kv_cache_precision",
+    _ROUNDING: "dynamic_quantization_group_size",
 }
 
 
 def _require_choice(name: str, value: object, choices: Sequence[str]) -> None:
     if value not in choices:
         raise OptionError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}.")
+
+
+def _require_integer(name: str, value: object, *, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise OptionError(f"{name}={value!r} must be an integer of at least {least}.")

@@ -10,6 +10,7 @@ import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino
@@ -135,3 +136,25 @@ def test_upstream_genai_ignores_what_it_cannot_enforce_in_a_schema(zoo: Zoo) -> 
         answers.append(int(str(pipeline.generate("a number", config))))
     assert all(100 <= answer <= 999 for answer in answers)
     assert any(answer % 97 for answer in answers)
+
+
+def test_upstream_float32_hint_goes_on_rounding_activations(zoo: Zoo, tmp_path: Path) -> None:
+    """OpenVINO asked for f32 still rounds what meets compressed weights to 8 bits."""
+    phi3ov.export_model(zoo.checkpoint(ROW), tmp_path / "int8", compression="int8", progress=False)
+    exact = _logits(tmp_path / "int8", {"EXECUTION_MODE_HINT": "ACCURACY"})
+    hinted = _logits(tmp_path / "int8", {"INFERENCE_PRECISION_HINT": "f32"})
+    assert np.abs(hinted - exact).max() > 1e-3 * np.abs(exact).max()
+    ours = phi3ov.RuntimeConfig(inference_precision="f32").to_properties()
+    np.testing.assert_array_equal(_logits(tmp_path / "int8", ours), exact)
+
+
+def _logits(folder: Path, properties: dict[str, str]) -> np.ndarray[Any, Any]:
+    ids = np.array([list(b"What walks on four legs?")], dtype=np.int64)
+    compiled = openvino.Core().compile_model(folder / "openvino_model.xml", "CPU", properties)
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "position_ids": np.arange(ids.shape[1])[None],
+        "beam_idx": np.zeros(1, dtype=np.int32),
+    }
+    return np.array(compiled.create_infer_request().infer(inputs)["logits"])

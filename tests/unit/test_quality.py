@@ -99,6 +99,7 @@ REPORT = QualityReport(
     artifact="models/<x> & y",
     tokens=100,
     window_tokens=51,
+    properties={"INFERENCE_PRECISION_HINT": "f32"},
     source_perplexity=10.0,
     artifact_perplexity=11.0,
     mean_kl=0.05,
@@ -115,7 +116,17 @@ REPORT = QualityReport(
 def test_the_table_shows_every_figure() -> None:
     """Figures, sizes, and answers on one line each."""
     shown = str(REPORT)
-    for part in ("10.000", "11.000", "0.05000", "0.40000", "92.50%", "4.25", "Hello you", "Hullo"):
+    for part in (
+        "10.000",
+        "11.000",
+        "0.05000",
+        "0.40000",
+        "92.50%",
+        "4.25",
+        "Hello you",
+        "Hullo",
+        "INFERENCE_PRECISION_HINT=f32",
+    ):
         assert part in shown
 
 

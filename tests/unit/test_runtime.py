@@ -90,6 +90,10 @@ def test_missing_devices_say_what_exists(
             for one in (0, -1, True, 1.5, "2", None)
         ),
         *(({"threads": one}, f"threads={one!r} must") for one in (0, -1, True, 2.5, "4")),
+        *(
+            ({"dynamic_quantization_group_size": one}, f"group_size={one!r} must")
+            for one in (-1, True, 32.0, "32")
+        ),
         ({"properties": {"NUM_STREAMS": "2"}}, r"properties\['NUM_STREAMS'\].*field num_streams"),
         ({"properties": {"CACHE_DIR": "x"}}, "field cache_dir"),
     ],
@@ -114,6 +118,7 @@ def test_every_field_becomes_its_property() -> None:
         threads=3,
         inference_precision="f32",
         kv_cache_precision="u8",
+        dynamic_quantization_group_size=128,
         properties={"LOG_LEVEL": "LOG_NONE"},
     )
     assert config.to_properties() == {
@@ -123,8 +128,21 @@ def test_every_field_becomes_its_property() -> None:
         "INFERENCE_NUM_THREADS": "3",
         "INFERENCE_PRECISION_HINT": "f32",
         "KV_CACHE_PRECISION": "u8",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "128",
         "LOG_LEVEL": "LOG_NONE",
     }
+
+
+def test_float32_rounds_no_activations() -> None:
+    """OpenVINO would go on rounding them to 8 bits; who wants that can say so."""
+    rounding = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
+    assert RuntimeConfig(inference_precision="f32").to_properties()[rounding] == "0"
+    said = RuntimeConfig(inference_precision="f32", dynamic_quantization_group_size=32)
+    assert said.to_properties()[rounding] == "32"
+    assert rounding not in RuntimeConfig(inference_precision="bf16").to_properties()
+    hint = "INFERENCE_PRECISION_HINT"
+    takes_none = RuntimeConfig(inference_precision="f32").to_properties([hint])
+    assert takes_none == {hint: "f32"}
 
 
 def test_unsupported_defaults_are_left_out() -> None:
