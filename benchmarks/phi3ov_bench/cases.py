@@ -184,9 +184,9 @@ class Case(NamedTuple):
 
 CASES = (
     Case("cold_start", cold_start, (*ALONE, "phi3ov-worker"), True),
-    Case("prefill", prefill, ALONE, False),
-    Case("decode", decode, (*ALONE, "phi3ov-worker"), False),
-    Case("growing_chat", growing_chat, ALONE, False),
+    Case("prefill", prefill, (*ALONE, "phi3ov-128"), False),
+    Case("decode", decode, (*ALONE, "phi3ov-128", "phi3ov-worker"), False),
+    Case("growing_chat", growing_chat, (*ALONE, "phi3ov-128"), False),
     Case("at_once", at_once, TOGETHER, False),
     Case("batch", batch, TOGETHER, False),
 )

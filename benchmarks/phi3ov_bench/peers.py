@@ -34,7 +34,8 @@ class Peer:
         name: Of the row.
         environment: Which of `ENVIRONMENTS` it runs in.
         adapter: Which module of ``adapters`` runs it.
-        variant: What that module shall do: an engine, an attention back end.
+        variant: What that module shall do: an engine (and a size for the groups in which
+            activations are rounded), an attention back end.
         weights: Which of `models.FORMATS` it reads.
         title: For the report.
     """
@@ -51,6 +52,14 @@ PEERS = {
     peer.name: peer
     for peer in (
         Peer("phi3ov", "phi3ov", "phi3ov", "pipeline", "openvino", "phi3ov"),
+        Peer(
+            "phi3ov-128",
+            "phi3ov",
+            "phi3ov",
+            "pipeline 128",
+            "openvino",
+            "phi3ov, activations in groups of 128",
+        ),
         Peer("phi3ov-worker", "phi3ov", "phi3ov", "worker", "openvino", "phi3ov, worker engine"),
         Peer("optimum", "optimum", "optimum", "", "openvino", "optimum-intel"),
         Peer("genai-pa", "genai", "genai", "PA", "openvino", "genai LLMPipeline, PA"),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Phi3OV(Adapter):
-    """``variant`` is the engine; prompts are given as text."""
+    """``variant`` is the engine, and a group size if not its own; prompts are given as text."""
 
     def import_package(self) -> None:
         """Import phi3ov and the names that a chat needs."""
@@ -26,13 +26,17 @@ class Phi3OV(Adapter):
         self.names = (phi3ov, load_model, RuntimeConfig, Phi3Chat, Message)
 
     def load(self) -> None:
-        """Load with nothing set but the number of threads."""
+        """Load with nothing set but the number of threads, and what ``variant`` says."""
         _, load_model, runtime_config, _, _ = self.names
+        engine, _, group = self.variant.partition(" ")
         self.loaded = load_model(
             self.model,
             device="CPU",
-            engine=cast("EngineName", self.variant),
-            config=runtime_config(threads=self.threads),
+            engine=cast("EngineName", engine),
+            config=runtime_config(
+                threads=self.threads,
+                dynamic_quantization_group_size=int(group) if group else None,
+            ),
         )
         self.loaded.tokenizer.stop_tokens = {}  # every answer of the benchmark has its full length
         start = self.loaded.start
