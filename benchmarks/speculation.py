@@ -81,13 +81,14 @@ def summarize(rounds: list[Any], task: str, kind: str) -> dict[str, str | float]
     ratios = [
         one[task, kind]["tokens_per_second"] / one[task, "none"]["tokens_per_second"]
         for one in rounds
+        if one[task, "none"]["tokens_per_second"]  # 0 of an answer that stopped at once
     ]
     return {
         "task": task,
         "speculation": kind,
         "tokens_per_pass": round(statistics.median(one["tokens_per_pass"] for one in own), 2),
         "tokens_per_second": round(statistics.median(one["tokens_per_second"] for one in own), 1),
-        "ratio": round(statistics.median(ratios), 2),
+        "ratio": round(statistics.median(ratios), 2) if ratios else "no answer",
     }
 
 
