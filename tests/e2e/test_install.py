@@ -1,7 +1,8 @@
 """The package as distributed: built, installed without the source tree, tested there.
 
 The environments hold the wheel and what it asks for, at the lowest and at the highest versions
-(requirements/lowest.txt and highest.txt); neither has torch.
+(requirements/lowest.txt and highest.txt); neither has torch. The extras are tested at their
+lowest versions (lowest-export.txt) on top of the environment that runs this, at its own elsewhere.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tomllib
 import venv
@@ -73,6 +75,18 @@ def build(source: Path, target: Path, kind: str) -> Path:
     return made
 
 
+def make_environment(folder: Path) -> Path:
+    """Make an empty environment, and return its interpreter."""
+    venv.create(folder, with_pip=True)
+    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def site_packages(python: Path) -> Path:
+    """Return where an environment's packages are."""
+    ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    return Path(run(python, "-c", ask).strip())
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from the repository."""
@@ -84,13 +98,10 @@ def installed(
     request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Installed:
     """A fresh environment with the wheel, its dependencies at one end of what is allowed."""
-    folder = tmp_path_factory.mktemp("install")
-    venv.create(folder / "venv", with_pip=True)
-    python = folder / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    python = make_environment(tmp_path_factory.mktemp("install") / "venv")
     pip = (python, "-m", "pip", "install", "--quiet", "--constraint")
     run(*pip, REPOSITORY / "requirements" / f"{request.param}.txt", wheel)
-    site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
-    files = [path for path in Path(site).rglob("*") if not path.is_dir()]
+    files = [path for path in site_packages(python).rglob("*") if not path.is_dir()]
     size = sum(path.lstat().st_size for path in files)
     tools = ("pytest", "pytest-timeout", "hypothesis", "jinja2")
     run(*pip, REPOSITORY / "requirements" / "dev.txt", *tools)
@@ -184,6 +195,28 @@ def test_the_export_extra_resolves_to_what_is_tested(wheel: Path, tmp_path: Path
     assert {"nncf", "torch", "openvino", "openvino-genai"} <= found.keys()
 
 
+def test_the_extras_work_at_their_lowest_versions(wheel: Path, tmp_path: Path) -> None:
+    """Exporting and the reference model pass their tests at the lower bounds of the extras.
+
+    The environment stands in front of this one, which has the rest, torch among it.
+    """
+    python = make_environment(tmp_path / "venv")
+    lowest = REPOSITORY / "requirements" / "lowest-export.txt"
+    run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--requirement", lowest, wheel)
+    behind = f"import sys; sys.path.append({sysconfig.get_path('purelib')!r})"
+    (site_packages(python) / "behind.pth").write_text(behind, encoding="utf-8")
+    for name, version in _pins("lowest-export").items():
+        asked = f"from importlib.metadata import version; print(version({name!r}))"
+        assert Version(run(python, "-c", asked)) == version
+    shutil.copytree(REPOSITORY / "tests", tmp_path / "tests")
+    shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
+    tests = ("tests/engine/test_export.py", "tests/e2e/test_reference.py")
+    said = run(python, "-m", "pytest", "-q", *tests, "-p", "no:cacheprovider", cwd=tmp_path)
+    passed = re.search(r"(\d+) passed", said)
+    assert passed is not None
+    assert int(passed[1]) > 30, said[-500:]
+
+
 def test_the_development_set_lacks_only_what_it_leaves_out_on_purpose() -> None:
     """`pip check` of the pinned set complains of torchvision and llama.cpp alone."""
     done = subprocess.run(
@@ -194,8 +227,15 @@ def test_the_development_set_lacks_only_what_it_leaves_out_on_purpose() -> None:
 
 
 def test_the_lowest_versions_are_the_bounds_of_pyproject() -> None:
-    """requirements/lowest.txt pins exactly the lower bounds, so that what is allowed is tested."""
+    """The lowest*.txt pin exactly the lower bounds, so that what is allowed is tested."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lowest = _pins("lowest-export")
+    for extra in project["optional-dependencies"].values():
+        for one in map(Requirement, extra):
+            if one.name != "torch":
+                bound = min(Version(part.version) for part in one.specifier)
+                assert lowest[one.name].release[:2] == bound.release[:2], str(one)
+                assert lowest[one.name] in one.specifier
     pins = _pins("lowest")
     for text in project["dependencies"]:
         asked = Requirement(text)
