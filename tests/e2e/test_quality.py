@@ -22,6 +22,8 @@ from phi3ov import (
 from phi3ov.cli import main
 from phi3ov.quality import PROMPTS, QualityReport, compare
 
+from ..processor import rounds_activations
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
@@ -97,7 +99,10 @@ def test_int8_loses_less_than_int4_and_fp16_nothing(
 
     assert rounded(0).mean_kl == int8.mean_kl
     fine, coarse = rounded(32), rounded(128)
-    assert int8.mean_kl < fine.mean_kl < coarse.mean_kl < int4.mean_kl
+    if rounds_activations():
+        assert int8.mean_kl < fine.mean_kl < coarse.mean_kl < int4.mean_kl
+    else:
+        assert int8.mean_kl == fine.mean_kl == coarse.mean_kl
     assert coarse.properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == "128"
     assert "DYNAMIC_QUANTIZATION_GROUP_SIZE=128" in str(coarse)
 

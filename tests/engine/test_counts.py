@@ -17,6 +17,7 @@ import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import openvino_genai
@@ -52,17 +53,21 @@ class SteppedPipeline:
         )
         return self
 
-    def generate(self, prompt: Any, config: Any, streamer: Any) -> None:
+    def generate(self, prompt: Any, config: Any, streamer: Any) -> Any:
         """Answer one request, step by step."""
         config.ignore_eos = not config.stop_token_ids  # else the folder's would end the answer
         handle = self._batch.add_request(self._requests, prompt, config)
         self._requests += 1
         self.passes.append(0)
+        tokens: list[int] = []
         while self._batch.has_non_finished_requests():
             self._batch.step()
             self.passes[-1] += 1
             while handle.can_read():
-                streamer.write(next(iter(handle.read().values())).generated_ids)
+                got = next(iter(handle.read().values())).generated_ids
+                tokens += got
+                streamer.write(got)
+        return SimpleNamespace(tokens=[tokens])
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import openvino
@@ -52,9 +53,10 @@ def built(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             assert arguments[3] == "NPU"
             calls.append(options)
 
-        def generate(self, _prompt: Any, _config: Any, streamer: Any) -> None:
+        def generate(self, _prompt: Any, _config: Any, streamer: Any) -> Any:
             for token in (5, 6, 7):
                 streamer.write(token)
+            return SimpleNamespace(tokens=[[5, 6, 7]])
 
     monkeypatch.setattr(openvino, "Core", Core)
     monkeypatch.setattr(openvino_genai, "LLMPipeline", Pipeline)

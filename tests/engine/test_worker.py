@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -12,11 +11,9 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
 from pathlib import Path
 from typing import Any
 
-import openvino_genai
 import pytest
 
 import phi3ov
@@ -31,11 +28,8 @@ from phi3ov import (
     StateError,
 )
 from phi3ov.engine import EngineSetup, TokenRequest, TokenStream, worker_protocol
-from phi3ov.engine.kv_pool import KVPool
 from phi3ov.engine.pinned import pinned_folder
 from phi3ov.engine.worker import WorkerEngine
-from phi3ov.engine.worker_batch import Batch
-from phi3ov.engine.worker_protocol import Cancel, Submit
 from phi3ov.rope import ContextChoice
 
 from .checkpoints import BORDER
@@ -181,50 +175,6 @@ def test_a_chat_alone_reports_what_was_cached(zoo: Zoo, load: LoadModel) -> None
         ]
 
     assert cached("worker") == cached("pipeline")
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_after_batches_a_request_alone_reports_at_most_what_was_cached(seed: int, zoo: Zoo) -> None:
-    """Measured as in test_cached_tokens.py: with one token per step, steps are uncached tokens."""
-    scheduler = openvino_genai.SchedulerConfig()
-    scheduler.enable_prefix_caching = True
-    scheduler.max_num_batched_tokens = 1
-    folder = str(zoo.artifact(ROW))
-    exact = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
-    pipeline = openvino_genai.ContinuousBatchingPipeline(folder, scheduler, "CPU", exact)
-    batch = Batch(lambda: pipeline, KVPool(blocks=1000, block_tokens=32, block_bytes=0), 3)
-    draw = random.Random(seed)
-    prompts = [tuple(draw.choices(range(256), k=90)) for _ in range(2)]
-    numbers = count()
-
-    def submit() -> Submit:
-        prompt = draw.choice(prompts[-4:])[: draw.randint(1, 150)]
-        prompt += tuple(draw.choices(range(256), k=draw.choice((0, 1, 30))))
-        prompts.append(prompt)
-        limit = draw.choice((1, 2, 40))
-        asked = TokenRequest(prompt_ids=prompt, max_new_tokens=limit, stop_ids=frozenset())
-        command = Submit(number=next(numbers), request=asked)
-        batch.accept(command)
-        return command
-
-    reported: list[int] = []
-    for _ in range(12):
-        together = [submit() for _ in range(draw.randint(0, 4))]
-        if together and draw.random() < 0.3:
-            batch.step()
-            batch.accept(Cancel(number=draw.choice(together).number))
-        while not batch.idle:
-            batch.step()
-        alone, steps = submit(), 0
-        while not batch.idle:
-            steps += 1
-            for progress in batch.step():
-                if progress.token_ids:
-                    read = len(alone.request.prompt_ids) - progress.cached_tokens
-                    reported.append(progress.cached_tokens)
-                    assert read >= steps
-                    steps = -10_000  # only the first token counts
-    assert any(reported)
 
 
 # --- ends -------------------------------------------------------------------------------------

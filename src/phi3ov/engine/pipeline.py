@@ -20,7 +20,7 @@ from ..lora import AdapterFile, read_adapter
 from .kv_pool import plan_pool
 from .npu import is_npu, plan_static
 from .pinned import open_pinned
-from .prefix_cache import PrefixCache
+from .prefix_cache import follow_cache
 from .properties import device_properties
 from .serial import SerialEngine
 from .speculative import plan_speculation
@@ -131,7 +131,7 @@ class _Runner:
             raise DeviceError(
                 f"OpenVINO could not compile {artifact.path} for device={device!r}: {error}"
             ) from error
-        self._cache = PrefixCache(self._pool.block_tokens, self._pool.blocks)
+        self._cache = follow_cache(self._pool)
 
     def run(self, stream: TokenStream) -> None:
         """Generate for one stream; called on the engine's thread."""
@@ -139,22 +139,25 @@ class _Runner:
             self._build()
             self.stale.clear()
         request = stream.request
-        stream.cached_tokens = self._cache.reusable(request.prompt_ids)
+        sequence = None  # a static pipeline keeps nothing between requests
+        if not self._static:
+            sequence = self._cache.begin(request.prompt_ids)
+            stream.cached_tokens = sequence.reused
         streamer = _Streamer(stream)
         prompt = openvino.Tensor(np.array([request.prompt_ids], dtype=np.int64))
         config = generation_config(request, leading_space=self._leading_space)
         self.speculation.configure(config)
         try:
-            self._pipeline.generate(prompt, config, streamer)
-            if streamer.error is not None:
-                raise streamer.error
+            result = self._pipeline.generate(prompt, config, streamer)
         except BaseException:
-            self._cache.forget()  # what a failed request leaves is not known
+            self.stale.set()  # what a failed request leaves in the cache is not known
             raise
-        if not self._static:  # it keeps nothing between requests
-            # Not known: where rejected candidates were, and how far a cancelled answer was read.
-            exact = not self.speculation.candidate_tokens and not stream.cancelled
-            self._cache.add(request.prompt_ids, streamer.token_ids[:-1], exact=exact)
+        if sequence is not None:
+            # With what came after the last id that was streamed, until genai saw it cancelled.
+            # The last one of all is never read.
+            self._cache.follow(sequence, result.tokens[0][:-1])
+        if streamer.error is not None:
+            raise streamer.error
         if next(self._answers) % ANSWERS_PER_DROP == 0:
             self._model.drop_pages()
 

@@ -3,15 +3,30 @@
 Who talks to the parent is ``worker_process.py``. `Batch` takes its commands, begins requests in
 the order in which they came, each only when the KV cache has room for its longest answer, and
 collects after every step what each of them got.
+
+It also decides which prompts a step reads, because genai's own way is not safe. genai finds
+blocks of its cache by the ids that they shall hold, from the moment at which they are given to a
+request, and
+
+- a prompt that it has read in part leaves blocks that are found and were never filled, if the
+  request is cancelled then: the next one with that prompt gets a wrong answer;
+- two prompts that begin with the same begun block, such as forks of one conversation, are both
+  read into that one block.
+
+So a prompt that one step cannot read whole is given to genai in pieces that end with a block, as
+requests of one token that find in the cache what the ones before them left; and a prompt that
+would be read into another's begun block waits for the next step. Whatever happens between two
+steps, every block that can be found is filled.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .prefix_cache import CachedSequence, follow_cache
 from .worker_protocol import Cancel, Command, Forget, Progress, ProtocolError, Submit
 
 if TYPE_CHECKING:
@@ -21,23 +36,25 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class _Running:
-    """A request in the batch.
+    """A request that has a place in the batch.
 
     Attributes:
         command: What was asked for.
-        handle: genai's handle.
-        reused: Prompt ids that were cached.
         blocks: Blocks of the KV cache that are kept for it.
-        alone: Whether it has been the only one in the batch all the time.
-        token_ids: What it got so far.
+        cached_tokens: Prompt ids that were cached when it began.
+        known_tokens: Prompt ids that are cached, those of the pieces that were read included.
+        answering: Whether genai has the whole prompt, not a piece of it.
+        handle: genai's handle; None between two pieces.
+        sequence: What the cache knows of it; None between two pieces.
     """
 
     command: Submit
-    handle: Any
-    reused: int
     blocks: int
-    alone: bool
-    token_ids: list[int] = field(default_factory=list)
+    cached_tokens: int | None = None
+    known_tokens: int = 0
+    answering: bool = False
+    handle: Any = None
+    sequence: CachedSequence | None = None
 
 
 class Batch:
@@ -48,6 +65,7 @@ class Batch:
         open_pipeline: Callable[[], Any],
         pool: KVPool,
         max_running: int,
+        prompt_tokens: int,
         speculation: SpeculationPlan | None = None,
         *,
         leading_space: bool = False,
@@ -58,6 +76,9 @@ class Batch:
             open_pipeline: Opens genai's pipeline, also anew.
             pool: Its KV cache.
             max_running: The most requests in the batch.
+            prompt_tokens: The most prompt tokens that a step reads, beside the tokens that running
+                answers read: at least a block. The pipeline's ``max_num_batched_tokens`` must be
+                enough for both.
             speculation: What is proposed for each pass.
             leading_space: Whether the text of an answer loses a space at its beginning.
         """
@@ -66,18 +87,17 @@ class Batch:
         self._speculation = speculation
         self._leading_space = leading_space
         self._max_running = max_running
+        self._prompt_tokens = prompt_tokens
         self._waiting: deque[Submit | Forget] = deque()
-        self._running: dict[int, _Running] = {}
-        self._leaving = 0  # blocks of cancelled requests, which genai frees with the next step
+        self._running: dict[int, _Running] = {}  # in the order in which genai has them
+        self._leaving: list[_Running] = []  # cancelled ones, which genai frees with the next step
         self._ended: list[Progress] = []  # between two steps
         self._forget()
 
     def _forget(self) -> None:
-        from .prefix_cache import PrefixCache
-
         self._pipeline: Any = None  # frees the old one first
         self._pipeline = self._open_pipeline()
-        self._cache = PrefixCache(self._pool.block_tokens, self._pool.blocks)
+        self._cache = follow_cache(self._pool)
 
     @property
     def idle(self) -> bool:
@@ -97,19 +117,61 @@ class Batch:
 
     def step(self) -> list[Progress]:
         """Fill free places, compute one step, and return what came out."""
-        while self._waiting and self._has_room_for(self._waiting[0]):
-            first = self._waiting.popleft()
-            if isinstance(first, Submit):
-                self._start(first)
-            else:
-                self._forget()
+        self._read_prompts()
         if self._pipeline.has_non_finished_requests():
+            sequences = [one.sequence for one in self._running.values() if one.sequence is not None]
+            self._cache.step(sequences, self._prompt_tokens)
             self._pipeline.step()
-        self._leaving = 0
         progress, self._ended = self._ended, []
         for running in list(self._running.values()):
             progress += self._collect(running)
+        for running in self._leaving:  # genai frees them after those that ended by themselves
+            if running.sequence is not None:
+                self._cache.end(running.sequence)
+        self._leaving = []
         return progress
+
+    def _cancel(self, number: int) -> None:
+        waiting = [
+            command
+            for command in self._waiting
+            if isinstance(command, Submit) and command.number == number
+        ]
+        if number in self._running:
+            running = self._running.pop(number)
+            if running.handle is not None:
+                running.handle.cancel()
+            self._leaving.append(running)
+        elif waiting:
+            self._waiting.remove(waiting[0])
+        else:
+            return  # it ended by itself meanwhile
+        self._end(number)
+
+    def _end(self, number: int, *, error: str | None = None) -> None:
+        self._ended.append(Progress(number=number, token_ids=(), ended=True, error=error))
+
+    # --- what the next step reads -------------------------------------------------------------
+
+    def _read_prompts(self) -> None:
+        """Give genai as much of the prompts as the next step reads, first come, first served."""
+        left = self._prompt_tokens
+        unread: list[CachedSequence] = []
+        for running in list(self._running.values()):
+            if not running.answering:  # one at most: the last that began
+                left -= self._give(running, self._end_of_piece(running, left), unread)
+        while self._waiting and self._has_room_for(self._waiting[0]):
+            first = self._waiting[0]
+            if isinstance(first, Forget):
+                self._forget()
+            else:
+                running = _Running(first, self._blocks_for(first))
+                end = self._end_of_piece(running, left)
+                if not end or self._cache.writes_beside(first.request.prompt_ids, unread):
+                    break
+                self._running[first.number] = running
+                left -= self._give(running, end, unread)
+            self._waiting.popleft()
 
     def _has_room_for(self, command: Submit | Forget) -> bool:
         """Whether it can begin, and every running request still reach its longest answer.
@@ -120,7 +182,7 @@ class Batch:
         if isinstance(command, Forget):
             # genai frees a cancelled request at the end of the next step
             return not self._running and not self._pipeline.has_non_finished_requests()
-        taken = self._leaving + sum(one.blocks for one in self._running.values())
+        taken = sum(one.blocks for one in (*self._leaving, *self._running.values()))
         enough = taken + self._blocks_for(command) <= self._pool.blocks
         return enough and len(self._running) < self._max_running
 
@@ -128,13 +190,38 @@ class Batch:
         request = command.request
         return self._pool.blocks_for(len(request.prompt_ids) + request.max_new_tokens)
 
-    def _start(self, command: Submit) -> None:
+    def _end_of_piece(self, running: _Running, left: int) -> int:
+        """Return up to where a step reads a prompt that may read so many tokens.
+
+        All of it, or up to the end of a block; 0 if that is nothing.
+        """
+        prompt_ids = running.command.request.prompt_ids
+        start = max(self._cache.reusable(prompt_ids), running.known_tokens)
+        end = start + left
+        if end >= len(prompt_ids):
+            return len(prompt_ids) if left else 0
+        end -= end % self._pool.block_tokens
+        return end if end > start else 0
+
+    def _give(self, running: _Running, end: int, unread: list[CachedSequence]) -> int:
+        """Give genai a prompt up to ``end``; return how much of it the next step reads.
+
+        Args:
+            running: Whose prompt it is.
+            end: The prompt's length, or the end of a block.
+            unread: Gets what the cache knows of it.
+        """
         import numpy as np
         import openvino
 
+        from . import TokenRequest
         from .pipeline import generation_config
 
-        request = command.request
+        number, request = running.command.number, running.command.request
+        running.answering = end == len(request.prompt_ids)
+        if not running.answering:
+            piece_ids = request.prompt_ids[:end]
+            request = TokenRequest(prompt_ids=piece_ids, max_new_tokens=1, stop_ids=frozenset())
         config = generation_config(request, leading_space=self._leading_space)
         if self._speculation is not None:
             self._speculation.configure(config)
@@ -142,46 +229,27 @@ class Batch:
             config.eos_token_id = max(request.stop_ids)
         else:
             config.ignore_eos = True
-        # What genai reuses can be told while nothing else takes or frees blocks of its cache.
-        alone = not self._running
-        reused = self._cache.reusable(request.prompt_ids) if alone else 0
         prompt = openvino.Tensor(np.array([request.prompt_ids], dtype=np.int64))
         try:
-            handle = self._pipeline.add_request(command.number, prompt, config)
+            running.handle = self._pipeline.add_request(number, prompt, config)
         except RuntimeError as error:
-            self._end(command.number, error=str(error))
-            return
-        for other in self._running.values():
-            other.alone = False
-        if not alone:
-            self._cache.forget()
-        self._running[command.number] = _Running(
-            command, handle, reused, self._blocks_for(command), alone
-        )
+            del self._running[number]
+            self._end(number, error=str(error))
+            return 0
+        running.sequence = self._cache.begin(request.prompt_ids)
+        if running.cached_tokens is None:
+            running.cached_tokens = running.sequence.reused
+        unread.append(running.sequence)
+        return end - running.sequence.reused
 
-    def _cancel(self, number: int) -> None:
-        waiting = [
-            command
-            for command in self._waiting
-            if isinstance(command, Submit) and command.number == number
-        ]
-        if number in self._running:
-            running = self._running.pop(number)
-            running.handle.cancel()
-            self._leaving += running.blocks
-            self._cache.forget()
-        elif waiting:
-            self._waiting.remove(waiting[0])
-        else:
-            return  # it ended by itself meanwhile
-        self._end(number)
-
-    def _end(self, number: int, *, error: str | None = None) -> None:
-        self._ended.append(Progress(number=number, token_ids=(), ended=True, error=error))
+    # --- what came out of it ------------------------------------------------------------------
 
     def _collect(self, running: _Running) -> list[Progress]:
+        """Return what a request got in this step, if it got something."""
         import openvino_genai
 
+        if running.sequence is None:
+            return []
         number, handle = running.command.number, running.handle
         token_ids: list[int] = []
         logprobs: list[float] = []
@@ -189,18 +257,20 @@ class Batch:
             output = next(iter(handle.read().values()))
             token_ids += output.generated_ids
             logprobs += output.generated_log_probs
-        running.token_ids += token_ids
+        running.sequence.ids += token_ids
         status = handle.get_status()
         ended = status != openvino_genai.GenerationStatus.RUNNING
+        if ended:
+            self._cache.end(running.sequence)
+        if ended and not running.answering:
+            running.known_tokens = running.sequence.prompt_tokens
+            running.handle = running.sequence = None
+            return []
         if not token_ids and not ended:
             return []
         error = None
         if ended:
             del self._running[number]
-            if status == openvino_genai.GenerationStatus.FINISHED:
-                self._remember(running)
-            else:
-                self._cache.forget()
             if status == openvino_genai.GenerationStatus.IGNORED:
                 error = "The KV cache has no room for this request."
         return [
@@ -208,14 +278,8 @@ class Batch:
                 number=number,
                 token_ids=tuple(token_ids),
                 logprobs=tuple(logprobs) if running.command.request.logprobs else (),
-                cached_tokens=running.reused,
+                cached_tokens=running.cached_tokens or 0,
                 ended=ended,
                 error=error,
             )
         ]
-
-    def _remember(self, running: _Running) -> None:
-        """Note what a finished request leaves in the cache."""
-        prompt_ids, read_ids = running.command.request.prompt_ids, running.token_ids[:-1]
-        exact = running.alone and not self._pool.spare_tokens
-        self._cache.add(prompt_ids, read_ids, exact=exact)

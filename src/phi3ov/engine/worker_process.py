@@ -119,7 +119,8 @@ def _load(command: Command) -> Batch:
     if not isinstance(command, Load):
         raise ProtocolError(f"{type(command).__name__} came before Load.")
     sys.path[:] = dict.fromkeys((*command.sys_path, *sys.path))
-    from .kv_pool import KVPool  # only now, because of the line above
+    from ..artifact import MODEL_BIN  # only now, because of the line above
+    from .kv_pool import KVPool
     from .speculative import SpeculationPlan
     from .vocabulary import loses_first_space
 
@@ -135,10 +136,14 @@ def _load(command: Command) -> Batch:
         block_bytes=0,
         spare_tokens=command.candidate_tokens and command.candidate_tokens + 1,
     )
+    prompt_tokens = prompt_tokens_per_step(
+        (Path(command.folder) / MODEL_BIN).stat().st_size, command.device
+    )
     return Batch(
-        partial(_open_pipeline, command, speculation),
+        partial(_open_pipeline, command, speculation, prompt_tokens),
         pool,
         command.max_running,
+        prompt_tokens,
         speculation,
         leading_space=loses_first_space(Path(command.folder)),
     )
@@ -156,10 +161,10 @@ def prompt_tokens_per_step(weight_bytes: int, device: str) -> int:
     return 1 << tokens.bit_length() - 1
 
 
-def _open_pipeline(command: Load, speculation: SpeculationPlan) -> Any:
+def _open_pipeline(command: Load, speculation: SpeculationPlan, prompt_tokens: int) -> Any:
     import openvino_genai
 
-    from ..artifact import MODEL_BIN, Artifact
+    from ..artifact import Artifact
     from ..lora import AdapterFile
     from ..rope import ContextChoice
     from .pinned import pinned_folder
@@ -171,9 +176,8 @@ def _open_pipeline(command: Load, speculation: SpeculationPlan) -> Any:
         adapter = AdapterFile(weights=Path(command.adapter), scale=command.adapter_scale)
 
     artifact = Artifact.open(command.folder)
-    weight_bytes = (artifact.path / MODEL_BIN).stat().st_size
-    prompt_tokens = prompt_tokens_per_step(weight_bytes, command.device)
-    scheduler = scheduler_config(command.blocks, max(prompt_tokens, 2 * command.max_running))
+    answer_tokens = command.max_running * (1 + command.candidate_tokens)
+    scheduler = scheduler_config(command.blocks, prompt_tokens + answer_tokens)
     scheduler.max_num_seqs = command.max_running
     context = ContextChoice(tokens=command.context_tokens, factors=command.factors)
     # The parent removes its folder once the model is loaded; building anew makes another.
