@@ -24,9 +24,8 @@ class Usage:
 
     Attributes:
         prompt_tokens: Tokens of the whole prompt, history included.
-        cached_tokens: How many of those the engine did not have to read again. At most too low
-            for the engines that run openvino-genai once an answer was cancelled, failed,
-            speculated or shared a batch; docs/how-it-works.md, "Cached tokens", has the cases.
+        cached_tokens: How many of those the engine did not have to read again; with speculation
+            at most too low (docs/how-it-works.md, "Cached tokens").
         completion_tokens: Tokens that the model produced, a stop token included.
         accepted_tokens: How many of those were proposed by `PromptLookup` or a `DraftModel`, and
             so took no pass over the weights of their own.

@@ -36,10 +36,10 @@ class RuntimeConfig:
             the IR (``"f16"`` from optimum-intel), else the device's choice (``"u8"`` on a CPU).
         dynamic_quantization_group_size: OpenVINO's DYNAMIC_QUANTIZATION_GROUP_SIZE: so many
             activations share a scale when they are rounded to 8 bits before they meet
-            compressed weights; 0 rounds none. None lets the device choose (32 on a CPU with
-            AVX2 or better), or is 0 with ``inference_precision="f32"``, where OpenVINO alone
-            would go on rounding. 128 is faster and less exact (decision 20); above the group
-            size of the weights OpenVINO rounds none.
+            compressed weights; 0 rounds none. None lets the device choose (32 on a CPU; one
+            without VNNI rounds none), or is 0 with ``inference_precision="f32"``, where OpenVINO
+            alone would go on rounding. 128 is faster and less exact (decision 20); above the
+            group size of the weights OpenVINO rounds none.
         properties: Any other OpenVINO property by its own name. One that a field above sets
             is refused here; one that OpenVINO does not know, when the model is loaded. A CPU
             gets ``CPU_RUNTIME_CACHE_CAPACITY`` 100 unless it is here: with OpenVINO's 5 000
