@@ -9,7 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phi3ov.engine.kv_pool import KVPool
-from phi3ov.engine.prefix_cache import PrefixCache, UnfollowedCache, follow_cache
+from phi3ov.engine.prefix_cache import (
+    CachedSequence,
+    PrefixCache,
+    UnfollowedCache,
+    follow_cache,
+)
 
 BLOCK = 4
 IDS = st.lists(st.integers(0, 1), min_size=1, max_size=18)
@@ -47,14 +52,15 @@ def test_with_speculation_no_more_is_claimed(requests: list[tuple[list[int], lis
 def test_requests_that_run_together_give_back_every_block(data: st.DataObject) -> None:
     """Begun, read, shared and ended in any order, no block is lost and none is held twice."""
     cache = PrefixCache(BLOCK, 60)
-    running = []
+    running: list[CachedSequence] = []
     for _ in range(data.draw(st.integers(1, 25))):
         if len(running) < 4 and data.draw(st.booleans()):
             running.append(cache.begin(data.draw(IDS)))
         cache.step(running, 1000)
         for sequence in running:
             sequence.ids.append(data.draw(st.integers(0, 1)))
-        if running and data.draw(st.booleans()):
+        leaves: bool = data.draw(st.booleans())
+        if running and leaves:
             cache.end(running.pop(data.draw(st.integers(0, len(running) - 1))))
         tables = [block for sequence in running for block in sequence.table]
         assert cache.used_blocks == len(set(map(id, tables)))
