@@ -205,7 +205,7 @@ class Phi3Model:
         # What closes a message begins no prompt, so this finds and leaves no prefix to reuse.
         prompt_ids = tuple(self.tokenizer.closing)
         request = TokenRequest(prompt_ids=prompt_ids, max_new_tokens=2, stop_ids=frozenset())
-        for _ in self._engine.submit(request):
+        for _ in self._engine.submit(request, wait=True):
             pass
         return time.perf_counter() - started
 

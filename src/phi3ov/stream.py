@@ -147,12 +147,17 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
                 if piece != "":
                     return piece
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(news.wait(), self._tokens.remaining_seconds)
+                    await asyncio.wait_for(news.wait(), self._remaining_seconds())
                 news.clear()
         finally:
             for stream in (self, *self._others):
                 stream._tokens.remove_listener(wake)
         return await asyncio.to_thread(next, self, None)  # another thread reads: wait behind it
+
+    def _remaining_seconds(self) -> float | None:
+        """Return how soon the time of a candidate that is under way is over."""
+        left = (one._tokens.remaining_seconds for one in (self, *self._others) if not one.done)
+        return min((seconds for seconds in left if seconds is not None), default=None)
 
     def _next_ready(self) -> str | None:
         """Return the next piece without waiting: "" if there is none yet, None at the end."""

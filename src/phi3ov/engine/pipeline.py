@@ -219,12 +219,10 @@ class _Streamer(openvino_genai.StreamerBase):  # type: ignore[misc]
     def __init__(self, stream: TokenStream) -> None:
         super().__init__()
         self._stream = stream
-        self.token_ids: list[int] = []
         self.error: BaseException | None = None
 
     def write(self, token: int | list[int]) -> openvino_genai.StreamingStatus:
         token_ids = [token] if isinstance(token, int) else [int(one) for one in token]
-        self.token_ids += token_ids
         try:
             self._stream.put(token_ids)
         except BaseException as error:  # noqa: BLE001 - genai aborts the process if it gets out

@@ -58,8 +58,10 @@ class SerialEngine:
                 raise StateError("The model is closed. Load it again with phi3ov.load_model().")
             if not wait and state.open_requests() > self._max_waiting:
                 raise QueueFullError(state.open_requests())
+            # Ctrl-C may come between the two: a spare wake does no harm, a missing one would
+            # leave every later request one behind.
+            state.wake.put(None)
             state.waiting.append(stream)
-        state.wake.put(None)
 
     def forget_cache(self) -> None:
         """Do nothing; for an engine that keeps a cache to override."""
@@ -90,6 +92,8 @@ def _serve(state: _State, run: RunRequest) -> None:
         with state.lock:
             if state.closing:
                 return
+            if not state.waiting:  # Ctrl-C came before it was queued
+                continue
             stream = state.current = state.waiting.popleft()
             stream.begun = True
         error: BaseException | None = None

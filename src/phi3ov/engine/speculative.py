@@ -113,13 +113,12 @@ def plan_speculation(setup: EngineSetup) -> SpeculationPlan:
 
 def _require_same_tokens(model: Artifact, draft: Artifact) -> None:
     """Require that each id is the same token to both; genai compares the length of one text."""
-    for field in ("vocab_size",):
-        ours, theirs = model.config.get(field), draft.config.get(field)
-        if ours != theirs:
-            raise OptionError(
-                f"The draft model {draft.path} has {field}={theirs}, the model has {ours}. "
-                "A draft model needs the model's own tokenizer."
-            )
+    ours, theirs = model.config.get("vocab_size"), draft.config.get("vocab_size")
+    if ours != theirs:
+        raise OptionError(
+            f"The draft model {draft.path} has vocab_size={theirs}, the model has {ours}. "
+            "A draft model needs the model's own tokenizer."
+        )
     ours, theirs = (_read_tokens(one.path) for one in (model, draft))
     if ours != theirs:
         raise OptionError(

@@ -153,6 +153,8 @@ class WorkerChild:
             else:
                 self._sent.add(number)
                 self.outbox.put(Submit(number=number, request=stream.request))
+                if stream.cancelled:  # just now, by another thread: its Cancel went ahead
+                    self.outbox.put(Cancel(number=number))
 
     def wait_until_loaded(self) -> None:
         """Wait for the model; raises what the child or its death said instead."""
