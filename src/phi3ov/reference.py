@@ -101,6 +101,7 @@ def build_reference(output: str | Path, *, overwrite: bool = False) -> Path:
         embedding[CONTROL_TOKENS[token]] = row
 
     target.parent.mkdir(parents=True, exist_ok=True)
+    _refuse_existing(target, overwrite=overwrite)  # "new/../file" is there only now
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         folder = Path(scratch, "new")
         folder.mkdir()

@@ -256,6 +256,15 @@ def test_existing_folder_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_a_file_that_is_found_by_a_folder_to_come_is_not_replaced(tmp_path: Path) -> None:
+    """``new/../file`` does not exist before ``new`` does, and is somebody's file all the same."""
+    file = tmp_path / "file"
+    file.write_text("precious", encoding="utf-8")
+    with pytest.raises(ExportError, match="overwrite=True"):
+        build_reference(tmp_path / "new" / ".." / "file")
+    assert file.read_text(encoding="utf-8") == "precious"
+
+
 @pytest.mark.parametrize("config", [None, "not json", "[]", '{"model_type": "phi3"}'])
 def test_overwrite_never_replaces_what_it_did_not_make(tmp_path: Path, config: str | None) -> None:
     """``overwrite`` replaces a reference checkpoint only, never a user's own folder."""
