@@ -1,8 +1,7 @@
 """The package as distributed: built, installed without the source tree, tested there.
 
 The environments hold the wheel and what it asks for, at the lowest and at the highest versions
-(requirements/lowest.txt and highest.txt); neither has torch. The extras are tested at their
-lowest versions (lowest-export.txt) on top of the environment that runs this, at its own elsewhere.
+(requirements/lowest.txt and highest.txt); neither has torch.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import tomllib
 import venv
@@ -193,28 +191,6 @@ def test_the_export_extra_resolves_to_what_is_tested(wheel: Path, tmp_path: Path
     assert Version(found["optimum-intel"]).release[:2] == (2, 2)
     assert Version(found["transformers"]).release[:2] == (5, 5)
     assert {"nncf", "torch", "openvino", "openvino-genai"} <= found.keys()
-
-
-def test_the_extras_work_at_their_lowest_versions(wheel: Path, tmp_path: Path) -> None:
-    """Exporting and the reference model pass their tests at the lower bounds of the extras.
-
-    The environment stands in front of this one, which has the rest, torch among it.
-    """
-    python = make_environment(tmp_path / "venv")
-    lowest = REPOSITORY / "requirements" / "lowest-export.txt"
-    run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--requirement", lowest, wheel)
-    behind = f"import sys; sys.path.append({sysconfig.get_path('purelib')!r})"
-    (site_packages(python) / "behind.pth").write_text(behind, encoding="utf-8")
-    for name, version in _pins("lowest-export").items():
-        asked = f"from importlib.metadata import version; print(version({name!r}))"
-        assert Version(run(python, "-c", asked)) == version
-    shutil.copytree(REPOSITORY / "tests", tmp_path / "tests")
-    shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
-    tests = ("tests/engine/test_export.py", "tests/e2e/test_reference.py")
-    said = run(python, "-m", "pytest", "-q", *tests, "-p", "no:cacheprovider", cwd=tmp_path)
-    passed = re.search(r"(\d+) passed", said)
-    assert passed is not None
-    assert int(passed[1]) > 30, said[-500:]
 
 
 def test_the_development_set_lacks_only_what_it_leaves_out_on_purpose() -> None:
