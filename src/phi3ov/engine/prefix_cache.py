@@ -53,10 +53,10 @@ class CachedSequence:
 
     def __init__(self, prompt_ids: Sequence[int], block_tokens: int) -> None:
         """Know the prompt, and no block yet."""
-        self.ids = list(prompt_ids)
-        self.prompt_tokens = len(self.ids)
-        self.reused = 0
-        self.read = 0
+        self.ids: list[int] = list(prompt_ids)
+        self.prompt_tokens: int = len(self.ids)
+        self.reused: int = 0
+        self.read: int = 0
         self.table: list[_Block] = []
         self._block_tokens = block_tokens
         self._full_keys = [b""]
