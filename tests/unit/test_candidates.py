@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -10,6 +11,9 @@ from phi3ov.chat import Phi3Chat
 from phi3ov.engine import TokenRequest, TokenStream
 from phi3ov.errors import GenerationError, OptionError, QueueFullError
 from phi3ov.generation import GenerationOptions
+from phi3ov.reply import ReplyPlan
+from phi3ov.stream import ReplyStream
+from phi3ov.text import AnswerText
 
 from .fakes import Answer, FakeEngine, answer_ids, make_model
 
@@ -110,3 +114,29 @@ def test_a_full_queue_takes_all_candidates_or_none(monkeypatch: pytest.MonkeyPat
         chat.stream("hi", temperature=1.0, candidates=3)
     assert all(stream.cancelled for stream in accepted)
     chat.reset()  # the turn is not open
+
+
+def test_an_event_loop_hears_of_every_candidates_time_limit() -> None:
+    """The first has ended by itself; the second says nothing until its time is over."""
+    first, second = (
+        TokenStream(
+            TokenRequest(prompt_ids=(1,), max_new_tokens=5, stop_ids=frozenset()),
+            timeout_seconds=limit,
+        )
+        for limit in (60, 0.2)
+    )
+    tokenizer = make_model(FakeEngine([])).tokenizer
+    plan = ReplyPlan(prompt_tokens=1, max_new_tokens=5)
+    other = ReplyStream(second, AnswerText(tokenizer, ()), plan)
+    stream = ReplyStream(first, AnswerText(tokenizer, ()), plan, others=[other])
+    second.begun = True
+    first.put(list(answer_ids("one")))
+    first.end()
+
+    async def read() -> None:
+        async for _ in stream:
+            pass
+
+    asyncio.run(asyncio.wait_for(read(), 20))
+    reasons = [one.finish_reason for one in stream.reply.candidates]
+    assert reasons == ["stop", "timeout"]
