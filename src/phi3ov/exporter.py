@@ -152,7 +152,7 @@ def export_model(
                 _collect_files(job.checkpoint, work / "converted", work / "made")
                 phases.begin("verify")
                 weights = _verify(job, work / "made")
-                put_into_place(work / "made", target, work)
+                put_into_place(work / "made", target, work, overwrite=overwrite)
             except Phi3OVError:
                 raise
             except Exception as error:

@@ -174,8 +174,23 @@ def describe_free_disk(target: Path) -> str:
     return ""
 
 
-def put_into_place(made: Path, target: Path, work: Path) -> None:
-    """Rename ``made`` to ``target``, an artifact that was there before going first."""
+def put_into_place(made: Path, target: Path, work: Path, *, overwrite: bool) -> None:
+    """Rename ``made`` to ``target``, an artifact that was there before going first.
+
+    What is there is looked at again: something may have come while the export worked, and
+    ``new/../file`` is found only once ``new`` has been made.
+
+    Raises:
+        ExportError: As `check_target`.
+        OSError: It could not be renamed; what was there before is there again.
+    """
+    check_target(target, overwrite=overwrite)
+    before = work / "replaced"
     if target.exists():
-        os.replace(target, work / "replaced")
-    os.replace(made, target)
+        os.replace(target, before)
+    try:
+        os.replace(made, target)
+    except OSError:
+        if before.exists():
+            os.replace(before, target)
+        raise
