@@ -24,8 +24,8 @@ MOST_CHARACTERS = 20_000
 """The longest expression."""
 _DEEPEST = 50
 
-ANY: Ranges = ((0, 0xD7FF), (0xE000, 0x10FFFF))
-"""Every character of Unicode; surrogates are none."""
+ANY: Ranges = ((1, 0xD7FF), (0xE000, 0x10FFFF))
+"""Every character that can be written: surrogates are none, and genai's matcher drops NUL."""
 DIGIT: Ranges = ((0x30, 0x39),)
 WORD: Ranges = ((0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A))
 SPACE: Ranges = ((0x09, 0x0D), (0x20, 0x20))
@@ -77,14 +77,27 @@ def characters(ranges: Ranges) -> str:
 
 
 def literal(text: str) -> str:
-    r"""Return the grammar's string for ``text``.
+    r"""Return the grammar's string for ``text``, or several in a row.
+
+    A character that is not printable ASCII has one of its own: genai writes the grammar anew, with
+    such characters as ``\x..``, and takes hexadecimal digits behind them for part of that.
 
     Example:
-        >>> print(literal('a"'))
-        "a\u0022"
+        >>> print(literal('a"'), literal("aéb"))
+        "a\u0022" "a" "\u00e9" "b"
+
+    Raises:
+        OptionError: It holds NUL, which genai's matcher drops.
     """
-    spelt = (one if one.isascii() and one.isalnum() else _escape(ord(one)) for one in text)
-    return f'"{"".join(spelt)}"'
+    if "\0" in text:
+        raise OptionError(f"{text[:60]!r} holds the character NUL, which no answer can hold.")
+    pieces = re.findall(r"[ -~]+|[^ -~]", text) or [""]
+    return " ".join(f'"{"".join(map(_spell, piece))}"' for piece in pieces)
+
+
+def _spell(character: str) -> str:
+    plain = character.isascii() and character.isalnum()
+    return character if plain else _escape(ord(character))
 
 
 def rules(answer: str, others: Mapping[str, str] | None = None) -> str:
