@@ -76,8 +76,9 @@ $(DOCS)/.installed: requirements/docs.txt
 	$(DOCS_BIN)/python -m pip install --quiet --requirement requirements/docs.txt
 	@echo ok > $(DOCS)/.installed
 
+# Not --quiet: that hides the warnings from --strict as well.
 docs: $(DOCS)/.installed
-	NO_MKDOCS_2_WARNING=1 $(DOCS_BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(DOCS_BIN)/python -m mkdocs build --strict
 
 dist: install
 	rm -rf dist

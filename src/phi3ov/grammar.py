@@ -92,12 +92,8 @@ def literal(text: str) -> str:
     if "\0" in text:
         raise OptionError(f"{text[:60]!r} holds the character NUL, which no answer can hold.")
     pieces = re.findall(r"[ -~]+|[^ -~]", text) or [""]
-    return " ".join(f'"{"".join(map(_spell, piece))}"' for piece in pieces)
-
-
-def _spell(character: str) -> str:
-    plain = character.isascii() and character.isalnum()
-    return character if plain else _escape(ord(character))
+    spelt = (re.sub(r"[^0-9A-Za-z]", lambda one: _escape(ord(one[0])), one) for one in pieces)
+    return " ".join(f'"{one}"' for one in spelt)
 
 
 def rules(answer: str, others: Mapping[str, str] | None = None) -> str:

@@ -73,18 +73,6 @@ def build(source: Path, target: Path, kind: str) -> Path:
     return made
 
 
-def make_environment(folder: Path) -> Path:
-    """Make an empty environment, and return its interpreter."""
-    venv.create(folder, with_pip=True)
-    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-
-
-def site_packages(python: Path) -> Path:
-    """Return where an environment's packages are."""
-    ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    return Path(run(python, "-c", ask).strip())
-
-
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from the repository."""
@@ -96,10 +84,13 @@ def installed(
     request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Installed:
     """A fresh environment with the wheel, its dependencies at one end of what is allowed."""
-    python = make_environment(tmp_path_factory.mktemp("install") / "venv")
+    folder = tmp_path_factory.mktemp("install")
+    venv.create(folder / "venv", with_pip=True)
+    python = folder / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     pip = (python, "-m", "pip", "install", "--quiet", "--constraint")
     run(*pip, REPOSITORY / "requirements" / f"{request.param}.txt", wheel)
-    files = [path for path in site_packages(python).rglob("*") if not path.is_dir()]
+    site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+    files = [path for path in Path(site).rglob("*") if not path.is_dir()]
     size = sum(path.lstat().st_size for path in files)
     tools = ("pytest", "pytest-timeout", "hypothesis", "jinja2")
     run(*pip, REPOSITORY / "requirements" / "dev.txt", *tools)
@@ -203,7 +194,7 @@ def test_the_development_set_lacks_only_what_it_leaves_out_on_purpose() -> None:
 
 
 def test_the_lowest_versions_are_the_bounds_of_pyproject() -> None:
-    """The lowest*.txt pin exactly the lower bounds, so that what is allowed is tested."""
+    """The lowest*.txt pin exactly the lower bounds; lowest.txt is what the wheel is tested at."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lowest = _pins("lowest-export")
     for extra in project["optional-dependencies"].values():

@@ -229,7 +229,7 @@ def test_engines_without_grammars_refuse(
 def test_every_character_of_a_choice_comes_out_before_any_digit(
     artifacts: dict[str, Path], load: LoadModel
 ) -> None:
-    """The spelling that genai gives a grammar takes digits behind such characters for part of them."""
+    """The way genai spells a grammar takes digits behind such a character for part of it."""
     model = load(artifacts["byte-level"])
     digits = "0123456789abcdefABCDEF"
     for first in range(1, 0x180, 0x40):
