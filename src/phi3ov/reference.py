@@ -21,6 +21,7 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from phi3ov.artifact import MANIFEST_NAME
 from phi3ov.errors import ExportError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -199,9 +200,10 @@ def _refuse_existing(target: Path, *, overwrite: bool) -> None:
     except (OSError, ValueError):
         config = None
     made_here = isinstance(config, dict) and config.get("model_type") == "phi3" and MARKER in config
-    if target.is_symlink() or not made_here:
+    exported = (target / MANIFEST_NAME).exists()  # an export has the checkpoint's config.json, too
+    if target.is_symlink() or not made_here or exported:
         raise ExportError(
-            f"{target} is not a reference checkpoint (no {MARKER!r} in its config.json), so "
+            f"{target} is not a reference checkpoint ({MARKER!r} in its config.json and no manifest), so "
             "overwrite=True does not replace it. Choose another folder."
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from importlib import metadata
 from itertools import pairwise
@@ -274,6 +275,14 @@ def test_overwrite_never_replaces_what_it_did_not_make(tmp_path: Path, config: s
     with pytest.raises(ExportError, match="is not a reference checkpoint"):
         build_reference(tmp_path, overwrite=True)
     assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_overwrite_never_replaces_an_export(tmp_path: Path, reference_export: Path) -> None:
+    """An export of the reference has the checkpoint's config.json, and is hours of somebody's."""
+    target = shutil.copytree(reference_export, tmp_path / "export")
+    with pytest.raises(ExportError, match="not a reference checkpoint"):
+        build_reference(target, overwrite=True)
+    assert (target / "openvino_model.bin").is_file()
 
 
 def test_overwrite_replaces_a_reference(tmp_path: Path, reference_checkpoint: Path) -> None:
