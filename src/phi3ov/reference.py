@@ -203,8 +203,8 @@ def _refuse_existing(target: Path, *, overwrite: bool) -> None:
     exported = (target / MANIFEST_NAME).exists()  # an export has the checkpoint's config.json, too
     if target.is_symlink() or not made_here or exported:
         raise ExportError(
-            f"{target} is not a reference checkpoint ({MARKER!r} in its config.json and no manifest), so "
-            "overwrite=True does not replace it. Choose another folder."
+            f"{target} is not a reference checkpoint ({MARKER!r} in its config.json, and no "
+            "manifest), so overwrite=True does not replace it. Choose another folder."
         )
 
 
