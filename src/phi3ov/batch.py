@@ -181,7 +181,7 @@ class Batch:
             self._end(job, error)
             return
         self._open[job.index] = (job, stream)
-        stream.add_listener(lambda: self._news.put(job.index))
+        stream._add_listener(lambda: self._news.put(job.index))
         self._news.put(job.index)
 
     def _read(self) -> None:
@@ -197,7 +197,7 @@ class Batch:
                 continue
             job, stream = self._open[one]
             try:
-                if not stream.read_ready():
+                if not stream._read_ready():
                     continue
                 outcome: Reply | Phi3OVError = stream.reply
             except Phi3OVError as error:

@@ -141,8 +141,8 @@ class Phi3Chat:
 
         self._open_turn()
         try:
-            prompt_ids, plan = self.model.plan(fit_prompt, chosen)
-            return self.model.start(
+            prompt_ids, plan = self.model._plan(fit_prompt, chosen)
+            return self.model._start(
                 prompt_ids, plan, chosen, on_end=end_turn, on_abort=self._turn_is_open.release
             )
         except BaseException:

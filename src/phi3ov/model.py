@@ -240,10 +240,10 @@ class Phi3Model:
 
     def _start_alone(self, prompt_ids: list[int], options: GenerationOptions) -> ReplyStream:
         """Start an answer to ``prompt_ids`` that belongs to no chat."""
-        ids, plan = self.plan(_whole_prompt(prompt_ids), options)
-        return self.start(ids, plan, options)
+        ids, plan = self._plan(_whole_prompt(prompt_ids), options)
+        return self._start(ids, plan, options)
 
-    def plan(
+    def _plan(
         self, fit_prompt: FitPrompt, options: GenerationOptions
     ) -> tuple[list[int], ReplyPlan]:
         """Make prompt and answer fit the context as ``options.on_overflow`` says; for `Phi3Chat`.
@@ -282,7 +282,7 @@ class Phi3Model:
             shape=options.shape(),
         )
 
-    def start(
+    def _start(
         self,
         prompt_ids: list[int],
         plan: ReplyPlan,
@@ -291,7 +291,7 @@ class Phi3Model:
         on_end: Callable[[Reply, bool], None] = lambda _reply, _keep: None,
         on_abort: Callable[[], None] = lambda: None,
     ) -> ReplyStream:
-        """Start the answer that `plan` made room for; for `Phi3Chat`."""
+        """Start the answer that `_plan` made room for; for `Phi3Chat`."""
         request = TokenRequest(
             prompt_ids=tuple(prompt_ids),
             max_new_tokens=plan.max_new_tokens,

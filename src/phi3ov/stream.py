@@ -169,12 +169,12 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
                 return piece
         return None
 
-    def add_listener(self, wake: Callable[[], None]) -> None:
-        """Call ``wake``, on another thread, whenever `read_ready` may find that it has ended."""
+    def _add_listener(self, wake: Callable[[], None]) -> None:
+        """Call ``wake``, on another thread, whenever `_read_ready` may find that it has ended."""
         for stream in (self, *self._others):
             stream._tokens.add_listener(wake, only_end=not stream._answer.stops_early)
 
-    def read_ready(self) -> bool:
+    def _read_ready(self) -> bool:
         """Read what has come, without waiting, and return whether the answer has ended.
 
         Raises:
@@ -274,7 +274,7 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
         for other in self._others:
             if wait:
                 other.drain()
-            elif not other.read_ready():
+            elif not other._read_ready():
                 return None
         replies = [other.reply for other in self._others]
         self._reply = replace(own, candidates=(own, *replies)) if replies else own

@@ -55,9 +55,9 @@ def open_stream(
     engine = FakeEngine([answer])
     model = make_model(engine)
     chosen = GenerationOptions().changed(options or {})
-    ids, plan = model.plan(lambda _turns: (list(PROMPT), 0), chosen)
+    ids, plan = model._plan(lambda _turns: (list(PROMPT), 0), chosen)
     ends = Ends() if ends is None else ends
-    stream = model.start(ids, plan, chosen, on_end=ends.on_end, on_abort=ends.on_abort)
+    stream = model._start(ids, plan, chosen, on_end=ends.on_end, on_abort=ends.on_abort)
     return stream, engine, model
 
 
@@ -187,12 +187,12 @@ def test_a_listener_is_called_when_the_answer_may_have_ended(
     gate = threading.Event()
     stream, engine, _model = open_stream(Answer(HELLO, gate=gate), options={"stop": stop})
     wakes: list[bool] = []
-    stream.add_listener(lambda: wakes.append(True))
+    stream._add_listener(lambda: wakes.append(True))
     gate.set()
     stream._tokens.wait_for_end()
     wait_for(lambda: len(wakes) >= calls)
     assert len(wakes) == calls  # before anything is read, which may cancel and so tell again
-    assert stream.read_ready()
+    assert stream._read_ready()
     engine.close()
 
 
@@ -385,8 +385,8 @@ def test_ctrl_c_while_waiting_cancels_the_answer(piece_by_piece: bool) -> None:
 
     ends = Ends()
     model = make_model(Once())  # type: ignore[arg-type]
-    ids, plan = model.plan(lambda _turns: (list(PROMPT), 0), GenerationOptions())
-    stream = model.start(ids, plan, GenerationOptions(), on_end=ends.on_end)
+    ids, plan = model._plan(lambda _turns: (list(PROMPT), 0), GenerationOptions())
+    stream = model._start(ids, plan, GenerationOptions(), on_end=ends.on_end)
     with pytest.raises(KeyboardInterrupt):
         next(stream) if piece_by_piece else stream.drain()
     assert stream.reply.finish_reason == "cancelled"
