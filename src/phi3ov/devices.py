@@ -31,7 +31,8 @@ class DeviceInfo:
 
     Attributes:
         name: OpenVINO's name, such as ``"GPU.0"``.
-        full_name: The device's own name, such as ``"Intel(R) Arc(TM) Graphics (iGPU)"``.
+        full_name: The device's own name, such as ``"Intel(R) Arc(TM) Graphics (iGPU)"``; where
+            OpenVINO fails to ask it, that and why.
         memory_bytes: Memory that it computes in; for a CPU the machine's. None if it does not
             say.
         precisions: Precisions that it computes in natively, as OpenVINO spells them.
@@ -103,6 +104,19 @@ def describe_devices(source: DeviceSource | None = None) -> list[DeviceInfo]:
 
 
 def _describe_device(name: str, source: DeviceSource) -> DeviceInfo:
+    try:
+        return _ask_device(name, source)
+    except RuntimeError as error:  # a broken driver must not keep the other devices from use
+        why = str(error).strip().splitlines()[-1:] or ["no reason given"]
+        return DeviceInfo(
+            name=name,
+            full_name=f"a device that OpenVINO cannot ask: {why[0].strip()}",
+            memory_bytes=None,
+            precisions=(),
+        )
+
+
+def _ask_device(name: str, source: DeviceSource) -> DeviceInfo:
     supported = source.get_property(name, "SUPPORTED_PROPERTIES")
     kind = name.partition(".")[0]
     memory = None

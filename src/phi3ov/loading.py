@@ -20,7 +20,7 @@ from .prompt import ChatTokenizer
 from .reply import LoadTimings
 from .rope import choose_context
 from .runtime import RuntimeConfig
-from .speculation import Speculation
+from .speculation import DraftModel, PromptLookup, Speculation
 
 _LOGGER = logging.getLogger("phi3ov")
 
@@ -71,8 +71,7 @@ def load_model(
     Raises:
         ArtifactError: The folder is not what was exported; lists every problem.
         DeviceError: None of the devices is there, or compiling for them failed.
-        OptionError: ``limits``, ``context_tokens``, ``cache_bytes`` or an OpenVINO property is
-            not allowed.
+        OptionError: An argument or an OpenVINO property is not allowed.
         MissingDependencyError: The engine needs a package that is not installed.
         EngineCrashedError: The worker's process died while it loaded the model.
 
@@ -84,6 +83,12 @@ def load_model(
     started = time.perf_counter()
     if engine not in ENGINES:
         raise OptionError(f"engine={engine!r} is not one of {', '.join(map(repr, ENGINES))}.")
+    _require_type("config", config, RuntimeConfig)
+    _require_type("limits", limits, RequestLimits)
+    if speculation is not None:
+        _require_type("speculation", speculation, PromptLookup, DraftModel)
+    if adapter is not None:
+        _require_type("adapter", adapter, LoraAdapter)
     if engine != "worker" and limits.max_running not in (None, 1):
         raise OptionError(
             f"max_running={limits.max_running}: engine={engine!r} answers one request at a time. "
@@ -177,3 +182,9 @@ def _warm_up(model: Phi3Model) -> None:
 def _require_bytes(name: str, value: int | None) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
         raise OptionError(f"{name}={value!r} must be a number of bytes, at least 1, or None.")
+
+
+def _require_type(name: str, value: object, *types: type) -> None:
+    if not isinstance(value, types):
+        names = " or ".join(f"phi3ov.{one.__name__}" for one in types)
+        raise OptionError(f"{name}={value!r} is no {names}.")

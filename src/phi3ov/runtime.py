@@ -55,7 +55,7 @@ class RuntimeConfig:
 
     performance_hint: PerformanceHint = "LATENCY"
     num_streams: int = 1
-    cache_dir: Path | None = None
+    cache_dir: str | Path | None = None
     threads: int | None = None
     inference_precision: InferencePrecision | None = None
     kv_cache_precision: KVCachePrecision | None = None
@@ -68,6 +68,8 @@ class RuntimeConfig:
             _require_choice(
                 "inference_precision", self.inference_precision, get_args(InferencePrecision)
             )
+        if self.cache_dir is not None and not isinstance(self.cache_dir, (str, Path)):
+            raise OptionError(f"cache_dir={self.cache_dir!r} must be a path or None.")
         if self.kv_cache_precision is not None:
             _require_choice(
                 "kv_cache_precision", self.kv_cache_precision, get_args(KVCachePrecision)
@@ -79,7 +81,13 @@ class RuntimeConfig:
             _require_integer(
                 "dynamic_quantization_group_size", self.dynamic_quantization_group_size, least=0
             )
-        for name in self.properties:
+        object.__setattr__(self, "properties", MappingProxyType(dict(self.properties)))
+        for name, value in self.properties.items():
+            if not isinstance(name, str) or not isinstance(value, str):
+                raise OptionError(
+                    f"properties[{name!r}]={value!r}: OpenVINO's properties are given as strings, "
+                    f"such as {{{str(name)!r}: {str(value)!r}}}."
+                )
             if name in _FIELD_OF_PROPERTY:
                 raise OptionError(
                     f"properties[{name!r}] is what the field {_FIELD_OF_PROPERTY[name]} is for; "
@@ -102,7 +110,7 @@ class RuntimeConfig:
             "NUM_STREAMS": str(self.num_streams),
         }
         if self.cache_dir is not None:
-            properties["CACHE_DIR"] = str(self.cache_dir)
+            properties["CACHE_DIR"] = str(Path(self.cache_dir).absolute())
         if self.threads is not None:
             properties["INFERENCE_NUM_THREADS"] = str(self.threads)
         if self.inference_precision is not None:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+import phi3ov
 from phi3ov import EngineCrashedError, Message, Phi3Chat
+from phi3ov.artifact import MODEL_BIN
 from phi3ov.engine import EngineName
 from phi3ov.engine.worker import WorkerEngine
 
 from .conftest import LoadModel, Zoo
-from .test_worker import is_running, kill, pid_of, wait_until
+from .test_worker import is_running, kill, pid_of, start, wait_until
 from .truth import prompt_text
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills with POSIX signals")
@@ -89,6 +93,68 @@ def test_a_batch_survives_the_death_of_its_worker(zoo: Zoo, load: LoadModel) -> 
             kill(model)
         answers[result.index] = result.reply.token_ids
     assert [answers[index] for index in range(12)] == expected
+
+
+_FAILING_STEP = """
+from phi3ov.engine.worker_batch import Batch
+
+step, steps = Batch.step, []
+
+def fail_once(batch):
+    steps.append(None)
+    if len(steps) > 60:
+        raise RuntimeError("Check failed in native code")
+    return step(batch)
+
+Batch.step = fail_once
+"""
+
+
+def test_an_exception_in_the_workers_step_is_a_crash_that_tells_why(
+    zoo: Zoo, load: LoadModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Open answers keep their partial text, and the next request starts a new child."""
+    (tmp_path / "sitecustomize.py").write_text(_FAILING_STEP, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    model = load(zoo.artifact(ROW), engine="worker", warm_up=False)
+    with pytest.raises(EngineCrashedError, match="Check failed in native code") as raised:
+        model.complete("abc", max_new_tokens=200)
+    assert raised.value.partial_text
+    monkeypatch.delenv("PYTHONPATH")
+    assert len(model.complete("abc", max_new_tokens=100).token_ids) == 100
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks the system what is mapped")
+@pytest.mark.parametrize("engine", ["pipeline", "paged", "transformers"])
+def test_a_closed_model_lets_its_weights_go(engine: EngineName, zoo: Zoo) -> None:
+    """While the closed model is still held, as a service holds the one that it replaces."""
+    weights = zoo.artifact(ROW) / MODEL_BIN
+
+    def mapped() -> bool:
+        return str(weights.resolve()) in Path("/proc/self/maps").read_text(encoding="utf-8")
+
+    gc.collect()  # what earlier tests left in cycles
+    assert not mapped()
+    model = phi3ov.load_model(zoo.artifact(ROW), device="CPU", engine=engine)
+    reply = model.complete("abc", max_new_tokens=4)
+    assert mapped()
+    model.close()
+    assert not mapped()
+    assert len(reply.token_ids) == 4
+
+
+@pytest.mark.parametrize("engine", ["pipeline", "worker"])
+def test_clearing_the_cache_clears_what_was_queued_before_it(
+    engine: EngineName, zoo: Zoo, load: LoadModel
+) -> None:
+    """It takes its turn, so that nothing of the requests before it is left."""
+    model = load(zoo.artifact(ROW), engine=engine)
+    prompt = prompt_text(100, 3)
+    first = start(model, prompt_text(20), 400)
+    second = start(model, prompt, 4)
+    model.clear_cache()
+    assert first.drain().finish_reason == second.drain().finish_reason == "length"
+    assert model.complete(prompt, max_new_tokens=4).usage.cached_tokens == 0
 
 
 def test_close_while_threads_generate(zoo: Zoo, load: LoadModel) -> None:

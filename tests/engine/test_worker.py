@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from phi3ov import (
     QueueFullError,
     StateError,
 )
-from phi3ov.engine import EngineSetup, TokenRequest, TokenStream, worker_protocol
+from phi3ov.engine import EngineSetup, TokenRequest, TokenStream, worker_child, worker_protocol
 from phi3ov.engine.pinned import pinned_folder
 from phi3ov.engine.worker import WorkerEngine
 from phi3ov.rope import ContextChoice
@@ -266,6 +267,21 @@ def request(max_new_tokens: int, seed: int = 0) -> TokenRequest:
     """Ask for random ids to be continued; nothing stops the answer before its limit."""
     ids = tuple(prompt_text(40, seed).encode())
     return TokenRequest(prompt_ids=ids, max_new_tokens=max_new_tokens, stop_ids=frozenset())
+
+
+def test_a_request_that_fits_no_line_is_refused_and_the_others_go_on(
+    zoo: Zoo, load: LoadModel
+) -> None:
+    """The child would refuse the line, end, and take everybody's answer with it."""
+    model = load(zoo.artifact(ROW), engine="worker")
+    other = start(model, prompt_text(20), FAR)
+    grammar = "answer ::= " + "|".join(['"a"'] * 2_500_000)
+    request = TokenRequest(prompt_ids=(1,), max_new_tokens=4, stop_ids=frozenset(), grammar=grammar)
+    before = pid_of(model)
+    with pytest.raises(phi3ov.OptionError, match=r"takes \d+ bytes"):
+        model._engine.submit(request)
+    assert len(other.drain().token_ids) == FAR
+    assert pid_of(model) == before
 
 
 def test_closing_ends_streams_and_child(zoo: Zoo, load: LoadModel) -> None:
@@ -575,7 +591,7 @@ assert os.read(0, 10) == b""
 def test_the_child_ends_when_its_parent_talks_nonsense(sent: str) -> None:
     """It neither goes on nor hangs; so a stranger who starts it by hand sees why it does not."""
     done = subprocess.run(
-        [sys.executable, "-m", "phi3ov.engine.worker_process"],
+        [sys.executable, "-c", worker_child._START, str(Path(phi3ov.__file__).parents[1])],
         check=False,
         capture_output=True,
         text=True,
@@ -613,6 +629,33 @@ def test_output_at_interpreter_start_does_not_reach_the_protocol(
     assert isinstance(engine, WorkerEngine)
     log = engine._state.living_child()._log
     wait_until(lambda: {"native noise", "python noise"} <= set(log))
+
+
+@pytest.mark.parametrize("how", ["safe path", "shadowed modules"])
+def test_the_child_starts_whatever_lies_beside_phi3ov(
+    how: str, zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packages beside it that are called like Python's own, and PYTHONSAFEPATH, do no harm."""
+    if how == "safe path":
+        monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    packages = tmp_path / "packages"
+    shutil.copytree(Path(phi3ov.__file__).parent, packages / "phi3ov")
+    for name in ("queue", "typing", "dataclasses", "json"):
+        (packages / f"{name}.py").write_text("raise RuntimeError('shadowed')\n", encoding="utf-8")
+    script = f"""
+import sys
+sys.path.append({str(packages)!r})
+sys.path[:] = [one for one in sys.path if one != {str(Path(phi3ov.__file__).parents[1])!r}]
+sys.meta_path[:] = [one for one in sys.meta_path if "editable" not in repr(one)]
+import phi3ov
+assert phi3ov.__file__.startswith({str(packages)!r}), phi3ov.__file__
+with phi3ov.load_model({str(zoo.artifact(ROW))!r}, device="CPU", engine="worker") as model:
+    print(model.complete("abc", max_new_tokens=4).usage.completion_tokens)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=False, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.stdout == "4\n", done.stderr
 
 
 @pytest.mark.parametrize("who", ["child", "parent"])

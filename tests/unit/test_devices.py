@@ -53,6 +53,21 @@ def test_devices_are_described_as_far_as_they_say() -> None:
     assert (npu.full_name, npu.memory_bytes, npu.precisions) == ("AI Boost", None, ())
 
 
+def test_a_device_whose_driver_is_broken_keeps_no_other_from_use() -> None:
+    """OpenVINO lists it and fails to ask it anything; the others are described as ever."""
+
+    class Broken(FakeCore):
+        def get_property(self, device_name: str, name: str, /) -> Any:
+            if device_name == "GPU":
+                raise RuntimeError("Exception from src/gpu.cpp:81:\nclInit failed")
+            return super().get_property(device_name, name)
+
+    cpu, gpu, npu = describe_devices(Broken())
+    assert (cpu.full_name, npu.full_name) == ("Intel CPU", "AI Boost")
+    assert gpu.full_name == "a device that OpenVINO cannot ask: clInit failed"
+    assert (gpu.memory_bytes, gpu.precisions) == (None, ())
+
+
 def test_each_refusal_is_kept_with_its_reason() -> None:
     """A device that is not there and one that failed, in the order of preference."""
     choice = choose_device(("GPU.1", "npu", "CPU"), MACHINE, failed={"NPU": "no driver"})
@@ -147,6 +162,24 @@ def test_an_engine_that_fails_to_warm_up_is_closed(
     with pytest.raises(phi3ov.StateError, match="closed"):
         engine.submit(engine.requests[0])
     assert opened == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("speculation", "prompt_lookup"),
+        ("adapter", "adapters/mine"),
+        ("config", {"threads": 2}),
+        ("limits", 4),
+    ],
+)
+def test_an_argument_of_another_type_is_refused(
+    name: str, value: Any, opened: list[EngineSetup]
+) -> None:
+    """Not ignored, nor found out by an AttributeError: the message names it and its type."""
+    with pytest.raises(OptionError, match=f"{name}=.* is no phi3ov"):
+        phi3ov.load_model(Path("x"), **{name: value})
+    assert not opened
 
 
 @pytest.mark.parametrize("value", [0, -1, True, 1.5, "1"])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +14,15 @@ import pytest
 from phi3ov.engine import TokenRequest, TokenStream
 from phi3ov.engine.serial import SerialEngine
 from phi3ov.engine.worker_child import WorkerChild, WorkerStream
-from phi3ov.engine.worker_protocol import Cancel, Command, Submit
+from phi3ov.engine.worker_protocol import (
+    Cancel,
+    Command,
+    Forget,
+    Progress,
+    Submit,
+    decode_command,
+    encode,
+)
 
 ASKED = TokenRequest(prompt_ids=(1,), max_new_tokens=1, stop_ids=frozenset())
 
@@ -61,8 +71,8 @@ def test_ctrl_c_while_a_request_is_queued_leaves_the_engine_in_order(
 
 def test_a_cancellation_that_overtakes_its_request_reaches_the_child() -> None:
     """Cancelled by another thread after the look and before the sending."""
-    child = WorkerChild.__new__(WorkerChild)
-    outbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+    child = unstarted_child(limit=1)
+    outbox = child.outbox
 
     class Racing(WorkerStream):
         looked = False
@@ -76,10 +86,100 @@ def test_a_cancellation_that_overtakes_its_request_reaches_the_child() -> None:
             return True
 
     stream = Racing(ASKED, 1, outbox, timeout_seconds=None)
-    child.outbox, child.streams = outbox, {1: stream}
-    child._limit, child._sent, child._unsent = 1, set(), deque([1])
-    child._lock = threading.RLock()
+    child.streams[1] = stream
+    child._unsent.append((1, encode(Submit(number=1, request=ASKED))))
     child._send_more()
-    said = [outbox.get_nowait() for _ in range(outbox.qsize())]
+    said = commands_in(outbox)
     assert isinstance(said[0], Submit)
     assert Cancel(number=1) in said[1:]
+
+
+def test_forgetting_the_cache_takes_its_turn_among_the_requests() -> None:
+    """Those that wait in the parent for room go first, or their cache would outlive it."""
+    child = unstarted_child(limit=1)
+    for number in (1, 2):
+        child.submit(number, ASKED, None)
+    child.forget_cache()
+    child.submit(3, ASKED, None)
+    for number in (1, 2, 3):
+        child._advance(Progress(number=number, token_ids=(7,), ended=True))
+    said = commands_in(child.outbox)
+    assert [getattr(one, "number", None) for one in said] == [1, 2, None, 3]
+    assert isinstance(said[2], Forget)
+
+
+def test_work_for_an_engines_thread_takes_its_turn_among_the_requests() -> None:
+    """After those that were queued before it; one that was given up is not done."""
+    done: list[object] = []
+    go_on = threading.Event()
+
+    def run(stream: TokenStream) -> None:
+        go_on.wait(20)
+        done.append(stream.request.max_new_tokens)
+
+    engine = SerialEngine(run, name="test")
+    requests = [replace(ASKED, max_new_tokens=number) for number in (1, 2, 3)]
+    for request in requests[:2]:
+        engine.submit(request)
+    worker = threading.Thread(target=engine._do, args=(lambda: done.append("work"),))
+    worker.start()
+    while len(engine._state.waiting) < 2:  # the first runs
+        time.sleep(0.001)
+    last = engine.submit(requests[2])
+    go_on.set()
+    worker.join()
+    assert list(last) == []
+    assert done == [1, 2, "work", 3]
+    engine.close()
+
+
+def test_a_closed_engine_frees_its_model_at_the_end_of_its_thread() -> None:
+    """After what runs, on the thread that owns the model, once."""
+    freed: list[str] = []
+    engine = SerialEngine(
+        answer, free=lambda: freed.append(threading.current_thread().name), name="test"
+    )
+    assert list(engine.submit(ASKED)) == [[7]]
+    assert freed == []
+    engine.close()
+    engine.close()
+    assert freed == ["phi3ov-test"]
+
+
+def test_a_listener_that_fails_ends_neither_the_answer_nor_the_engine(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is called on the engine's thread, which serves others as well; the log has it."""
+    go_on = threading.Event()
+
+    def run(stream: TokenStream) -> None:
+        go_on.wait(20)
+        stream.put([7])
+
+    def fail() -> None:
+        raise ValueError("of a listener")
+
+    engine = SerialEngine(run, name="test")
+    stream = engine.submit(ASKED)
+    stream.add_listener(fail)
+    stream.add_listener(fail, only_end=True)
+    go_on.set()
+    assert list(stream) == [[7]]
+    assert list(engine.submit(ASKED)) == [[7]]
+    assert "of a listener" in caplog.text
+    engine.close()
+
+
+def unstarted_child(*, limit: int) -> WorkerChild:
+    """Return the parent's side of a worker without a process, to see what it would say."""
+    child = WorkerChild.__new__(WorkerChild)
+    child.outbox, child.streams = queue.SimpleQueue(), {}
+    child._limit, child._sent, child._unsent = limit, set(), deque()
+    child._lock = threading.RLock()
+    return child
+
+
+def commands_in(outbox: queue.SimpleQueue[bytes | None]) -> list[Command]:
+    """Return what was said to the child."""
+    lines = [outbox.get_nowait() for _ in range(outbox.qsize())]
+    return [decode_command(line) for line in lines if line is not None]

@@ -8,6 +8,7 @@ To add an engine, write a class with the methods of `Engine` and name it in `ENG
 from __future__ import annotations
 
 import importlib
+import logging
 import queue
 import threading
 import time
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from ..rope import ContextChoice
     from ..runtime import RuntimeConfig
     from ..speculation import Speculation
+
+_LOGGER = logging.getLogger("phi3ov")
 
 EngineName = Literal["pipeline", "worker", "paged", "transformers"]
 
@@ -237,13 +240,19 @@ class TokenStream(Iterator[list[int]]):
 
     def _tell(self, chunk: list[int] | BaseException | None) -> None:
         self._chunks.put(chunk)
-        for wake in tuple(self._listeners):
-            wake()
+        _wake_all(self._listeners)
 
     def _tell_end(self) -> None:
         self._over.set()
-        for wake in tuple(self._end_listeners):
+        _wake_all(self._end_listeners)
+
+
+def _wake_all(listeners: Sequence[Callable[[], None]]) -> None:
+    for wake in tuple(listeners):
+        try:
             wake()
+        except Exception:  # the engine's thread serves others, too
+            _LOGGER.exception("A listener of a stream failed.")
 
 
 class Engine(Protocol):

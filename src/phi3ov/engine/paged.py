@@ -7,20 +7,13 @@ with, to the token. For what the default engine does faster or besides, see ``pi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import (
-    DeviceError,
-    GenerationError,
-    OptionError,
-    Phi3OVError,
-    RestoreError,
-    StateError,
-)
+from ..errors import DeviceError, OptionError, RestoreError
 from . import TokenRequest, TokenStream
 from .kv_cache_file import CacheFile, CacheOrigin, write_cache
 from .paged_model import BLOCK_TOKENS, PagedModel
@@ -65,8 +58,8 @@ class PagedEngine(SerialEngine):
         runner = _Runner(model)
         self._runner = runner
         self._context_tokens = context.tokens
-        self._vocabulary_size = artifact.config.get("vocab_size", 32064)
-        super().__init__(runner.run, name="paged", limits=setup.limits)
+        self._vocabulary_size = artifact.vocabulary_size
+        super().__init__(runner.run, free=runner.free, name="paged", limits=setup.limits)
 
     def submit(
         self, request: TokenRequest, *, timeout_seconds: float | None = None, wait: bool = False
@@ -112,40 +105,6 @@ class PagedEngine(SerialEngine):
         """Empty the cache, after the requests before this call."""
         self._do(self._runner.forget)
 
-    def _do(self, work: Callable[[], None]) -> None:
-        """Do ``work`` on the engine's thread, after the requests before it."""
-        task = _Task(work)
-        self._enqueue(task, wait=True)
-        try:
-            for _ in task:
-                pass
-        except BaseException:  # Ctrl-C while waiting
-            task.cancel()
-            raise
-        if isinstance(task.error, (Phi3OVError, OSError)):
-            raise task.error
-        if task.error is not None:
-            raise GenerationError(f"The engine failed: {task.error}") from task.error
-        if not task.done:
-            raise StateError("The model was closed meanwhile.")
-
-
-class _Task(TokenStream):
-    """Work for the engine's thread that takes its turn among the requests."""
-
-    def __init__(self, work: Callable[[], None]) -> None:
-        super().__init__(TokenRequest(prompt_ids=(), max_new_tokens=0, stop_ids=frozenset()))
-        self._work = work
-        self.done = False
-        self.error: BaseException | None = None
-
-    def run(self) -> None:
-        try:
-            self._work()
-        except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits
-            self.error = error
-        self.done = True
-
 
 class _Runner:
     """Owns the native model and its cache; lives on the engine's thread once it is built."""
@@ -154,11 +113,12 @@ class _Runner:
         self._model = model
         self._cached_ids: list[int] = []  # what the cache holds
 
+    def free(self) -> None:
+        """Give the model and its cache back; nothing may follow."""
+        del self._model
+
     def run(self, stream: TokenStream) -> None:
         """Generate for one stream; called on the engine's thread."""
-        if isinstance(stream, _Task):
-            stream.run()
-            return
         request = stream.request
         stream.cached_tokens = self._keep(request.prompt_ids, len(request.prompt_ids) - 1)
         self._model.reserve(

@@ -94,18 +94,18 @@ class PagedModel:
 
     def _allocate(self, blocks: int, *, keep: int) -> None:
         """Make all buffers so many ``blocks`` long; the first ``keep`` blocks stay."""
-        buffers = []
-        for tensor, old in zip(self.layout, self.buffers, strict=True):
-            new = _zeros(blocks, tensor.block_bytes)
+        # All of them before any is taken over: memory may run out in the middle.
+        buffers = tuple(_zeros(blocks, tensor.block_bytes) for tensor in self.layout)
+        for new, old in zip(buffers, self.buffers, strict=True):
             new[:keep] = old[:keep]
-            buffers.append(new)
+        for tensor, new in zip(self.layout, buffers, strict=True):
             shape = openvino.Shape([blocks, *tensor.block_shape])
             precision = getattr(openvino.Type, tensor.precision)
             # The request keeps the tensor, and the tensor its buffer.
             self._request.set_tensor(
                 tensor.name, openvino.Tensor(new.reshape(-1), shape, precision)
             )
-        self.buffers = tuple(buffers)
+        self.buffers = buffers
 
     def read(self, token_ids: Sequence[int], *, past: int) -> NDArray[np.float32]:
         """Read ``token_ids`` after the ``past`` tokens in the cache; there must be room.

@@ -106,7 +106,8 @@ def _link(weights: Path, link: Path) -> None:
             link.hardlink_to(weights)
         except OSError as error:
             raise OptionError(
-                f"engine='worker' needs a link to {weights} in {link.parent} to choose LongRoPE "
-                f"factors, and the system refuses one: {error}. Point TMPDIR (or TEMP) at a "
-                "folder on the model's own volume, or use engine='pipeline'."
+                "engine='worker' and a draft model need a link to the weights to choose LongRoPE "
+                f"factors, and the system refuses one to {weights} in {link.parent}: {error}. "
+                "Point TMPDIR (or TEMP) at a folder on the model's own volume, or use "
+                "engine='pipeline' without a draft model."
             ) from error

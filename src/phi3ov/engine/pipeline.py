@@ -8,7 +8,6 @@ templates nor tokenizes anything, and needs no tokenizer files.
 from __future__ import annotations
 
 import itertools
-import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,7 +57,9 @@ class PipelineEngine(SerialEngine):
             UnsupportedModelError: The rope factors of ``setup.context`` cannot be had.
         """
         self._runner = _Runner(setup)
-        super().__init__(self._runner.run, name="pipeline", limits=setup.limits)
+        super().__init__(
+            self._runner.run, free=self._runner.free, name="pipeline", limits=setup.limits
+        )
 
     def submit(
         self, request: TokenRequest, *, timeout_seconds: float | None = None, wait: bool = False
@@ -73,8 +74,11 @@ class PipelineEngine(SerialEngine):
         return super().submit(request, timeout_seconds=timeout_seconds, wait=wait)
 
     def forget_cache(self) -> None:
-        """Build the pipeline anew before the next request: genai cannot empty its cache."""
-        self._runner.stale.set()
+        """Build the pipeline anew, after the requests before this call.
+
+        genai cannot empty its cache.
+        """
+        self._do(self._runner.build)
 
 
 class _Runner:
@@ -82,12 +86,11 @@ class _Runner:
 
     Attributes:
         speculation: What is proposed for each pass.
-        stale: Set to have the pipeline built anew before the next request.
     """
 
     def __init__(self, setup: EngineSetup) -> None:
-        self.stale = threading.Event()
         self._setup = setup
+        self._pipeline: Any = None
         self._properties = device_properties(setup.config, openvino.Core(), setup.device)
         self._static = plan_static(setup) if is_npu(setup.device) else {}
         self.speculation = plan_speculation(setup)
@@ -104,10 +107,16 @@ class _Runner:
         self._model = open_pinned(setup.artifact, setup.context)  # must outlive the pipeline
         self._answers = itertools.count()
         self._leading_space = loses_first_space(setup.artifact.path)
-        self._build()
+        self.build()
 
-    def _build(self) -> None:
-        self._pipeline: Any = None  # frees the old one first
+    def free(self) -> None:
+        """Give the model and its cache back; nothing may follow."""
+        self._pipeline = None
+        del self._model
+
+    def build(self) -> None:
+        """Build the pipeline, with an empty cache; on failure the next request tries again."""
+        self._pipeline = None  # frees the old one first
         artifact, device = self._setup.artifact, self._setup.device
         scheduler = scheduler_config(self._pool.blocks, PREFILL_CHUNK_TOKENS)
         shape = self._static or {"scheduler_config": scheduler}
@@ -135,9 +144,8 @@ class _Runner:
 
     def run(self, stream: TokenStream) -> None:
         """Generate for one stream; called on the engine's thread."""
-        if self.stale.is_set() or self._pipeline is None:
-            self._build()
-            self.stale.clear()
+        if self._pipeline is None:
+            self.build()
         request = stream.request
         sequence = None  # a static pipeline keeps nothing between requests
         if not self._static:
@@ -150,7 +158,7 @@ class _Runner:
         try:
             result = self._pipeline.generate(prompt, config, streamer)
         except BaseException:
-            self.stale.set()  # what a failed request leaves in the cache is not known
+            self._pipeline = None  # what a failed request leaves in the cache is not known
             raise
         if sequence is not None:
             # With what came after the last id that was streamed, until genai saw it cancelled.

@@ -7,6 +7,7 @@ import logging
 import openvino
 import openvino.opset13 as ops
 
+from ..errors import DeviceError
 from ..runtime import RuntimeConfig
 
 _LOGGER = logging.getLogger("phi3ov")
@@ -24,8 +25,13 @@ def device_properties(config: RuntimeConfig, core: openvino.Core, device: str) -
 
     Raises:
         OptionError: The caller set a property that the device does not take.
+        DeviceError: The device cannot be asked.
     """
-    chosen = config.to_properties(core.get_property(device, "SUPPORTED_PROPERTIES"))
+    try:
+        supported = core.get_property(device, "SUPPORTED_PROPERTIES")
+    except RuntimeError as error:
+        raise DeviceError(f"OpenVINO cannot ask device={device!r}: {error}") from error
+    chosen = config.to_properties(supported)
     if device == "CPU" and _takes_kept_kernels(core):
         return KEPT_KERNELS | chosen
     return chosen

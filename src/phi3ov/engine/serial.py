@@ -1,8 +1,8 @@
 """One request after the other, on a thread that owns the native model.
 
-`pipeline` and `transformers` both run one generation at a time, and both native objects break
-when two threads meet in them. So each is owned by one thread, which takes requests first come,
-first served, while callers wait on their own streams with the interpreter lock free.
+`pipeline`, `paged` and `transformers` run one generation at a time, and their native objects
+break when two threads meet in them. So each is owned by one thread, which takes requests first
+come, first served, while callers wait on their own streams with the interpreter lock free.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 
-from ..errors import QueueFullError, StateError
+from ..errors import GenerationError, Phi3OVError, QueueFullError, StateError
 from ..limits import RequestLimits
 from . import TokenRequest, TokenStream
 
@@ -30,14 +30,23 @@ class SerialEngine:
         self,
         run: RunRequest,
         *,
+        free: Callable[[], None] = lambda: None,
         name: str,
         limits: RequestLimits = RequestLimits(),  # noqa: B008 - immutable
     ) -> None:
-        """Start the thread; ``run`` is called on it for each request in turn."""
+        """Start the thread.
+
+        Args:
+            run: Called on it for each request in turn.
+            free: Called on it at its end: gives the model's memory back, which a caller may need
+                while something still holds the closed engine.
+            name: What the thread is called.
+            limits: How many requests may wait.
+        """
         self._state = _State()
         self._max_waiting = limits.max_waiting
         self._thread = threading.Thread(
-            target=_serve, args=(self._state, run), name=f"phi3ov-{name}", daemon=True
+            target=_serve, args=(self._state, run, free), name=f"phi3ov-{name}", daemon=True
         )
         self._thread.start()
         # Also at interpreter exit: a daemon thread must not be inside native code by then.
@@ -50,6 +59,23 @@ class SerialEngine:
         stream = TokenStream(request, timeout_seconds=timeout_seconds)
         self._enqueue(stream, wait=wait)
         return stream
+
+    def _do(self, work: Callable[[], None]) -> None:
+        """Do ``work`` on the engine's thread, after the requests before it, and wait for it."""
+        task = _Task(work)
+        self._enqueue(task, wait=True)
+        try:
+            for _ in task:
+                pass
+        except BaseException:  # Ctrl-C while waiting
+            task.cancel()
+            raise
+        if isinstance(task.error, (Phi3OVError, OSError)):
+            raise task.error
+        if task.error is not None:
+            raise GenerationError(f"The engine failed: {task.error}") from task.error
+        if not task.done:
+            raise StateError("The model was closed meanwhile.")
 
     def _enqueue(self, stream: TokenStream, *, wait: bool) -> None:
         state = self._state
@@ -71,6 +97,23 @@ class SerialEngine:
         self._finalizer()
 
 
+class _Task(TokenStream):
+    """Work for the engine's thread that takes its turn among the requests."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        super().__init__(TokenRequest(prompt_ids=(), max_new_tokens=0, stop_ids=frozenset()))
+        self._work = work
+        self.done = False
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits
+            self.error = error
+        self.done = True
+
+
 class _State:
     """What engine and thread share; the thread must not keep the engine itself alive."""
 
@@ -86,19 +129,23 @@ class _State:
         return (self.current is not None) + sum(not one.cancelled for one in self.waiting)
 
 
-def _serve(state: _State, run: RunRequest) -> None:
+def _serve(state: _State, run: RunRequest, free: Callable[[], None] = lambda: None) -> None:
     while True:
         state.wake.get()
         with state.lock:
             if state.closing:
-                return
+                break
             if not state.waiting:  # Ctrl-C came before it was queued
                 continue
             stream = state.current = state.waiting.popleft()
             stream.begun = True
         error: BaseException | None = None
         try:
-            if not stream.cancelled:
+            if stream.cancelled:
+                pass
+            elif isinstance(stream, _Task):
+                stream.run()
+            else:
                 run(stream)
         except BaseException as raised:  # noqa: BLE001 - it belongs to whoever reads the stream
             error = raised
@@ -106,6 +153,7 @@ def _serve(state: _State, run: RunRequest) -> None:
         with state.lock:  # `_shut_down` looks at it twice
             state.current = None
         del stream  # an idle thread must not keep the last answer's stream alive
+    free()
 
 
 def _shut_down(state: _State, thread: threading.Thread) -> None:

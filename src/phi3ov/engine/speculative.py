@@ -65,16 +65,28 @@ class SpeculationPlan:
 
     @contextmanager
     def properties(
-        self, device: str, properties: Mapping[str, str], *, context_tokens: int
+        self,
+        device: str,
+        properties: Mapping[str, str],
+        *,
+        context_tokens: int,
+        inside: str | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """Give what genai's pipeline is built with, the draft model pinned like the model."""
+        """Give what genai's pipeline is built with, the draft model pinned like the model.
+
+        Args:
+            device: Where the draft model runs, too.
+            properties: OpenVINO's properties.
+            context_tokens: The context.
+            inside: Where to make a temporary folder; None is the system's place.
+        """
         if self.draft_folder:
             import openvino_genai
 
             from .pinned import pinned_folder
 
             context = ContextChoice(tokens=context_tokens, factors=self.draft_factors)
-            with pinned_folder(Artifact.open(self.draft_folder), context) as folder:
+            with pinned_folder(Artifact.open(self.draft_folder), context, inside=inside) as folder:
                 yield {"draft_model": openvino_genai.draft_model(str(folder), device, **properties)}
         elif self.ngram_tokens:
             yield {"prompt_lookup": True}

@@ -41,8 +41,8 @@ class TransformersEngine(SerialEngine):
             speculation="reads one token per pass",
             adapter="takes no LoRA adapter",
         )
-        self._model = _load(setup)
-        super().__init__(_Runner(self._model).run, name="transformers", limits=setup.limits)
+        runner = _Runner(_load(setup))
+        super().__init__(runner.run, free=runner.free, name="transformers", limits=setup.limits)
 
     def submit(
         self, request: TokenRequest, *, timeout_seconds: float | None = None, wait: bool = False
@@ -111,6 +111,10 @@ class _Runner:
 
     def __init__(self, model: Any) -> None:
         self._model = model
+
+    def free(self) -> None:
+        """Give the model back; nothing may follow."""
+        del self._model
 
     def run(self, stream: TokenStream) -> None:
         """Generate for one stream; called on the engine's thread."""

@@ -24,7 +24,7 @@ from .npu import is_npu
 from .properties import device_properties
 from .speculative import plan_speculation
 from .worker_child import WorkerChild, WorkerStream
-from .worker_protocol import Forget, Load
+from .worker_protocol import Load
 
 if TYPE_CHECKING:
     from . import EngineSetup
@@ -120,7 +120,7 @@ class WorkerEngine:
         state = self._state
         with state.lock:
             if state.child is not None and state.child.usable:  # a new child has forgotten all
-                state.child.outbox.put(Forget())
+                state.child.forget_cache()
 
     def close(self) -> None:
         """End every stream and the child. May be called twice."""

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import IO, cast
 
 from .. import errors
-from ..errors import EngineCrashedError, GenerationError, Phi3OVError
+from ..errors import EngineCrashedError, GenerationError, OptionError, Phi3OVError
 from . import TokenRequest, TokenStream
 from .worker_protocol import (
+    MAX_LINE_BYTES,
     Cancel,
-    Command,
     Failed,
+    Forget,
     Load,
     Progress,
     ProtocolError,
@@ -37,6 +38,10 @@ _LOGGER = logging.getLogger("phi3ov")
 _PATIENCE_SECONDS = 2.0
 """How long a child that shall end has, before it is terminated and then killed."""
 _LAST_WORDS = 12
+_START = (  # phi3ov's folder last: what else is installed beside it must not shadow Python's own
+    "import sys; sys.path[:] = [*filter(None, sys.path), sys.argv[1]]; "
+    "from phi3ov.engine.worker_process import main; main()"
+)
 _MAX_WORDS_BYTES = 2000
 
 
@@ -47,7 +52,7 @@ class WorkerStream(TokenStream):
         self,
         request: TokenRequest,
         number: int,
-        outbox: queue.SimpleQueue[Command | None],
+        outbox: queue.SimpleQueue[bytes | None],
         *,
         timeout_seconds: float | None,
     ) -> None:
@@ -60,7 +65,7 @@ class WorkerStream(TokenStream):
         """Ask the child to stop; it does so within one step. For any thread."""
         if not self._cancelled:
             super().cancel()
-            self._outbox.put(Cancel(number=self._number))
+            self._outbox.put(encode(Cancel(number=self._number)))
 
 
 class WorkerChild:
@@ -79,34 +84,34 @@ class WorkerChild:
         """
         self.streams: dict[int, WorkerStream] = {}
         self.dead: bool = False
-        self.outbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self.outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()  # lines
         self._lock = lock
         self._limit = limit
         self._sent: set[int] = set()  # the child has them; numbers, as keys of `streams`
-        self._unsent: deque[int] = deque()
+        self._unsent: deque[tuple[int | None, bytes]] = deque()  # lines; a request's has a number
         self._loaded = threading.Event()
         self._failure: Phi3OVError | None = None
         self._log: deque[str] = deque(maxlen=_LAST_WORDS)
         with ExitStack() as stack:
-            if load.factors != "none":  # the child may be killed before it cleans up
+            if {load.factors, load.draft_factors} != {"none"}:  # it may die before it cleans up
                 made = tempfile.TemporaryDirectory(prefix="phi3ov-", ignore_cleanup_errors=True)
                 load = replace(load, work_folder=stack.enter_context(made))
             self.process: subprocess.Popen[bytes] = self._start_process()
             self._remove_work_folder = stack.pop_all().close
-        self.outbox.put(load)
+        self.outbox.put(encode(load))
         self._keeper = self._start_thread(self._keep_log)
         self._start_thread(self._write)
         self._reader = self._start_thread(self._read)
 
     def _start_process(self) -> subprocess.Popen[bytes]:
+        packages = Path(__file__).resolve().parents[2]  # where phi3ov is found
         try:
             return subprocess.Popen(
-                [sys.executable, "-S", "-m", "phi3ov.engine.worker_process"],
+                [sys.executable, "-S", "-c", _START, str(packages)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                # phi3ov is found there, even if the current folder has been removed
-                cwd=Path(__file__).resolve().parents[2],
+                cwd=packages,  # the current folder may have been removed
             )
         except OSError as error:
             raise EngineCrashedError(f"The worker process could not be started: {error}") from error
@@ -124,17 +129,33 @@ class WorkerChild:
 
     def open_requests(self) -> int:
         """Count what runs and what waits and is still wanted; called under the lock."""
-        return len(self._sent) + sum(not self.streams[number].cancelled for number in self._unsent)
+        waiting = (self.streams[number] for number, _ in self._unsent if number is not None)
+        return len(self._sent) + sum(not stream.cancelled for stream in waiting)
 
     def submit(
         self, number: int, request: TokenRequest, timeout_seconds: float | None
     ) -> WorkerStream:
-        """Send a request, or keep it until the child has room; called under the lock."""
+        """Send a request, or keep it until the child has room; called under the lock.
+
+        Raises:
+            OptionError: It does not fit a line.
+        """
+        line = encode(Submit(number=number, request=request))
+        if len(line) > MAX_LINE_BYTES:  # the child would end, and with it everybody's answer
+            raise OptionError(
+                f"The request takes {len(line)} bytes, and the worker takes {MAX_LINE_BYTES}: its "
+                "json_schema, regex or choices make a grammar that is too long. Give a shorter one."
+            )
         stream = WorkerStream(request, number, self.outbox, timeout_seconds=timeout_seconds)
         self.streams[number] = stream
-        self._unsent.append(number)
+        self._unsent.append((number, line))
         self._send_more()
         return stream
+
+    def forget_cache(self) -> None:
+        """Send that, too, in its turn; called under the lock."""
+        self._unsent.append((None, encode(Forget())))
+        self._send_more()
 
     def take_streams(self) -> list[WorkerStream]:
         """Return the open streams, for the caller to end, and forget them; under the lock."""
@@ -145,16 +166,19 @@ class WorkerChild:
 
     def _send_more(self) -> None:
         while self._unsent and len(self._sent) < self._limit:
-            number = self._unsent.popleft()
+            number, line = self._unsent.popleft()
+            if number is None:
+                self.outbox.put(line)
+                continue
             stream = self.streams[number]
             if stream.cancelled:
                 del self.streams[number]
                 stream.end()
             else:
                 self._sent.add(number)
-                self.outbox.put(Submit(number=number, request=stream.request))
+                self.outbox.put(line)
                 if stream.cancelled:  # just now, by another thread: its Cancel went ahead
-                    self.outbox.put(Cancel(number=number))
+                    self.outbox.put(encode(Cancel(number=number)))
 
     def wait_until_loaded(self) -> None:
         """Wait for the model; raises what the child or its death said instead."""
@@ -179,8 +203,8 @@ class WorkerChild:
         pipe = cast("IO[bytes]", self.process.stdin)
         try:
             with pipe:
-                while (command := self.outbox.get()) is not None:
-                    pipe.write(encode(command))
+                while (line := self.outbox.get()) is not None:
+                    pipe.write(line)
                     pipe.flush()
         except OSError:
             pass  # the child is gone, and `_read` sees to that
@@ -212,6 +236,8 @@ class WorkerChild:
         if isinstance(report, Ready):
             self._remove_work_folder()
             self._loaded.set()
+        elif isinstance(report, Failed) and self._loaded.is_set():
+            self._log.append(report.message)  # it ends, as from a crash: for the next a new child
         elif isinstance(report, Failed):
             self._failure = _translate(report)
         else:

@@ -1,4 +1,4 @@
-"""The worker engine's process: ``python -S -m phi3ov.engine.worker_process``.
+"""The worker engine's process: `main` of a Python that was started with ``-S``.
 
 It reads commands from stdin and writes reports to stdout (see ``worker_protocol.py``). Both
 are moved to private descriptors first, so that nothing a native library prints can get between;
@@ -185,7 +185,10 @@ def _open_pipeline(command: Load, speculation: SpeculationPlan, prompt_tokens: i
     inside = command.work_folder if made else None
     with pinned_folder(artifact, context, inside=inside) as folder:
         extra = speculation.properties(
-            command.device, command.properties, context_tokens=command.context_tokens
+            command.device,
+            command.properties,
+            context_tokens=command.context_tokens,
+            inside=inside,
         )
         try:
             with extra as speculative:
@@ -221,7 +224,3 @@ def _serve(batch: Batch, inbox: queue.SimpleQueue[Command], send: Send, parent: 
         progress = batch.step()
         if progress:
             send(Step(progress=tuple(progress)))
-
-
-if __name__ == "__main__":
-    main()
