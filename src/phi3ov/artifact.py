@@ -98,7 +98,7 @@ class Manifest:
             if unknown:
                 raise TypeError(f"unknown fields {sorted(unknown)}")
             return cls(**values)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, ArtifactError):
                 raise
             raise ArtifactError(f"{MANIFEST_NAME} cannot be read: {error!r}.") from error
@@ -149,6 +149,8 @@ checkpoint into it first: phi3ov.export_model(source, 'models/no-such-folder').
                 manifest = _describe_foreign(folder)
         except UnicodeDecodeError as error:
             raise ArtifactError(f"{manifest_path} is not UTF-8: {error}.") from error
+        except OSError as error:
+            raise ArtifactError(f"{folder} cannot be read: {error}.") from error
         problems = [
             problem
             for name, record in manifest.files.items()
@@ -158,8 +160,10 @@ checkpoint into it first: phi3ov.export_model(source, 'models/no-such-folder').
             raise ArtifactError(f"{folder} is not as it was exported:", problems=tuple(problems))
         try:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ArtifactError(f"{folder / 'config.json'} cannot be read: {error!r}.") from error
+        if not isinstance(config, dict):
+            raise ArtifactError(f"{folder / 'config.json'} holds no JSON object.")
         return cls(path=folder, manifest=manifest, config=config)
 
     @property
@@ -179,6 +183,11 @@ checkpoint into it first: phi3ov.export_model(source, 'models/no-such-folder').
             f"chat_format={self.manifest.chat_format!r} with system_messages="
             f"{self.manifest.system_messages!r} is none that this phi3ov knows."
         )
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of token ids that the model knows: rows of its embedding matrix."""
+        return vocabulary_size(self.config)
 
     @property
     def size_bytes(self) -> int:
@@ -254,6 +263,11 @@ def _describe_foreign(folder: Path) -> Manifest:
         versions={},
         files={},
     )
+
+
+def vocabulary_size(config: Mapping[str, Any]) -> int:
+    """Return the number of token ids of a checkpoint's ``config.json``, which may leave it out."""
+    return int(config.get("vocab_size", 32064))  # Phi3Config's own default
 
 
 def hash_file(path: Path) -> str:

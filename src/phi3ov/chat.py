@@ -19,6 +19,7 @@ from .generation import GenerationOptions, Options
 from .reply import Reply
 from .saved_chat import MOST_BYTES, SavedChat, Turn
 from .stream import ReplyStream
+from .text import AnswerText
 from .tools import Tool, describe_tools
 
 if TYPE_CHECKING:
@@ -295,8 +296,7 @@ class Phi3Chat:
         if saved.beginning_ids != self._beginning_ids:
             raise ValueError("beginning_ids are not those of the system message.")
         tokenizer = self.model.tokenizer
-        # Phi3Config's own default, which a config.json may leave out.
-        vocabulary_size = self.model.artifact.config.get("vocab_size", 32064)
+        vocabulary_size = self.model.artifact.vocabulary_size
         for number, turn in enumerate(saved.turns):
             before = (*tokenizer.encode_message(turn.user), *tokenizer.opening)
             after = tuple(tokenizer.closing)
@@ -307,6 +307,9 @@ class Phi3Chat:
                 0 <= one < vocabulary_size and one not in tokenizer.stop_tokens for one in answer
             ):
                 raise ValueError(f"token_ids of turn {number} hold what no answer can hold.")
+            text = AnswerText.of(tokenizer, answer)  # a stop string may have cut its end off
+            if not text.startswith(turn.assistant.content):
+                raise ValueError(f"token_ids of turn {number} are not those of its answer.")
 
     def _open_turn(self) -> None:
         if not self._turn_is_open.acquire(blocking=False):

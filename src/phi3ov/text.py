@@ -146,6 +146,15 @@ class AnswerText:
         self.stopped_by: str | None = None
         self.tool_calls: tuple[ToolCall, ...] = ()
 
+    @classmethod
+    def of(cls, decoder: TokenDecoder, token_ids: Sequence[int]) -> str:
+        """Return the text of a whole answer."""
+        answer = cls(decoder)
+        for token_id in token_ids:
+            answer.add(token_id)
+        answer.finish()
+        return answer.text
+
     @property
     def text(self) -> str:
         """The text that may be shown so far."""

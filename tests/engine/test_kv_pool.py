@@ -219,3 +219,14 @@ def test_blocks_are_counted_up() -> None:
     """A begun block is a block, and one more may be written beside the last."""
     pool = KVPool(blocks=9, block_tokens=32, block_bytes=1)
     assert [pool.blocks_for(tokens) for tokens in (1, 32, 33, 256)] == [2, 2, 3, 9]
+
+
+@pytest.mark.parametrize("name", ["int8", "undefined", "mro"])
+@pytest.mark.parametrize("engine", ["pipeline", "worker"])
+def test_a_precision_that_openvino_does_not_know_is_refused(
+    engine: EngineName, name: str, zoo: Zoo
+) -> None:
+    """Before anything is compiled, with the property and its value."""
+    config = RuntimeConfig(properties={"KEY_CACHE_PRECISION": name})
+    with pytest.raises(OptionError, match=f"KEY_CACHE_PRECISION is '{name}'"):
+        phi3ov.load_model(zoo.artifact(ROW), device="CPU", engine=engine, config=config)

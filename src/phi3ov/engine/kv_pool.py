@@ -128,7 +128,12 @@ def _precision_of(
         or exported
     )
     if named is not None:
-        return getattr(openvino.Type, named)
+        found = getattr(openvino.Type, named, None)
+        if not isinstance(found, openvino.Type):
+            raise OptionError(
+                f"{part}_CACHE_PRECISION is {named!r}, which OpenVINO has no type for."
+            )
+        return found
     core = openvino.Core()
     if "KV_CACHE_PRECISION" in core.get_property(device, "SUPPORTED_PROPERTIES"):
         return core.get_property(device, "KV_CACHE_PRECISION")
