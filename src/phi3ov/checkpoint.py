@@ -15,6 +15,7 @@ from typing import Any
 from .errors import ExportError, UnsupportedModelError
 from .hub import download, is_hub_id
 from .rope import rope_type
+from .weight_files import read_shapes
 
 NEEDED_FILES = ("config.json", "tokenizer.json")
 _DOWNLOADED = (
@@ -91,8 +92,8 @@ class Checkpoint:
 
     @property
     def weights_bytes(self) -> int:
-        """Bytes of all weight files."""
-        return sum(file.stat().st_size for file in self.path.glob("*.safetensors"))
+        """Bytes of the weight files that transformers reads."""
+        return sum(file.stat().st_size for file in weight_files(self.path))
 
     def linear_inputs(self) -> dict[str, int]:
         """Return the input width of every linear layer of the transformer blocks, by its name."""
@@ -113,7 +114,8 @@ class Checkpoint:
     def check_tensors(self) -> None:
         """Check that the weight files hold every tensor that the config speaks of.
 
-        transformers would draw the missing ones at random, and only warn.
+        transformers would draw the missing ones at random, and only warn. It reads no file that
+        its index does not name, so neither does this.
 
         Raises:
             ExportError: Some are missing, or a weight file is damaged; names them.
@@ -125,24 +127,12 @@ class Checkpoint:
             needed.add(f"model.layers.{index}.post_attention_layernorm.weight")
         if not self.config.get("tie_word_embeddings"):
             needed.add("lm_head.weight")
-        for file in sorted(self.path.glob("*.safetensors")):
-            needed -= _tensor_names(file)
+        for file in weight_files(self.path):
+            needed -= _read_shapes(file).keys()
         if needed:
             missing = sorted(needed)
             more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
             raise ExportError(f"{self.path} has no tensors {', '.join(missing[:4])}{more}.")
-
-
-def _tensor_names(file: Path) -> set[str]:
-    """Return the names in a safetensors header: eight bytes of its length, then JSON."""
-    try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if length > file.stat().st_size:
-                raise ValueError(f"a header of {length} bytes")
-            return set(json.loads(stream.read(length)))
-    except ValueError as error:
-        raise ExportError(f"{file} is no safetensors file: {error}.") from error
 
 
 def _check_folder(folder: Path) -> Mapping[str, Any]:
@@ -152,68 +142,62 @@ def _check_folder(folder: Path) -> Mapping[str, Any]:
             raise ExportError(f"{folder} has no {name}{_hint(folder, name)}.")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ExportError(f"{folder / 'config.json'} is not JSON: {error}.") from error
-    _check_config(config)
+    check_config(config)
     _check_weight_files(folder)
     return config  # type: ignore[no-any-return]
 
 
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """Return the files that transformers reads weights from, in its order of preference.
+
+    Others may lie beside them, such as another library's copy of the same weights.
+    """
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return (single,)
+    return tuple(folder / name for name in _read_index(index)) if index.is_file() else ()
+
+
 def _check_weight_files(folder: Path) -> None:
     """Check that the weights are whole safetensors files, and all in this folder."""
-    files = sorted(folder.glob("*.safetensors"))
+    present = {file.name for file in folder.glob("*.safetensors")}
+    index = folder / "model.safetensors.index.json"
+    strange = set(_read_index(index)) - present if index.is_file() else set()
+    if strange:
+        raise ExportError(
+            f"{index} names {', '.join(map(repr, sorted(strange)[:3]))}, which is no safetensors "
+            "file in this folder."
+        )
+    files = weight_files(folder)
     if not files:
         pickled = sorted(file.name for file in folder.glob("*.bin"))
-        found = (
-            f"only {', '.join(pickled)}, and pickled weights can run code" if pickled else "none"
+        found = f"only {', '.join(sorted(present))}" if present else "none"
+        if pickled:
+            found = f"only {', '.join(pickled)}, and pickled weights can run code"
+        raise ExportError(
+            f"{folder} has no safetensors weights ({found}): neither model.safetensors nor "
+            "model.safetensors.index.json."
         )
-        raise ExportError(f"{folder} has no safetensors weights ({found}).")
-    for index in folder.glob("*.safetensors.index.json"):
-        named = _read_index(index)
-        strange = sorted(named - {file.name for file in files})
-        if strange:
-            raise ExportError(
-                f"{index} names {', '.join(map(repr, strange[:3]))}, which is no safetensors "
-                "file in this folder."
-            )
     for file in files:
-        _check_header(file)
+        _read_shapes(file)
 
 
-def _read_index(index: Path) -> set[str]:
+def _read_index(index: Path) -> list[str]:
+    """Return the names of the files that an index of weights names, sorted."""
     try:
-        return {
-            str(name)
-            for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return sorted({str(name) for name in named})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ExportError(f"{index} is no index of weights: {error!r}.") from error
 
 
-def _check_header(file: Path) -> None:
-    """Check a safetensors header: its length, and that every tensor lies inside the file.
-
-    The format: https://huggingface.co/docs/safetensors; a header has at most 100 MB.
-    """
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        if size < 8 or length > min(size - 8, 100_000_000):
-            raise ExportError(f"{file}: a header of {length} bytes in a file of {size} bytes.")
-        try:
-            tensors = json.loads(opened.read(length))
-            ends = [
-                one["data_offsets"][1] for name, one in tensors.items() if name != "__metadata__"
-            ]
-            last = max(ends, default=0)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise ExportError(
-                f"{file}: its safetensors header cannot be read: {error!r}."
-            ) from error
-    if 8 + length + last != size:
-        raise ExportError(
-            f"{file}: {size} bytes instead of the {8 + length + last} that its header announces."
-        )
+def _read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    try:
+        return read_shapes(file)
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{file}: {error}.") from error
 
 
 def _hint(folder: Path, name: str) -> str:
@@ -225,7 +209,12 @@ def _hint(folder: Path, name: str) -> str:
     return " and is no checkpoint in Hugging Face layout" if name == "config.json" else ""
 
 
-def _check_config(config: Any) -> None:
+def check_config(config: Any) -> None:
+    """Check that a parsed ``config.json`` is of a model that phi3ov supports.
+
+    Raises:
+        UnsupportedModelError: It is not; names the field and its value.
+    """
     if not isinstance(config, dict):
         raise UnsupportedModelError(f"config.json holds a {type(config).__name__}, not an object.")
     model_type = config.get("model_type")
@@ -247,9 +236,10 @@ def _check_config(config: Any) -> None:
         "max_position_embeddings",
         "num_attention_heads",
         "num_hidden_layers",
+        "vocab_size",
     )
     for name in needed:
-        value = config.get(name)
+        value = config.get(name, 1 if name == "vocab_size" else None)  # Phi3Config has a default
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise UnsupportedModelError(
                 f"config.json: {name}={value!r} must be a positive integer."

@@ -20,13 +20,7 @@ from .errors import ExportError
 from .patches import replaced
 
 
-def convert(
-    checkpoint: Checkpoint,
-    output: Path,
-    rewrite: Callable[[Any], None],
-    *,
-    trust_remote_code: bool,
-) -> None:
+def convert(checkpoint: Checkpoint, output: Path, rewrite: Callable[[Any], None]) -> None:
     """Convert the checkpoint to an IR and a tokenizer pair in the folder ``output``.
 
     optimum's exporter takes a quantization config too, but compresses nothing with it and says
@@ -36,7 +30,6 @@ def convert(
         checkpoint: What to convert.
         output: The folder to write.
         rewrite: Called with the ``openvino.Model`` before it is written, to change it in place.
-        trust_remote_code: Run code that the checkpoint brings.
 
     Raises:
         ExportError: This version of optimum writes its model in another way.
@@ -62,7 +55,7 @@ def convert(
             str(checkpoint.path),
             output=output,
             task="text-generation-with-past",
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=False,
             local_files_only=True,
             ov_config=OVConfig(dtype="auto"),
             stateful=True,

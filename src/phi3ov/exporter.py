@@ -104,7 +104,6 @@ def export_model(
     *,
     compression: Compression = Int4Compression(),  # noqa: B008 - immutable
     revision: str | None = None,
-    trust_remote_code: bool = False,
     overwrite: bool = False,
     progress: bool | ProgressCallback = True,
     log: str | Path | None = None,
@@ -116,10 +115,9 @@ def export_model(
         output: The folder to make.
         compression: `Int4Compression`, ``"int8"`` or ``"fp16"`` (no compression).
         revision: Branch, tag or commit of a hub id.
-        trust_remote_code: Run code that the checkpoint brings. No supported model needs it.
         overwrite: Replace ``output`` if it is an artifact already.
         progress: True shows on stderr a bar per phase, or a line where that is no terminal; a
-            callable gets `ExportProgress`.
+            callable gets `ExportProgress`, and what it raises ends the export and comes out.
         log: A file to append to what optimum, NNCF and transformers log and warn of meanwhile;
             None drops it, errors excepted.
 
@@ -147,7 +145,7 @@ def export_model(
             try:
                 with quiet_tools(log), su_rope_accepted():
                     job = _plan(checkpoint, compression)
-                    _convert_and_compress(job, work, phases, trust_remote_code=trust_remote_code)
+                    _convert_and_compress(job, work, phases)
                 phases.begin("collect files")
                 _collect_files(job.checkpoint, work / "converted", work / "made")
                 phases.begin("verify")
@@ -156,6 +154,7 @@ def export_model(
             except Phi3OVError:
                 raise
             except Exception as error:
+                phases.raise_callers()
                 raise ExportError(
                     f"Exporting {source} failed in the phase {phases.current!r}: "
                     f"{type(error).__name__}: {error}. Nothing was left at {target}. "
@@ -224,9 +223,7 @@ def _recognize_format(checkpoint: Checkpoint) -> ChatFormat:
     )
 
 
-def _convert_and_compress(
-    job: _Job, work: Path, phases: Phases, *, trust_remote_code: bool
-) -> None:
+def _convert_and_compress(job: _Job, work: Path, phases: Phases) -> None:
     """Write the compressed model and its tokenizer pair into ``work/converted``."""
     phases.begin("convert")
     with contextlib.closing(MappedConstants(work / "compressed.bin")) as mapped:
@@ -235,7 +232,7 @@ def _convert_and_compress(
             compress(model, job.compression, job.samples, mapped, phases)
             phases.begin("write")
 
-        convert(job.checkpoint, work / "converted", rewrite, trust_remote_code=trust_remote_code)
+        convert(job.checkpoint, work / "converted", rewrite)
 
 
 def _collect_files(checkpoint: Checkpoint, converted: Path, made: Path) -> None:

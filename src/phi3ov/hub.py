@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 _ARTIFACT_FILES = ("*.json", "*.jinja", "*.xml", "openvino_*.bin", "tokenizer.model")
 
+_WAY_OUT = (
+    "Check the connection, its proxy and HF_HUB_OFFLINE, or give a local folder; a download that "
+    "was cut off goes on where it stopped."
+)
+
 
 def is_hub_id(source: str | Path) -> bool:
     """Whether ``source`` reads like a hub id: ``owner/name``.
@@ -42,7 +47,8 @@ def download(repo_id: str, *, revision: str | None, files: Sequence[str]) -> Pat
     Args:
         repo_id: Such as ``microsoft/Phi-3-mini-4k-instruct``.
         revision: Branch, tag or commit; None for the default branch.
-        files: Names or patterns of the files that are needed.
+        files: Names or patterns of the files that are needed. Files in sub-folders are not, by
+            whatever name.
 
     Raises:
         ExportError: The repository is not there, gated, or cannot be reached.
@@ -53,7 +59,10 @@ def download(repo_id: str, *, revision: str | None, files: Sequence[str]) -> Pat
     try:
         return Path(
             huggingface_hub.snapshot_download(
-                repo_id, revision=revision, allow_patterns=list(files)
+                repo_id,
+                revision=revision,
+                allow_patterns=list(files),
+                ignore_patterns=["*/*"],  # to the hub's patterns a slash is a letter
             )
         )
     except errors.GatedRepoError as error:
@@ -72,11 +81,14 @@ def download(repo_id: str, *, revision: str | None, files: Sequence[str]) -> Pat
         raise ExportError(
             f"source={repo_id!r} is neither a folder nor a hub id: {error}"
         ) from error
-    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise ExportError(
             f"{repo_id} could not be downloaded ({type(error).__name__}), and it is not in the "
-            "local cache. Check the connection and HF_HUB_OFFLINE, or give a local folder; a "
-            "download that was cut off goes on where it stopped."
+            f"local cache. {_WAY_OUT}"
+        ) from error
+    except Exception as error:  # httpx's, xet's, the disk's: the hub's client has many underneath
+        raise ExportError(
+            f"{repo_id} could not be downloaded ({type(error).__name__}: {error}). {_WAY_OUT}"
         ) from error
 
 
@@ -124,7 +136,6 @@ def push_to_hub(
         'https://huggingface.co/me/phi3-int4-ov/commit/...'
     """
     import huggingface_hub
-    from huggingface_hub import errors
 
     artifact.verify()
     api = huggingface_hub.HfApi()
@@ -144,8 +155,10 @@ def push_to_hub(
             commit_message=f"Export of {artifact.manifest.source} with phi3ov",
             revision=revision,
         )
-    except (errors.HfHubHTTPError, errors.HFValidationError, OSError, ValueError) as error:
-        raise ExportError(f"{repo_id} could not be published to: {error}") from error
+    except Exception as error:  # as in `download`
+        raise ExportError(
+            f"{repo_id} could not be published to: {type(error).__name__}: {error}"
+        ) from error
     return str(commit.commit_url)
 
 

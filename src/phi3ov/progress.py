@@ -55,6 +55,7 @@ class Phases:
         self._started = self._phase_started = time.perf_counter()
         self._seconds: dict[str, float] = {}
         self.current: str = ""
+        self._raised: Exception | None = None
 
     def begin(self, name: str) -> None:
         """Report that the phase ``name`` begins now."""
@@ -82,13 +83,19 @@ class Phases:
             now = time.perf_counter()
             if now - reported >= _REPORT_EVERY_SECONDS or done >= whole:
                 reported = now
-                remaining = (now - started) * (whole - done) / done
-                self._send(detail=detail, done=min(1.0, done / whole), remaining_seconds=remaining)
+                share = min(1.0, done / whole) if whole else 1.0
+                remaining = (now - started) * (1 - share) / share if share else None
+                self._send(detail=detail, done=share, remaining_seconds=remaining)
 
     def finish(self) -> dict[str, float]:
         """Return how many seconds each phase took."""
         self._end()
         return self._seconds
+
+    def raise_callers(self) -> None:
+        """Raise what the caller's callback has raised, whatever tools made of it; if it has."""
+        if self._raised is not None:
+            raise self._raised
 
     def close(self) -> None:
         """Take the bar off the terminal, however the export ended."""
@@ -96,16 +103,20 @@ class Phases:
             self._printer.close()
 
     def _send(self, **values: Any) -> None:
-        if callable(self._report):
-            self._report(
-                ExportProgress(
-                    phase=self.current,
-                    step=self.NAMES.index(self.current) + 1,
-                    steps=len(self.NAMES),
-                    elapsed_seconds=time.perf_counter() - self._started,
-                    **values,
-                )
-            )
+        if not callable(self._report):
+            return
+        progress = ExportProgress(
+            phase=self.current,
+            step=self.NAMES.index(self.current) + 1,
+            steps=len(self.NAMES),
+            elapsed_seconds=time.perf_counter() - self._started,
+            **values,
+        )
+        try:
+            self._report(progress)
+        except Exception as error:
+            self._raised = error
+            raise
 
     def _end(self) -> None:
         now = time.perf_counter()

@@ -18,6 +18,15 @@ from .checkpoints import FAMILY, build_checkpoint
 EXACT = phi3ov.RuntimeConfig(inference_precision="f32", kv_cache_precision="f32", threads=2)
 """Settings under which OpenVINO's fp32 and torch's agree token for token."""
 
+LOCK = ".made.phi3ov-lock"
+"""What stays beside the target ``made`` of an export: the empty file of its lock."""
+
+
+def left_in(folder: Path) -> list[str]:
+    """Return the names of what lies in a folder in which ``made`` was exported, but the lock."""
+    return sorted(path.name for path in folder.iterdir() if path.name != LOCK)
+
+
 LoadModel = Callable[..., phi3ov.Phi3Model]
 
 

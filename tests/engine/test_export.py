@@ -31,7 +31,7 @@ from phi3ov.mapped import MappedConstants
 from phi3ov.progress import Phases
 
 from .checkpoints import FAMILY, build_checkpoint
-from .conftest import LoadModel, Zoo
+from .conftest import LoadModel, Zoo, left_in
 from .truth import greedy, load_truth, prompt_text
 
 ROW = "phi-3-mini-4k"
@@ -300,7 +300,7 @@ def test_a_group_size_that_does_not_divide_names_the_layers(narrow: Path, tmp_pa
         export_model(narrow, tmp_path / "made", progress=False)
     assert len(caught.value.layers) == 8
     assert "model.layers.1.mlp.down_proj" in caught.value.layers
-    assert list(tmp_path.iterdir()) == []
+    assert left_in(tmp_path) == []
 
 
 def test_a_group_size_that_does_not_divide_can_be_adjusted(narrow: Path, tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def test_a_compression_that_did_nothing_is_noticed(
     monkeypatch.setattr("phi3ov.exporter.compress", lambda *_: None)
     with pytest.raises(CompressionError, match="10 of 10 layers are not"):
         export_model(zoo.checkpoint(ROW), tmp_path / "made", progress=False)
-    assert list(tmp_path.iterdir()) == []
+    assert left_in(tmp_path) == []
 
 
 # Progress.

@@ -40,7 +40,7 @@ from phi3ov.compression import Compression
 from phi3ov.logits import SourceModel
 
 from .checkpoints import FAMILY, LONGEST, build_checkpoint
-from .conftest import LoadModel, Zoo
+from .conftest import LoadModel, Zoo, left_in
 from .truth import Pin, greedy, prompt_text
 
 ROW = "phi-3-mini-4k"
@@ -61,7 +61,7 @@ def test_an_export_that_is_there_is_replaced_only_on_request(zoo: Zoo, tmp_path:
     artifact = Artifact.open(target)
     assert artifact.manifest.recipe == {"mode": "int8"}
     artifact.verify()
-    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    assert left_in(tmp_path) == ["made"]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -93,7 +93,7 @@ def test_a_failed_replacement_leaves_the_old_export(
         export_model(zoo.checkpoint(ROW), target, overwrite=True, progress=False)
     assert isinstance(caught.value.__cause__, RuntimeError)
     Artifact.open(target).verify()
-    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    assert left_in(tmp_path) == ["made"]
 
 
 def test_two_exports_to_one_target_do_not_mix(zoo: Zoo, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_two_exports_to_one_target_do_not_mix(zoo: Zoo, tmp_path: Path) -> None:
     assert isinstance(error, ExportError)
     assert "Another export" in str(error)
     assert Artifact.open(tmp_path / "made").manifest.recipe == {"mode": "fp16"}
-    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    assert left_in(tmp_path) == ["made"]
 
 
 def test_exports_in_two_threads_take_turns(zoo: Zoo, tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_a_bad_checkpoint_leaves_nothing_behind(fault: str, zoo: Zoo, tmp_path: 
     place.mkdir()
     with pytest.raises(error, match=words):
         export_model(source, place / "made", progress=False)
-    assert list(place.iterdir()) == []
+    assert left_in(place) == []
 
 
 def test_the_rope_type_of_the_first_releases_is_longrope(
@@ -282,7 +282,7 @@ def test_a_full_disk_is_noticed_before_the_work(
             progress=lambda progress: phases.append(progress.phase),
         )
     assert phases == ["check"]
-    assert list(tmp_path.iterdir()) == []
+    assert left_in(tmp_path) == []
 
 
 def test_too_little_memory_is_noticed_before_the_work(
@@ -293,7 +293,7 @@ def test_too_little_memory_is_noticed_before_the_work(
     words = r"needs about 0\.8 GB of memory, but 0\.5 GB are free\. Close other programs"
     with pytest.raises(ExportError, match=words):
         export_model(zoo.checkpoint(ROW), tmp_path / "made", progress=False)
-    assert list(tmp_path.iterdir()) == []
+    assert left_in(tmp_path) == []
 
 
 @contextmanager
@@ -326,7 +326,7 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(
         monkeypatch.setattr("shutil.disk_usage", lambda _path: plenty)
         with pytest.raises(ExportError, match="failed in the phase"):
             export_model(zoo.checkpoint(ROW), disk / "made", progress=False)
-        assert list(disk.iterdir()) == []
+        assert left_in(disk) == []
 
 
 # Interruptions.
@@ -395,7 +395,7 @@ def test_an_export_killed_at_any_moment_leaves_all_or_nothing(
     (tmp_path / ".made.phi3ov-export").mkdir(exist_ok=True)
     export_model(source, target, compression="int8", progress=False)
     Artifact.open(target).verify()
-    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    assert left_in(tmp_path) == ["made"]
     assert "an export that was killed left behind" in caplog.text
 
 
@@ -409,4 +409,32 @@ def test_an_interrupted_export_cleans_up(phase: str, zoo: Zoo, tmp_path: Path) -
 
     with pytest.raises(KeyboardInterrupt):
         export_model(zoo.checkpoint(ROW), tmp_path / "made", progress=interrupt)
-    assert list(tmp_path.iterdir()) == []
+    assert left_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("phase", ["check", "convert", "compress", "verify"])
+def test_what_a_callback_raises_comes_out_as_it_is(phase: str, zoo: Zoo, tmp_path: Path) -> None:
+    """A caller who ends an export by an error of his own catches that error, cause and all."""
+    raised = ZeroDivisionError("enough")
+
+    def stop(progress: ExportProgress) -> None:
+        if progress.phase == phase:
+            raise raised from LookupError("why")
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        export_model(zoo.checkpoint(ROW), tmp_path / "made", progress=stop)
+    assert caught.value is raised
+    assert isinstance(raised.__cause__, LookupError)
+    assert left_in(tmp_path) == []
+
+
+def test_code_that_a_checkpoint_brings_is_never_run(zoo: Zoo, tmp_path: Path) -> None:
+    """No supported model needs any; what its config points at is not even read."""
+    source = tmp_path / "source"
+    shutil.copytree(zoo.checkpoint(ROW), source)
+    names = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    _edit_config(auto_map=names)(source)
+    code = f"open({str(tmp_path / 'ran')!r}, 'w').close()\nraise SystemExit\n"
+    (source / "own.py").write_text(code, encoding="utf-8")
+    export_model(source, tmp_path / "made", compression="fp16", progress=False)
+    assert left_in(tmp_path) == ["made", "source"]

@@ -8,10 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import huggingface_hub
 import pytest
 from huggingface_hub import errors
+from transformers import Phi3Config
 
+from phi3ov.artifact import vocabulary_size
 from phi3ov.checkpoint import Checkpoint
 from phi3ov.errors import ExportError, Phi3OVError, UnsupportedModelError
 
@@ -46,6 +49,33 @@ def write_weights(file: Path, *, values: int = 4) -> bytes:
     return content
 
 
+TENSORS = [
+    "model.embed_tokens.weight",
+    "model.norm.weight",
+    "lm_head.weight",
+    *(
+        f"model.layers.{index}.{part}.weight"
+        for index in range(CONFIG["num_hidden_layers"])
+        for part in (
+            "input_layernorm",
+            "self_attn.qkv_proj",
+            "self_attn.o_proj",
+            "post_attention_layernorm",
+            "mlp.gate_up_proj",
+            "mlp.down_proj",
+        )
+    ),
+]
+"""Every tensor that `CONFIG` speaks of."""
+
+
+def write_tensors(file: Path, names: list[str]) -> None:
+    """Write a safetensors file with an empty tensor of each name."""
+    entries = {name: {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for name in names}
+    header = json.dumps(entries).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+
+
 def write_config(folder: Path, **changes: Any) -> None:
     """Write config.json with some fields changed; None stays null."""
     (folder / "config.json").write_text(json.dumps({**CONFIG, **changes}), encoding="utf-8")
@@ -53,12 +83,11 @@ def write_config(folder: Path, **changes: Any) -> None:
 
 def test_good_folder_is_taken(folder: Path) -> None:
     """Path, config and sizes come back, and no revision is made up."""
-    size = len(write_weights(folder / "model-2.safetensors", values=3))
     checkpoint = Checkpoint.resolve(folder)
     assert checkpoint == Checkpoint.resolve(str(folder))
     assert (checkpoint.path, checkpoint.config) == (folder, CONFIG)
     assert (checkpoint.source, checkpoint.revision, checkpoint.commit) == (str(folder), None, None)
-    assert checkpoint.weights_bytes == size + (folder / "model.safetensors").stat().st_size
+    assert checkpoint.weights_bytes == (folder / "model.safetensors").stat().st_size
 
 
 def test_linear_inputs_are_the_layers_widths(folder: Path) -> None:
@@ -101,6 +130,7 @@ BAD_CONFIGS: list[tuple[dict[str, Any], str]] = [
             "max_position_embeddings",
             "num_attention_heads",
             "num_hidden_layers",
+            "vocab_size",
         )
         for value in (None, 0, -1, "64", 1.5, True)
     ),
@@ -118,8 +148,9 @@ def test_unsupported_config_names_field_and_value(
 
 
 def test_config_without_architectures_is_taken(folder: Path) -> None:
-    """The model type alone is enough."""
+    """The model type alone is enough; a vocabulary's size that is left out is Phi-3's."""
     write_config(folder, architectures=None)
+    assert vocabulary_size(Checkpoint.resolve(folder).config) == Phi3Config().vocab_size
     assert Checkpoint.resolve(folder).config["architectures"] is None
 
 
@@ -209,11 +240,18 @@ def http_error(kind: type[errors.HfHubHTTPError]) -> errors.HfHubHTTPError:
         (http_error(errors.GatedRepoError), "owner/name is gated: accept its terms"),
         (http_error(errors.RevisionNotFoundError), "owner/name has no revision='v9'"),
         (http_error(errors.RepositoryNotFoundError), "no such folder here and no such model"),
-        (http_error(errors.HfHubHTTPError), r"could not be downloaded \(HfHubHTTPError\)"),
+        (http_error(errors.HfHubHTTPError), r"could not be downloaded \(HfHubHTTPError: "),
         (errors.LocalEntryNotFoundError("offline"), "could not be downloaded.*HF_HUB_OFFLINE"),
         (errors.OfflineModeIsEnabled("offline"), "could not be downloaded"),
         (ConnectionResetError("cut off"), "goes on where it stopped"),
         (errors.HFValidationError("bad id"), "is neither a folder nor a hub id"),
+        (
+            httpx.ProxyError("no proxy"),
+            r"\(ProxyError: no proxy\)\. Check the connection",
+        ),
+        (httpx.ReadError("reset"), r"\(ReadError: reset\).*goes on where it stopped"),
+        (httpx.InvalidURL("odd"), "give a local folder"),
+        (RuntimeError("xet: no route"), r"\(RuntimeError: xet: no route\)"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -237,8 +275,15 @@ def test_downloaded_checkpoint_records_revision_and_commit(
     """The snapshot's folder is named by its commit; code and pickles are never fetched."""
     asked: dict[str, Any] = {}
 
-    def download(repo_id: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+    def download(
+        repo_id: str,
+        *,
+        revision: str | None,
+        allow_patterns: list[str],
+        ignore_patterns: list[str],
+    ) -> str:
         asked.update(repo_id=repo_id, revision=revision, patterns=allow_patterns)
+        asked["ignored"] = ignore_patterns
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
@@ -247,6 +292,11 @@ def test_downloaded_checkpoint_records_revision_and_commit(
     assert checkpoint.commit == folder.name
     assert (asked["repo_id"], asked["revision"]) == ("owner/name", None)
     assert not [one for one in asked["patterns"] if one.endswith((".py", ".bin", ".pt", "*"))]
+    names = ["config.json", "a.safetensors", "original/b.safetensors", "a/b/config.json", "x.py"]
+    wanted = huggingface_hub.utils.filter_repo_objects(
+        names, allow_patterns=asked["patterns"], ignore_patterns=asked["ignored"]
+    )
+    assert list(wanted) == ["config.json", "a.safetensors"], "sub-folders are never fetched"
     assert Checkpoint.resolve("owner/name", revision="v1").revision == "v1"
 
 
@@ -276,18 +326,55 @@ def test_a_cut_off_weight_file_is_refused(folder: Path) -> None:
         Checkpoint.resolve(folder)
 
 
+def shard(folder: Path, *names: str) -> None:
+    """Make the weights' single file the first of several that an index names."""
+    (folder / "model.safetensors").rename(folder / names[0])
+    index = {"weight_map": {f"weight {number}": name for number, name in enumerate(names)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "missing.safetensors"])
 def test_an_index_cannot_lead_out_of_the_folder(folder: Path, name: str) -> None:
     """Shard names are files of this folder, or the checkpoint is refused."""
-    index = {"weight_map": {"weight": "model.safetensors", "other": name}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    shard(folder, "model-1.safetensors", name)
     with pytest.raises(ExportError, match=re.escape(repr(name))):
+        Checkpoint.resolve(folder)
+
+
+def test_only_the_files_that_the_index_names_count(folder: Path) -> None:
+    """Transformers reads no other, so another library's copy beside them gives no tensor."""
+    shard(folder, "model-1.safetensors", "model-2.safetensors")
+    write_tensors(folder / "model-2.safetensors", TENSORS[1:])
+    write_tensors(folder / "consolidated.safetensors", TENSORS)
+    sizes = [(folder / f"model-{number}.safetensors").stat().st_size for number in (1, 2)]
+    checkpoint = Checkpoint.resolve(folder)
+    assert checkpoint.weights_bytes == sum(sizes)
+    with pytest.raises(ExportError, match=f"has no tensors {re.escape(TENSORS[0])}\\."):
+        checkpoint.check_tensors()
+    write_tensors(folder / "model-1.safetensors", TENSORS[:1])
+    checkpoint.check_tensors()
+
+
+def test_a_single_file_goes_before_an_index(folder: Path) -> None:
+    """As in transformers, which then does not look at the index."""
+    shard(folder, "model-1.safetensors")
+    write_tensors(folder / "model-1.safetensors", TENSORS)
+    write_weights(folder / "model.safetensors")
+    with pytest.raises(ExportError, match="has no tensors"):
+        Checkpoint.resolve(folder).check_tensors()
+
+
+def test_weights_by_another_name_are_refused(folder: Path) -> None:
+    """Transformers would not find them."""
+    (folder / "model.safetensors").rename(folder / "weights.safetensors")
+    with pytest.raises(ExportError, match=r"only weights.safetensors\): neither model.safetensors"):
         Checkpoint.resolve(folder)
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", "not json", '{"weight_map": 3}'])
 def test_a_broken_index_is_refused(folder: Path, text: str) -> None:
     """An index that is none is named."""
+    (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
     with pytest.raises(ExportError, match="no index of weights"):
         Checkpoint.resolve(folder)
