@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from xml.etree.ElementTree import ParseError
 
 from .chat_format import ChatFormat, recognize_format
-from .errors import ArtifactError
+from .checkpoint import check_config
+from .errors import ArtifactError, Phi3OVError, UnsupportedModelError
 from .ir import WeightLayer, read_weights
 
 UNKNOWN = "unknown"
@@ -22,17 +24,24 @@ def describe_layers(folder: Path) -> tuple[WeightLayer, ...]:
     """Return what the IR in ``folder`` holds.
 
     Raises:
-        ArtifactError: Files are missing, or the IR holds no weights that phi3ov recognizes.
+        ArtifactError: Files are missing or damaged, or the IR holds no weights that phi3ov
+            recognizes.
+        UnsupportedModelError: ``config.json`` is of no Phi-3 that phi3ov supports.
     """
     missing = tuple(f"{name}: missing" for name in _NEEDED if not (folder / name).is_file())
     if missing:
         raise ArtifactError(f"{folder} is no complete OpenVINO export:", problems=missing)
-    layers = read_weights(folder / "openvino_model.xml")
+    name = "config.json"
+    try:
+        check_config(json.loads((folder / name).read_text(encoding="utf-8")))
+        name = "openvino_model.xml"
+        layers = read_weights(folder / name)
+    except UnsupportedModelError:
+        raise
+    except (OSError, ValueError, KeyError, RecursionError, ParseError) as error:
+        raise ArtifactError(f"{folder}: {name} cannot be read: {error!r}.") from error
     if not layers:
         raise ArtifactError(f"{folder}: openvino_model.xml holds no weights of a language model.")
-    model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if model_type != "phi3":
-        raise ArtifactError(f"{folder}: config.json has model_type={model_type!r}, not 'phi3'.")
     return layers
 
 
@@ -41,13 +50,22 @@ def render_format(folder: Path) -> ChatFormat:
 
     Raises:
         UnsupportedModelError: It is none that phi3ov knows.
-        ArtifactError: There is no template.
+        ArtifactError: There is no template, or tokenizer or template cannot be read.
     """
     import openvino_genai
 
-    tokenizer = openvino_genai.Tokenizer(str(folder))
-    if not tokenizer.chat_template:
-        raise ArtifactError(f"{folder} has no chat template, so no chat format is known.")
-    return recognize_format(
-        lambda messages: str(tokenizer.apply_chat_template(messages, add_generation_prompt=True))
-    )
+    try:
+        tokenizer = openvino_genai.Tokenizer(str(folder))
+        if not tokenizer.chat_template:
+            raise ArtifactError(f"{folder} has no chat template, so no chat format is known.")
+        return recognize_format(
+            lambda messages: str(
+                tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+            )
+        )
+    except Phi3OVError:
+        raise
+    except Exception as error:  # genai's; RuntimeError as a rule
+        raise ArtifactError(
+            f"{folder}: openvino-genai cannot use its tokenizer or chat template: {error}"
+        ) from error

@@ -85,13 +85,24 @@ class ChatTokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path, chat_format: ChatFormat) -> ChatTokenizer:
-        """Read ``tokenizer.json`` and all stop ids from a checkpoint's or an artifact's folder."""
-        return cls(
-            (folder / "tokenizer.json").read_text(encoding="utf-8"),
-            chat_format,
-            stop_ids=read_stop_ids(folder),
-            eos_token=_read_eos_token(folder),
-        )
+        """Read ``tokenizer.json`` and all stop ids from a checkpoint's or an artifact's folder.
+
+        Raises:
+            UnsupportedModelError: One of the files is damaged, or as in the constructor.
+        """
+        try:
+            return cls(
+                (folder / "tokenizer.json").read_text(encoding="utf-8"),
+                chat_format,
+                stop_ids=read_stop_ids(folder),
+                eos_token=_read_eos_token(folder),
+            )
+        except UnsupportedModelError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UnsupportedModelError(
+                f"{folder}: the files of its tokenizer cannot be read: {error!r}."
+            ) from error
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Return the ids of a whole conversation with the assistant's turn opened.

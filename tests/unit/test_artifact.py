@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 
 from phi3ov.artifact import Artifact, FileRecord, Manifest, hash_file, record_files
-from phi3ov.errors import ArtifactError
+from phi3ov.errors import ArtifactError, UnsupportedModelError
 from phi3ov.ir import WeightSummary
+from phi3ov.prompt import ChatTokenizer
+
+from .fakes import MINI
 
 WEIGHTS = WeightSummary(
     precision="int4", group_size=128, symmetric=True, layers=2, parameters=1000, size_bytes=520
@@ -236,3 +239,85 @@ def test_artifact_is_frozen(folder: Path) -> None:
     """What was checked stays what was checked."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         Artifact.open(folder).path = folder.parent  # type: ignore[misc]
+
+
+def test_a_config_that_is_no_object_is_refused(folder: Path) -> None:
+    """Whatever reads the config later may ask it for its fields."""
+    (folder / "config.json").write_text("[]", encoding="utf-8")
+    write_manifest(folder, record_files(folder))
+    with pytest.raises(ArtifactError, match=r"config.json holds no JSON object"):
+        Artifact.open(folder)
+
+
+FOREIGN_CONFIG = {
+    "model_type": "phi3",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "max_position_embeddings": 4096,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+}
+IR = (
+    '<net><layers><layer name="self.model.embed_tokens.weight" type="Const">'
+    '<data element_type="f16" shape="4, 4" size="32"/></layer></layers></net>'
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "{", "config.json cannot be read: JSONDecodeError"),
+        ("config.json", "[" * 100_000, "config.json cannot be read: RecursionError"),
+        ("config.json", "[]", "config.json holds a list, not an object"),
+        ("config.json", '{"model_type": "llama"}', "model_type='llama'"),
+        ("config.json", '{"model_type": "phi3"}', "hidden_size=None must be a positive integer"),
+        ("openvino_model.xml", "", "openvino_model.xml cannot be read: ParseError"),
+        ("openvino_model.xml", "<net>", "openvino_model.xml cannot be read: ParseError"),
+        ("openvino_model.xml", IR.replace("size=", "sizes="), "cannot be read: KeyError"),
+        ("openvino_model.xml", IR.replace("4, 4", "four"), "cannot be read: ValueError"),
+        ("openvino_model.xml", "<net/>", "holds no weights of a language model"),
+        ("tokenizer.json", "{}", "openvino-genai cannot use its tokenizer .*: no such op"),
+    ],
+)
+def test_a_foreign_folder_that_is_damaged_is_refused_by_the_file(
+    name: str, content: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger's export may hold anything; what is wrong with it is the library's error."""
+    for file, text in (
+        ("config.json", json.dumps(FOREIGN_CONFIG)),
+        ("openvino_model.xml", IR),
+        ("openvino_model.bin", ""),
+        ("tokenizer.json", "{}"),
+    ):
+        (tmp_path / file).write_text(content if file == name else text, encoding="utf-8")
+
+    def refuse(_folder: str) -> None:
+        raise RuntimeError("no such op")
+
+    monkeypatch.setattr("openvino_genai.Tokenizer", refuse)
+    with pytest.raises((ArtifactError, UnsupportedModelError), match=message):
+        Artifact.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", None),
+        ("tokenizer.json", '{"added_tokens": [{}]}'),
+        ("tokenizer_config.json", "[]"),
+        ("tokenizer_config.json", "{"),
+        ("generation_config.json", "[]"),
+        ("generation_config.json", '{"eos_token_id": 1.5}'),
+    ],
+)
+def test_damaged_files_of_a_tokenizer_are_refused(
+    name: str, content: str | None, tmp_path: Path
+) -> None:
+    """Each of the files that tokenizer and stop tokens come from."""
+    (tmp_path / "tokenizer.json").write_text(MINI.tokenizer_json, encoding="utf-8")
+    ChatTokenizer.from_folder(tmp_path, MINI.chat.format)
+    (tmp_path / name).unlink(missing_ok=True)
+    if content is not None:
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(UnsupportedModelError, match="the files of its tokenizer cannot be read"):
+        ChatTokenizer.from_folder(tmp_path, MINI.chat.format)
