@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .artifact import MODEL_XML
+from .checkpoint import weight_files
 from .runtime import RuntimeConfig
 
 if TYPE_CHECKING:
@@ -40,11 +41,15 @@ class SourceModel:
         from .patches import su_rope_accepted
         from .quiet import quiet_tools
 
+        small = sum(file.stat().st_size for file in weight_files(folder)) <= _SMALL_BYTES
         with quiet_tools(), su_rope_accepted():
             self._model = Phi3ForCausalLM.from_pretrained(
-                folder, dtype="auto", attn_implementation="sdpa", local_files_only=True
+                folder,
+                dtype=torch.float32 if small else "auto",
+                attn_implementation="sdpa",
+                local_files_only=True,
             ).eval()
-        for module in self._model.modules():
+        for module in () if small else self._model.modules():
             if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
                 module.forward = _widened(module)
 

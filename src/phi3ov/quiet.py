@@ -59,22 +59,41 @@ def quiet_tools(log: str | Path | None = None) -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet_logger(logger: logging.Logger, handler: logging.Handler | None) -> Iterator[None]:
     """Let only errors through to where ``logger`` writes, and everything to ``handler``."""
-    level, others = logger.level, [(one, one.level) for one in logger.handlers]
+    level, propagates = logger.level, logger.propagate
+    others = [(one, one.level) for one in logger.handlers]
     for one, own_level in others:
         one.setLevel(max(own_level, logging.ERROR))
+    added: list[logging.Handler] = []
     if handler is None:
         logger.setLevel(logging.ERROR)
     else:
+        added.append(handler)
+        if propagates and logger.parent is not None:  # an ancestor's handlers ask for no level
+            added.append(_ErrorsOnly(logger.parent))
         logger.setLevel(logging.INFO)
-        logger.addHandler(handler)
+        logger.propagate = False
+    for one in added:
+        logger.addHandler(one)
     try:
         yield
     finally:
         logger.setLevel(level)
+        logger.propagate = propagates
         for one, own_level in others:
             one.setLevel(own_level)
-        if handler is not None:
-            logger.removeHandler(handler)
+        for one in added:
+            logger.removeHandler(one)
+
+
+class _ErrorsOnly(logging.Handler):
+    """Hands errors to an ancestor's handlers, as propagation does with everything."""
+
+    def __init__(self, ancestor: logging.Logger) -> None:
+        super().__init__(logging.ERROR)
+        self._ancestor = ancestor
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._ancestor.callHandlers(record)
 
 
 def _logged_to(handler: logging.Handler) -> Any:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .artifact import MANIFEST_NAME
+from .artifact import MANIFEST_NAME, vocabulary_size
 from .checkpoint import Checkpoint
 from .compression import Compression, Int4Compression
 from .errors import ExportError
@@ -32,6 +32,10 @@ _COPIES_OF_EMBEDDING = 2.3
 Measured on Phi-3-mini (1.62 GB at the peak) and with Phi-4-mini's vocabulary (5.92 GB).
 """
 
+_CGROUPS = Path("/sys/fs/cgroup")
+_CACHED = ("active_file", "inactive_file")
+"""Bytes of files that count as used and that the kernel gives back when somebody needs them."""
+
 _LOGGER = logging.getLogger("phi3ov")
 
 
@@ -39,10 +43,12 @@ def check_target(target: Path, *, overwrite: bool) -> None:
     """Check, before any work, that ``target`` is free or may be replaced.
 
     Raises:
-        ExportError: It is there, and is not to be replaced or is nothing that phi3ov made.
+        ExportError: It is there, and is not to be replaced or is nothing that phi3ov made; or
+            it cannot be looked at.
     """
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
+    with _told_by_name(target):
+        if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+            return
     if not (target / MANIFEST_NAME).is_file():
         raise ExportError(
             f"output={str(target)!r} exists and is no folder that phi3ov exported, so it is not "
@@ -60,22 +66,37 @@ def open_workplace(target: Path) -> Iterator[Path]:
     """Give a fresh folder beside ``target`` that only this export uses, and remove it after.
 
     The name is fixed and a lock guards it, so what a killed export left is known to be dead
-    and is removed, and two exports to one target cannot mix.
+    and is removed, and two exports to one target cannot mix. The lock's file, which is empty,
+    stays where it is.
+
+    Raises:
+        ExportError: Another export to ``target`` runs, or nothing can be written there.
     """
     work = target.parent / f".{target.name}.phi3ov-export"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    lock = _lock(target.parent / f".{target.name}.phi3ov-lock", target)
+    with _told_by_name(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = _lock(target.parent / f".{target.name}.phi3ov-lock", target)
     try:
-        if work.exists():
-            _LOGGER.warning("Removing %s, which an export that was killed left behind.", work)
-            shutil.rmtree(work)
-        work.mkdir()
+        with _told_by_name(target):
+            if work.exists():
+                _LOGGER.warning("Removing %s, which an export that was killed left behind.", work)
+                shutil.rmtree(work)
+            work.mkdir()
         yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
-        lock.release()
-        with contextlib.suppress(OSError):
-            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()  # its empty file stays: whoever waits for it would else lock a removed one
+
+
+@contextlib.contextmanager
+def _told_by_name(target: Path) -> Iterator[None]:
+    """Say of what the system refuses which path of the caller's it is about."""
+    try:
+        yield
+    except OSError as error:
+        raise ExportError(
+            f"output={str(target)!r} cannot be made: {error}. Choose another folder."
+        ) from error
 
 
 def _lock(path: Path, target: Path) -> FileLock:
@@ -136,7 +157,7 @@ def memory_needed(checkpoint: Checkpoint, compression: Compression) -> int:
     config = checkpoint.config
     hidden = int(config["hidden_size"])
     linear = 4 * hidden * 2 * int(config["intermediate_size"])  # bytes as float32: gate_up_proj
-    embedding = 4 * hidden * int(config["vocab_size"])
+    embedding = 4 * hidden * vocabulary_size(config)
     needed = _TOOLS_BYTES + max(_COPIES_OF_LINEAR * linear, _COPIES_OF_EMBEDDING * embedding)
     if isinstance(compression, Int4Compression) and compression.data_aware:
         needed += 2 * checkpoint.weights_bytes
@@ -146,14 +167,23 @@ def memory_needed(checkpoint: Checkpoint, compression: Compression) -> int:
 def free_memory() -> int:
     """Return the bytes of memory that are free, or that the kernel can free at once.
 
-    In a container that is what its own limit leaves.
+    In a container that is what its own limit leaves of what its processes take already.
     """
     import psutil  # nncf brings it
 
     free = psutil.virtual_memory().available + psutil.swap_memory().free
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroup version 2 and 1
+    for folder, limit, used in (
+        (_CGROUPS, "memory.max", "memory.current"),  # version 2
+        (_CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),  # version 1
+    ):
         with contextlib.suppress(OSError, ValueError):
-            free = min(free, int((Path("/sys/fs/cgroup") / name).read_text(encoding="ascii")))
+            texts = [
+                (folder / name).read_text(encoding="ascii") for name in (limit, used, "memory.stat")
+            ]
+            most, taken = int(texts[0]), int(texts[1])
+            lines = (line.split() for line in texts[2].splitlines())
+            cached = sum(int(value) for name, value in lines if name in _CACHED)
+            free = min(free, max(0, most - taken + cached))
     return int(free)
 
 
