@@ -65,11 +65,7 @@ class ChatTokenizer:
         definition = _parse_definition(tokenizer_json)
         definition |= {"truncation": None, "padding": None}  # some fine-tunes ship theirs
         added = {token["content"]: token for token in definition.get("added_tokens", [])}
-        control = {
-            text: token
-            for text, token in added.items()
-            if token["special"] or re.fullmatch(r"<.+>", text)
-        }
+        control = {text: token for text, token in added.items() if is_control(token)}
         self.format = chat_format
         self.control_tokens: dict[int, str] = {token["id"]: text for text, token in control.items()}
         self._control = control
@@ -288,6 +284,11 @@ class ChatTokenizer:
             if text is not None:
                 stops[token_id] = text
         return dict(sorted(stops.items()))
+
+
+def is_control(token: Mapping[str, Any]) -> bool:
+    """Whether an added token of a ``tokenizer.json`` is a control token: special, or ``<...>``."""
+    return bool(token["special"] or re.fullmatch(r"<.+>", token["content"]))
 
 
 def _parse_definition(tokenizer_json: str) -> dict[str, Any]:

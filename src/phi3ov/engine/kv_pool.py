@@ -75,12 +75,14 @@ def plan_pool(
     """
     block_tokens = block_tokens_of(setup.device)
     block_bytes = kv_block_bytes(setup.artifact, setup.device, properties)
-    spare_tokens = speculation.candidate_tokens and speculation.candidate_tokens + 1
     if speculation.draft_folder:  # genai gives both models the same number of blocks
         draft = Artifact.open(speculation.draft_folder)
         block_bytes += kv_block_bytes(draft, setup.device, properties)
     one = KVPool(
-        blocks=1, block_tokens=block_tokens, block_bytes=block_bytes, spare_tokens=spare_tokens
+        blocks=1,
+        block_tokens=block_tokens,
+        block_bytes=block_bytes,
+        spare_tokens=speculation.spare_tokens,
     )
     least = one.blocks_for(setup.context.tokens)
     if setup.cache_bytes is None:
@@ -88,7 +90,7 @@ def plan_pool(
     else:
         blocks = setup.cache_bytes // block_bytes
         if blocks < least:
-            room = (blocks - 1) * block_tokens - spare_tokens
+            room = (blocks - 1) * block_tokens - speculation.spare_tokens
             way_out = f", or load it with context_tokens={room} at most" if room > 0 else ""
             raise OptionError(
                 f"cache_bytes={setup.cache_bytes} does not hold one context of "

@@ -16,10 +16,10 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-from ..errors import DeviceError, UnsupportedModelError
+from ..errors import UnsupportedModelError
 from .kv_cache_file import CacheTensor
 from .pinned import open_pinned
-from .properties import device_properties
+from .properties import compiling, device_properties
 
 if TYPE_CHECKING:
     from ..artifact import Artifact
@@ -58,14 +58,10 @@ class PagedModel:
         core = openvino.Core()
         properties = device_properties(config, core, device)
         self._pinned = open_pinned(artifact, context)  # its weights must outlive the model
-        try:
+        with compiling(artifact.path, device):
             model = core.read_model(self._pinned.xml.encode(), self._pinned.weights)
             _page_attention(model)
             compiled = core.compile_model(model, device, properties)
-        except RuntimeError as error:
-            raise DeviceError(
-                f"OpenVINO could not compile {artifact.path} for device={device!r}: {error}"
-            ) from error
         self.layout: tuple[CacheTensor, ...] = tuple(
             _describe(port) for port in compiled.inputs if "_cache." in port.get_any_name()
         )

@@ -14,13 +14,13 @@ import numpy as np
 import openvino
 import openvino_genai
 
-from ..errors import DeviceError, OptionError
+from ..errors import DeviceError, GenerationError, OptionError
 from ..lora import AdapterFile, read_adapter
 from .kv_pool import plan_pool
 from .npu import is_npu, plan_static
 from .pinned import open_pinned
 from .prefix_cache import follow_cache
-from .properties import device_properties
+from .properties import compiling, device_properties
 from .serial import SerialEngine
 from .speculative import plan_speculation
 from .vocabulary import grammar_tokenizer, loses_first_space
@@ -78,7 +78,10 @@ class PipelineEngine(SerialEngine):
 
         genai cannot empty its cache.
         """
-        self._do(self._runner.build)
+        try:
+            self._do(self._runner.build)
+        except DeviceError as error:  # it has been compiled before, so not the caller's choice
+            raise GenerationError(f"The engine failed: {error}") from error
 
 
 class _Runner:
@@ -123,23 +126,18 @@ class _Runner:
         extra = self.speculation.properties(
             device, self._properties, context_tokens=self._setup.context.tokens
         )
-        try:
-            with extra as speculative:
-                self._pipeline = openvino_genai.LLMPipeline(
-                    self._model.xml,
-                    self._model.weights,
-                    grammar_tokenizer(artifact.path, drafted=bool(self.speculation.draft_folder)),
-                    device,
-                    openvino_genai.GenerationConfig(),
-                    **shape,
-                    **self._properties,
-                    **speculative,
-                    **adapter_properties(self._adapter),
-                )
-        except RuntimeError as error:
-            raise DeviceError(
-                f"OpenVINO could not compile {artifact.path} for device={device!r}: {error}"
-            ) from error
+        with compiling(artifact.path, device), extra as speculative:
+            self._pipeline = openvino_genai.LLMPipeline(
+                self._model.xml,
+                self._model.weights,
+                grammar_tokenizer(artifact.path, drafted=bool(self.speculation.draft_folder)),
+                device,
+                openvino_genai.GenerationConfig(),
+                **shape,
+                **self._properties,
+                **speculative,
+                **adapter_properties(self._adapter),
+            )
         self._cache = follow_cache(self._pool)
 
     def run(self, stream: TokenStream) -> None:

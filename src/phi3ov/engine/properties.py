@@ -1,8 +1,11 @@
-"""OpenVINO's properties for a device: what the caller configured, and what phi3ov adds."""
+"""What a device is told to compile a model, and what is said where it fails."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import openvino
 import openvino.opset13 as ops
@@ -35,6 +38,21 @@ def device_properties(config: RuntimeConfig, core: openvino.Core, device: str) -
     if device == "CPU" and _takes_kept_kernels(core):
         return KEPT_KERNELS | chosen
     return chosen
+
+
+@contextmanager
+def compiling(folder: Path, device: str) -> Iterator[None]:
+    """Name model and device in what OpenVINO raises while it compiles.
+
+    Raises:
+        DeviceError: OpenVINO could not compile the model for the device.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raise DeviceError(
+            f"OpenVINO could not compile {folder} for device={device!r}: {error}"
+        ) from error
 
 
 def _takes_kept_kernels(core: openvino.Core) -> bool:

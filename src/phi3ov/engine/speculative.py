@@ -34,6 +34,11 @@ class SpeculationPlan:
     draft_folder: str = ""
     draft_factors: RopeFactors = "none"
 
+    @property
+    def spare_tokens(self) -> int:
+        """Places that a sequence may take beyond its tokens: the proposed ones and one more."""
+        return self.candidate_tokens + 1 if self.candidate_tokens else 0
+
     def configure(self, config: Any) -> None:
         """Set what genai wants in the configuration of each request."""
         if self.candidate_tokens:

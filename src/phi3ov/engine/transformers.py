@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DeviceError, MissingDependencyError, OptionError
+from ..errors import MissingDependencyError, OptionError
 from ..patches import su_rope_accepted
 from ..quiet import quiet_tools
 from .pinned import open_pinned
-from .properties import device_properties
+from .properties import compiling, device_properties
 from .serial import SerialEngine
 
 if TYPE_CHECKING:
@@ -83,26 +83,21 @@ def _load(setup: EngineSetup) -> Any:
     core = openvino.Core()
     properties = device_properties(setup.config, core, device)
     pinned = open_pinned(artifact, context)
-    try:
-        with quiet_tools(), su_rope_accepted():
-            model_config = AutoConfig.from_pretrained(artifact.path, local_files_only=True)
-            model_config.original_max_position_embeddings = context.tokens
-            model = OVModelForCausalLM.from_pretrained(
-                artifact.path,
-                device=device,
-                ov_config=properties,
-                config=model_config,
-                compile=False,
-                local_files_only=True,
-            )
-            if context.factors != "none":
-                model.model = core.read_model(pinned.xml.encode(), pinned.weights)
-                model.phi3ov_pinned = pinned  # its weights must outlive the compiled model
-            model.compile()
-    except RuntimeError as error:
-        raise DeviceError(
-            f"OpenVINO could not compile {artifact.path} for device={device!r}: {error}"
-        ) from error
+    with compiling(artifact.path, device), quiet_tools(), su_rope_accepted():
+        model_config = AutoConfig.from_pretrained(artifact.path, local_files_only=True)
+        model_config.original_max_position_embeddings = context.tokens
+        model = OVModelForCausalLM.from_pretrained(
+            artifact.path,
+            device=device,
+            ov_config=properties,
+            config=model_config,
+            compile=False,
+            local_files_only=True,
+        )
+        if context.factors != "none":
+            model.model = core.read_model(pinned.xml.encode(), pinned.weights)
+            model.phi3ov_pinned = pinned  # its weights must outlive the compiled model
+        model.compile()
     return model
 
 

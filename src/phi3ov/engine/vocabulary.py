@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import openvino_genai
 
-from ..prompt import read_stop_ids
+from ..prompt import is_control, read_stop_ids
 
 _DETOKENIZER = "openvino_detokenizer"
 _OPERATION_SETS = {
@@ -84,7 +84,7 @@ def token_bytes(definition: dict[str, Any]) -> list[bytes]:
         elif all(letter in letters for letter in text):
             texts[token_id] = bytes(letters[letter] for letter in text)
     for token_id, token in added.items():
-        control = token["special"] or re.fullmatch(r"<.+>", token["content"])
+        control = is_control(token)
         texts[token_id] = b"" if control else token["content"].encode()
     return texts
 

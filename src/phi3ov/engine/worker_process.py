@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
-from ..errors import DeviceError, Phi3OVError
+from ..errors import Phi3OVError
 from .worker_batch import Batch
 from .worker_protocol import (
     Command,
@@ -134,7 +134,7 @@ def _load(command: Command) -> Batch:
         blocks=command.blocks,
         block_tokens=command.block_tokens,
         block_bytes=0,
-        spare_tokens=command.candidate_tokens and command.candidate_tokens + 1,
+        spare_tokens=speculation.spare_tokens,
     )
     prompt_tokens = prompt_tokens_per_step(
         (Path(command.folder) / MODEL_BIN).stat().st_size, command.device
@@ -169,6 +169,7 @@ def _open_pipeline(command: Load, speculation: SpeculationPlan, prompt_tokens: i
     from ..rope import ContextChoice
     from .pinned import pinned_folder
     from .pipeline import adapter_properties, scheduler_config
+    from .properties import compiling
     from .vocabulary import grammar_tokenizer
 
     adapter = None
@@ -190,24 +191,18 @@ def _open_pipeline(command: Load, speculation: SpeculationPlan, prompt_tokens: i
             context_tokens=command.context_tokens,
             inside=inside,
         )
-        try:
-            with extra as speculative:
-                return openvino_genai.ContinuousBatchingPipeline(
-                    str(folder),
-                    grammar_tokenizer(
-                        artifact.path, inside=inside, drafted=bool(speculation.draft_folder)
-                    ),
-                    scheduler,
-                    command.device,
-                    **command.properties,
-                    **speculative,
-                    **adapter_properties(adapter),
-                )
-        except RuntimeError as error:
-            raise DeviceError(
-                f"OpenVINO could not compile {command.folder} for device={command.device!r}: "
-                f"{error}"
-            ) from error
+        with compiling(artifact.path, command.device), extra as speculative:
+            return openvino_genai.ContinuousBatchingPipeline(
+                str(folder),
+                grammar_tokenizer(
+                    artifact.path, inside=inside, drafted=bool(speculation.draft_folder)
+                ),
+                scheduler,
+                command.device,
+                **command.properties,
+                **speculative,
+                **adapter_properties(adapter),
+            )
 
 
 def _serve(batch: Batch, inbox: queue.SimpleQueue[Command], send: Send, parent: int) -> NoReturn:
