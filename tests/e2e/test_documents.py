@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from phi3ov import export_model
 from tests.engine.checkpoints import FAMILY, build_checkpoint
+from tests.engine.test_lora import make_adapter
 
 from .conftest import REPOSITORY, RunPython
 from .local_hub import LocalHub, serve_hub
@@ -55,17 +57,36 @@ DOCUMENTS = [
     *sorted(
         path.relative_to(REPOSITORY).as_posix()
         for path in (REPOSITORY / "docs").rglob("*.md")
-        if "```python\n" in path.read_text(encoding="utf-8")
+        if "```python" in path.read_text(encoding="utf-8")
     ),
 ]
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny export, for the pages that begin with loading one. Do not write into it."""
-    folder = tmp_path_factory.mktemp("documents")
-    checkpoint = build_checkpoint(folder / "checkpoint", FAMILY["phi-3-mini-4k"], **CONTEXT)
-    return export_model(checkpoint, folder / "phi3-int4", progress=False).artifact.path
+    """A folder with what pages begin with: tiny exports and an adapter. Do not write into it."""
+    home = tmp_path_factory.mktemp("documents")
+    for name, row, changes in (
+        ("phi3-int4", "phi-3-mini-4k", {}),
+        ("phi3-draft-int4", "phi-3-mini-4k", {"num_hidden_layers": 1}),
+        ("phi4-mini-int4", "phi-4-mini", {"max_position_embeddings": 8192}),
+    ):
+        checkpoint = home / "checkpoints" / name
+        build_checkpoint(checkpoint, FAMILY[row], **(CONTEXT | changes))
+        export_model(checkpoint, home / "models" / name, progress=False)
+    (home / "adapters").mkdir()
+    make_adapter(home / "adapters" / "poet", home / "checkpoints" / "phi3-int4", seed=1)
+    return home
+
+
+def python_blocks(text: str) -> list[str]:
+    """Return the fenced Python of a page, also in lists and tabs, but not others' stacks'."""
+    fence = re.compile(r"^([ \t]*)```[ \t]*python\b(.*)\n((?:.*\n)*?)\1```$", re.MULTILINE)
+    return [
+        textwrap.dedent(body)
+        for _, title, body in fence.findall(text)
+        if not title.endswith('(not ours)"')
+    ]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -74,19 +95,51 @@ def test_every_python_block_runs(
 ) -> None:
     """The blocks of a document, in order, are a program that works in an empty folder.
 
-    A page that does not export finds an export in ``models/phi3-int4``.
+    It holds those of ``models/phi3-int4``, ``models/phi3-draft-int4``, ``models/phi4-mini-int4``
+    and ``adapters/poet`` that the page names and does not make.
     """
     text = (REPOSITORY / document).read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    every = re.findall(r"^ *```python(.*)$", text, re.MULTILINE)
-    theirs = [title for title in every if title.endswith('(not ours)"')]
-    assert len(blocks) + len(theirs) == len(every), "a block that would not run must say why"
-    if "phi3ov.export_model(" not in "".join(blocks):
-        shutil.copytree(exported, tmp_path / "models" / "phi3-int4")
+    blocks = python_blocks(text)
+    others = text.count('(not ours)"\n')
+    assert len(blocks) + others == len(re.findall(r"``` *python\b", text)), "a block is not found"
+    program = "\n".join(blocks)
+    for path in [*exported.glob("models/*"), *exported.glob("adapters/*")]:
+        name = path.relative_to(exported).as_posix()
+        made = re.search(rf'export_model\([^()]*"{name}"', program)
+        if f'"{name}"' in program and not made:
+            shutil.copytree(path, tmp_path / name)
+    hub.models["me/phi3-int4-ov"] = exported / "models" / "phi3-int4"
     script = tmp_path / "blocks.py"
-    script.write_text("\n".join(blocks), encoding="utf-8")
-    done = run_python(script, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "hf"))
+    script.write_text(program, encoding="utf-8")
+    done = run_python(script, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "hf"), HF_TOKEN="hf_test")
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_blocks_are_found_wherever_they_stand() -> None:
+    """At the margin, in a list and in a tab; what another stack does is not run."""
+    page = """
+```python
+one = 1
+```
+
+- In a list:
+
+    ```python
+    if one:
+        two = 2
+    ```
+
+=== "A tab"
+
+    ``` python title="ours"
+    three = 3
+    ```
+
+```python title="genai (not ours)"
+four = 4
+```
+"""
+    assert python_blocks(page) == ["one = 1\n", "if one:\n    two = 2\n", "three = 3\n"]
 
 
 @pytest.mark.parametrize("example", sorted(EXAMPLES))
