@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import queue
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .chat_format import Message
-from .errors import EngineCrashedError, Phi3OVError, QueueFullError, StateError
+from .errors import EngineCrashedError, OptionError, Phi3OVError, QueueFullError, StateError
 from .generation import GenerationOptions, Options
 from .reply import Reply
 
@@ -31,13 +31,24 @@ class BatchRequest:
     Attributes:
         messages: The conversation; it ends with a user message.
         options: Changes to the batch's options, for this conversation.
+
+    Raises:
+        OptionError: ``options`` is no mapping.
     """
 
     messages: Sequence[Message]
     options: Options = field(default_factory=Options)
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.options, Mapping):
+            raise OptionError(
+                f"options={self.options!r} is no mapping of names to values, such as "
+                "{'max_new_tokens': 10}."
+            )
+
 
 Conversation = Sequence[Message] | BatchRequest
+"""What a batch answers: messages, or messages with options of their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +105,8 @@ class BatchProgress:
 
 
 ReportProgress = Callable[[BatchProgress], None]
+"""What is called after each result of a batch."""
+
 StartReply = Callable[[Sequence[Message], GenerationOptions], "ReplyStream"]
 
 

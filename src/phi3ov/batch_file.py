@@ -10,8 +10,9 @@ becomes a control token. ``id``, a string or an integer, comes back with the rec
 are fields of `GenerationOptions` for this line.
 
 Output, one JSON object a line, in the order in which answers end: ``line`` (of the input, from
-1), ``id``, and the reply's ``text``, ``finish_reason``, ``usage``, ``timings`` and ``seed``; or
-``error`` with ``type``, ``message`` and ``partial_text``.
+1), ``id``, and the reply as `describe_reply` writes it: ``text``, ``finish_reason``, ``usage``,
+``timings`` and ``seed``, and ``parsed``, ``logprobs`` and ``candidates`` where they were asked for;
+or ``error`` with ``type``, ``message`` and ``partial_text``.
 
 A record is written when its answer is complete, as one line. So a run that ended in whatever way
 leaves records and at most one torn line, which the next run cuts off before it goes on with the
@@ -21,7 +22,6 @@ SHA-256, the options and the model's fingerprint. Where one of them differs, not
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -29,11 +29,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from .atomic_file import replace_file
 from .batch import BatchProgress, BatchRequest, ReportProgress
+from .batch_output import claim_output, encode_record, locked_output, repair_output
 from .chat_format import Message, require_text
-from .errors import GenerationError, OptionError, Phi3OVError, PromptError
-from .fingerprint import ModelFingerprint
+from .errors import Phi3OVError, PromptError
 from .generation import GenerationOptions
 from .reply import Reply
 
@@ -89,16 +88,27 @@ def run_batch_file(
         StateError: The model is closed.
         EngineCrashedError: Three lines in a row crashed the engine; what there was is recorded.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(target), source.open("rb") as lines:
+    with locked_output(target):
+        return answer_lines(model, source, target, options, report)
+
+
+def answer_lines(
+    model: Phi3Model,
+    source: Path,
+    target: Path,
+    options: GenerationOptions,
+    report: ReportProgress,
+) -> BatchProgress:
+    """Do the work of `run_batch_file` for a caller who holds `locked_output`."""
+    with source.open("rb") as lines:
         total, checksum = _survey(lines)
-        _claim(target, _describe(model, options, checksum))
-        done = _repair(target)
+        claim_output(target, _describe(model, options, checksum))
+        done = repair_output(target)
         now = BatchProgress(done=len(done), failed=sum(done.values()), total=total)
         report(now)
         with target.open("ab") as records:
             for line, outcome in _answer(model, lines, done, options):
-                records.write(_encode(line, outcome))
+                records.write(encode_record(line.number, line.id, outcome))
                 records.flush()  # a kill from now on leaves the record
                 failed = now.failed + isinstance(outcome, Phi3OVError)
                 now = BatchProgress(done=now.done + 1, failed=failed, total=total)
@@ -195,26 +205,6 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _encode(line: _Line, outcome: Reply | Phi3OVError) -> bytes:
-    record: dict[str, Any] = {"line": line.number, "id": line.id}
-    if isinstance(outcome, Phi3OVError):
-        partial = outcome.partial_text if isinstance(outcome, GenerationError) else ""
-        record["error"] = {
-            "type": type(outcome).__name__,
-            "message": str(outcome),
-            "partial_text": partial,
-        }
-    else:
-        record |= {
-            "text": outcome.text,
-            "finish_reason": outcome.finish_reason,
-            "usage": asdict(outcome.usage),
-            "timings": asdict(outcome.timings),
-            "seed": outcome.seed,
-        }
-    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
-
-
 def _survey(lines: BinaryIO) -> tuple[int, str]:
     """Return how many lines there are to answer, and the file's SHA-256."""
     digest = hashlib.sha256()
@@ -230,93 +220,12 @@ def _describe(model: Phi3Model, options: GenerationOptions, checksum: str) -> di
     """Return what answers depend on; where and how the model runs is no part of it."""
     chosen = asdict(options)
     del chosen["on_full_queue"]
+    shape = options.shape()
+    if shape is not None and isinstance(options.json_schema, type):
+        chosen["json_schema"] = shape.grammar  # what a class stands for
     return {
         "input": checksum,
         "options": chosen,
-        "model": ModelFingerprint.of(model.artifact).to_values(),
+        "model": model.fingerprint.to_values(),
         "context": asdict(model.context),
     }
-
-
-def _claim(target: Path, job: dict[str, Any]) -> None:
-    """Check that ``target`` is new or belongs to this job, and write down that it does."""
-    claim = target.with_name(target.name + ".job")
-    job = json.loads(json.dumps(job))  # as it will be read
-    if target.exists() and target.stat().st_size > 0:
-        before = _read_claim(claim, target)
-        differing = [name for name in job if before.get(name) != job[name]]
-        if differing:
-            raise OptionError(
-                f"{target} was begun with different {' and '.join(differing)}. Run it with what "
-                "it was begun with, or choose another output."
-            )
-        return
-    with replace_file(claim) as file:
-        file.write(json.dumps(job, indent=2).encode() + b"\n")
-
-
-def _read_claim(claim: Path, target: Path) -> dict[str, Any]:
-    try:
-        before = json.loads(claim.read_bytes())
-    except (OSError, ValueError) as error:
-        raise OptionError(
-            f"{target} exists, and {claim.name} beside it does not say that a batch began it. "
-            "Choose another output."
-        ) from error
-    if not isinstance(before, dict):
-        raise OptionError(f"{claim} is damaged. Choose another output.")
-    return before
-
-
-def _repair(target: Path) -> dict[int, bool]:
-    """Cut off a torn last line; return each recorded line and whether its record is an error."""
-    done: dict[int, bool] = {}
-    with target.open("a+b") as records:
-        records.seek(0)
-        good = 0
-        while raw := records.readline():
-            record = _read_record(raw)
-            if record is None:
-                if records.read(1):
-                    raise OptionError(
-                        f"{target} is damaged: what follows byte {good} is no record of a batch. "
-                        "Choose another output."
-                    )
-                break
-            number, failed = record
-            if number in done:
-                raise OptionError(f"{target} is damaged: line {number} has two records.")
-            done[number] = failed
-            good += len(raw)
-        records.truncate(good)
-    return done
-
-
-def _read_record(raw: bytes) -> tuple[int, bool] | None:
-    """Return the line that a record is of and whether it is an error; None if it is torn."""
-    if not raw.endswith(b"\n"):
-        return None
-    try:
-        record = json.loads(raw)
-    except ValueError:
-        return None
-    if not isinstance(record, dict) or type(record.get("line")) is not int:
-        return None
-    return record["line"], "error" in record
-
-
-@contextlib.contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    from filelock import FileLock, Timeout  # huggingface-hub brings it
-
-    lock = FileLock(target.with_name(f".{target.name}.lock"), timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise OptionError(f"Another process is writing {target}. Wait for it to end.") from error
-    try:
-        yield
-    finally:
-        lock.release()
-        with contextlib.suppress(OSError):
-            Path(lock.lock_file).unlink(missing_ok=True)

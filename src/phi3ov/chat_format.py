@@ -15,6 +15,7 @@ from typing import Literal, get_args
 from .errors import PromptError, UnsupportedModelError
 
 Role = Literal["system", "user", "assistant"]
+"""Who a message is from."""
 
 RenderTemplate = Callable[[list[dict[str, str]]], str]
 """A checkpoint's own chat template: messages to prompt string, assistant turn opened."""
@@ -62,8 +63,19 @@ def check_roles(messages: Sequence[Message]) -> None:
     """Check that ``messages`` can be answered: system? (user assistant)* user.
 
     Raises:
-        PromptError: There are none, or a role stands where it cannot.
+        PromptError: There are none, one is no `Message`, or a role stands where it cannot.
     """
+    if isinstance(messages, str) or not isinstance(messages, Sequence):
+        raise PromptError(
+            f"messages={messages!r:.80} is of type {type(messages).__name__}, not a list of "
+            "Message, such as [Message('user', 'Hello')]."
+        )
+    for position, message in enumerate(messages):
+        if not isinstance(message, Message):
+            raise PromptError(
+                f"messages[{position}]={message!r:.80} is of type {type(message).__name__}, not a "
+                "Message, such as Message('user', 'Hello')."
+            )
     if not messages:
         raise PromptError("The conversation is empty. Give at least one user message.")
     turns = messages[1:] if messages[0].role == "system" else messages

@@ -12,7 +12,7 @@ The steps, each a phase that progress reports:
    the folder into place.
 
 All work happens in a folder beside the target. An export either is what was asked for, or it
-raises and leaves nothing behind.
+raises and leaves nothing behind but the empty file of its lock.
 """
 
 from __future__ import annotations

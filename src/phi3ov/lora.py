@@ -15,9 +15,36 @@ from pathlib import Path
 from typing import Any
 
 from .errors import OptionError
+from .weight_files import read_shapes
 
 _PREFIX = "base_model.model."
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+MOST_SCALE = 1000
+"""How many times an adapter's change may count. Trained ones count 0.1 to 4 times; far beyond,
+openvino-genai's arithmetic overflows, and its process dies."""
+
+_PLAIN: Mapping[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "use_dora": (False, None),
+    "bias": ("none", None),
+    "lora_bias": (False, None),
+    "fan_in_fan_out": (False, None),
+    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva", None),
+}
+"""Settings with which an adapter is the product of its matrices, added to the layers' own weights.
+
+PiSSA, OLoRA, CorDA and LoftQ change those weights before they train, and the adapter's files do
+not hold them. PEFT converts: ``save_pretrained(path_initial_model_for_weight_conversion=...)``.
+"""
+
+_NOT_TAKEN = (
+    "modules_to_save",
+    "rank_pattern",
+    "alpha_pattern",
+    "layer_replication",
+    "alora_invocation_tokens",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,40 +93,52 @@ def read_adapter(adapter: LoraAdapter, config: Mapping[str, Any]) -> AdapterFile
             matrix does not belong to a layer of the model.
     """
     folder = Path(adapter.path)
+    settings = _read_settings(folder)
     try:
-        settings = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-        shapes = _read_shapes(folder / _WEIGHTS)
+        shapes = read_shapes(folder / _WEIGHTS)
     except (OSError, ValueError) as error:
-        raise OptionError(f"The adapter {folder} cannot be read: {error}.") from error
-    for name, plain in (("peft_type", "LORA"), ("use_dora", False), ("bias", "none")):
-        if settings.get(name, plain) != plain:
-            raise OptionError(
-                f"The adapter {folder} has {name}={settings[name]!r}; phi3ov takes plain LoRA."
-            )
-    for name in ("modules_to_save", "rank_pattern", "alpha_pattern"):
-        if settings.get(name):
-            raise OptionError(f"The adapter {folder} has {name}, which phi3ov does not take.")
-    rank = int(settings["r"])
+        raise OptionError(f"{folder / _WEIGHTS} cannot be read: {error}.") from error
+    rank, alpha = settings["r"], settings["lora_alpha"]
     _check_shapes(folder, shapes, rank, config)
-    root = math.sqrt(rank) if settings.get("use_rslora") else rank
-    scale = adapter.weight * float(settings["lora_alpha"]) / root
+    scale = adapter.weight * alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    if scale > MOST_SCALE:
+        raise OptionError(
+            f"The adapter {folder} would count {scale:g} times (weight={adapter.weight}, "
+            f"lora_alpha={alpha}, r={rank}), and {MOST_SCALE} times at most is taken: beyond that "
+            "the model's numbers overflow. Give a smaller weight."
+        )
     return AdapterFile(weights=(folder / _WEIGHTS).resolve(), scale=scale)
 
 
-def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes from a safetensors header: eight bytes of length, then JSON."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > path.stat().st_size:
-            raise ValueError(f"{path.name} is no safetensors file")
-        header = json.loads(file.read(length))
-    return {name: tuple(one["shape"]) for name, one in header.items() if name != "__metadata__"}
+def _read_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings of an adapter that is plain LoRA."""
+    try:
+        settings = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise OptionError(f"{folder / _CONFIG} cannot be read: {error}.") from error
+    if not isinstance(settings, dict):
+        raise OptionError(f"{folder / _CONFIG} holds no JSON object.")
+    for name, plain in _PLAIN.items():
+        if settings.get(name, plain[0]) not in plain:
+            raise OptionError(
+                f"The adapter {folder} has {name}={settings[name]!r}; phi3ov takes plain LoRA."
+            )
+    for name in _NOT_TAKEN:
+        if settings.get(name):
+            raise OptionError(f"The adapter {folder} has {name}, which phi3ov does not take.")
+    for name, kind in (("r", int), ("lora_alpha", int | float)):
+        value = settings.get(name)
+        if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < math.inf:
+            raise OptionError(f"{folder / _CONFIG}: {name}={value!r} must be a number above 0.")
+    return settings
 
 
 def _check_shapes(
     folder: Path, shapes: Mapping[str, tuple[int, ...]], rank: int, config: Mapping[str, Any]
 ) -> None:
-    """Refuse what genai would skip without a word: a matrix that fits no layer."""
+    """Refuse what genai would skip without a word: a matrix that fits no layer, or is alone."""
+    if not shapes:
+        raise OptionError(f"The adapter {folder} holds no matrices, so it changes nothing.")
     layers = _layer_shapes(config)
     for name, shape in shapes.items():
         module, _, part = name.removeprefix(_PREFIX).rpartition(".lora_")
@@ -111,6 +150,9 @@ def _check_shapes(
             raise OptionError(
                 f"The adapter {folder}: {name} has the shape {shape}, the model needs {expected}."
             )
+        other = f"{name.removesuffix(part)}{'B' if part[0] == 'A' else 'A'}.weight"
+        if other not in shapes:
+            raise OptionError(f"The adapter {folder} holds {name} without {other}.")
 
 
 def _layer_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:

@@ -94,9 +94,10 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(reference_export: Path) -> 
     )
     assert process.stdin is not None
     assert process.stdout is not None
+    assert process.stderr is not None
     process.stdin.write("Write a long story about a lighthouse, with every detail.\n")
     process.stdin.flush()
-    while process.stdout.read(1) != ">":  # the prompt "you> "
+    while process.stderr.read(1) != ">":  # the prompt "you> "
         pass
     process.stdout.read(40)  # the answer is under way
     process.send_signal(signal.SIGINT)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -270,3 +271,33 @@ def test_results_are_values() -> None:
         (one,) = model.generate_batch([ask("a")])
     assert replace(one, index=1) != one
     assert one.error is None
+
+
+@pytest.mark.parametrize(
+    ("conversation", "said"),
+    [
+        ("hello", "messages='hello' is of type str"),
+        (None, "messages=None is of type NoneType"),
+        (5, "is of type int"),
+        ({"role": "user", "content": "hi"}, "is of type dict, not a list of Message"),
+        (Message("user", "hi"), "is of type Message, not a list of Message"),
+        ([{"role": "user", "content": "hi"}], r"messages\[0\]=.* is of type dict, not a Message"),
+        ([*ask("hi"), None], r"messages\[1\]=None is of type NoneType"),
+        (["hi"], r"messages\[0\]='hi' is of type str"),
+        (iter(ask("hi")), "is of type list_iterator"),
+    ],
+    ids=lambda one: str(one)[:30],
+)
+def test_what_is_no_conversation_fails_alone(conversation: Any, said: str) -> None:
+    """Its result says what it is and what it should be; those beside it are answered."""
+    with make_model(FakeEngine(lambda _request: Answer(HELLO))) as model:
+        first, bad, last = model.generate_batch([ask("a"), conversation, ask("b")])
+    assert (first.reply.text, last.reply.text) == ("hello the user", "hello the user")
+    with pytest.raises(PromptError, match=said):
+        _ = bad.reply
+
+
+def test_options_of_a_request_that_are_no_mapping_are_refused() -> None:
+    """Where the request is made."""
+    with pytest.raises(OptionError, match="options=5 is no mapping"):
+        BatchRequest(messages=ask("a"), options=5)  # type: ignore[arg-type]

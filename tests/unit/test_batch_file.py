@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock
 
-from phi3ov import GenerationOptions, Message, OptionError, Phi3Model
+from phi3ov import GenerationError, GenerationOptions, Message, OptionError, Phi3Model
 from phi3ov import batch_file as module
 from phi3ov.batch_file import run_batch_file
+from phi3ov.batch_output import describe_reply, locked_output
 from phi3ov.engine import TokenRequest
 
 from .fakes import MINI, Answer, FakeEngine, answer_ids, make_model
@@ -171,7 +172,7 @@ def test_records_of_two_jobs_are_never_mixed(what: str, model: Phi3Model, tmp_pa
         model.context = replace(model.context, tokens=50)
     else:
         other = replace(model.artifact.manifest, chat_format="phi4")
-        model.artifact = replace(model.artifact, manifest=other)
+        model = make_model(FakeEngine(echo), artifact=replace(model.artifact, manifest=other))
     with pytest.raises(OptionError, match=f"begun with different {what}"):
         run_batch_file(model, source, target, options)
     assert target.read_bytes() == before
@@ -229,8 +230,92 @@ def test_two_processes_do_not_write_one_output(model: Phi3Model, tmp_path: Path)
         run_batch_file(model, source, target, OPTIONS)
     run_batch_file(model, source, target, OPTIONS)
     assert sorted(one.name for one in tmp_path.iterdir()) == [
-        "in.jsonl", "out.jsonl", "out.jsonl.job",
+        ".out.jsonl.lock", "in.jsonl", "out.jsonl", "out.jsonl.job",
     ]  # fmt: skip
+
+
+def test_the_lock_is_one_file_for_good(tmp_path: Path) -> None:
+    """One that is removed may be held already by who waited; a third would make its own."""
+    target, lock = tmp_path / "out.jsonl", tmp_path / ".out.jsonl.lock"
+    files = []
+    for _ in range(2):
+        with locked_output(target):
+            files.append(lock.stat().st_ino)
+            with pytest.raises(OptionError, match="Another process"), locked_output(target):
+                pytest.fail("two at once")
+    assert files == [lock.stat().st_ino] * 2
+
+
+def test_an_output_under_a_file_is_refused_by_name(model: Phi3Model, tmp_path: Path) -> None:
+    """The system's own error is the library's, with the path that was given."""
+    source = write_lines(tmp_path / "in.jsonl", [{"prompt": "a"}])
+    with pytest.raises(OptionError, match=r"in\.jsonl.out cannot be written.*another output"):
+        run_batch_file(model, source, source / "out", OPTIONS)
+
+
+@dataclass
+class City:
+    """A shape for answers."""
+
+    name: str
+
+
+@dataclass
+class Town:
+    """Another class of the same name and fields is the same shape; another field is not."""
+
+    town: str
+
+
+def test_a_dataclass_is_a_schema_of_a_batch(tmp_path: Path) -> None:
+    """It is written down as what it stands for, and what is parsed as the JSON that it was."""
+    source, target = write_lines(tmp_path / "in.jsonl", [{"prompt": "a"}]), tmp_path / "out.jsonl"
+    model = make_model(FakeEngine(lambda _: Answer(answer_ids('{"name": "Rome"}'))))
+    options = replace(OPTIONS, json_schema=City)
+    run_batch_file(model, source, target, options)
+    assert read_records(target)[0]["parsed"] == {"name": "Rome"}
+    assert run_batch_file(model, source, target, options).done == 1
+    with pytest.raises(OptionError, match="begun with different options"):
+        run_batch_file(model, source, target, replace(OPTIONS, json_schema=Town))
+
+
+def test_what_was_asked_for_is_in_the_record(tmp_path: Path) -> None:
+    """Every candidate, its own figures, and how likely each of its tokens was."""
+    source, target = write_lines(tmp_path / "in.jsonl", [{"prompt": "a"}]), tmp_path / "out.jsonl"
+    answers = iter(["Rome", "Oslo"])
+    model = make_model(FakeEngine(lambda _: Answer(answer_ids(next(answers)))))
+    options = replace(OPTIONS, candidates=2, temperature=1.0, seed=3, choices=("Rome", "Oslo"))
+    run_batch_file(model, source, target, options)
+    [record] = read_records(target)
+    assert (record["text"], record["parsed"]) == ("Rome", "Rome")
+    kept = [(one["text"], one["parsed"], one["seed"]) for one in record["candidates"]]
+    assert kept == [("Rome", "Rome", 3), ("Oslo", "Oslo", 4)]
+    assert set(record["candidates"][0]) == set(record) - {"line", "id", "candidates"}
+
+
+def test_an_error_with_a_lone_surrogate_is_a_record(tmp_path: Path) -> None:
+    """UTF-8 has none, but JSON can say it: the batch goes on and its file can be read."""
+    answers = iter([GenerationError("odd \ud800", partial_text="ha\udfff"), None])
+
+    def answer(_request: TokenRequest) -> Answer:
+        error = next(answers)
+        return Answer(HELLO if error is None else HELLO[:1], error=error)
+
+    source = write_lines(tmp_path / "in.jsonl", [{"prompt": "ä"}, {"prompt": "b"}])
+    target = tmp_path / "out.jsonl"
+    end = run_batch_file(make_model(FakeEngine(answer)), source, target, OPTIONS)
+    assert (end.done, end.failed) == (2, 1)
+    first, last = read_records(target)
+    assert "odd \ud800" in first["error"]["message"]
+    assert last["text"] == "hello the user"
+    target.read_text(encoding="utf-8")
+
+
+def test_the_model_is_hashed_once(model: Phi3Model, tmp_path: Path) -> None:
+    """A folder without a manifest takes seconds; the model keeps what it has found."""
+    source, target = write_lines(tmp_path / "in.jsonl", [{"prompt": "a"}]), tmp_path / "out.jsonl"
+    run_batch_file(model, source, target, OPTIONS)
+    assert "fingerprint" in vars(model), "found once, kept"
 
 
 def test_an_output_that_was_taken_away_is_made_again(model: Phi3Model, tmp_path: Path) -> None:
@@ -239,3 +324,11 @@ def test_an_output_that_was_taken_away_is_made_again(model: Phi3Model, tmp_path:
     run_batch_file(model, source, target, OPTIONS)
     shutil.move(target, tmp_path / "elsewhere.jsonl")
     assert run_batch_file(model, source, target, replace(OPTIONS, max_new_tokens=3)).done == 1
+
+
+def test_logprobs_are_in_a_description_where_there_are_any(model: Phi3Model) -> None:
+    """What nobody asked for is left out."""
+    reply = model.complete("hi", max_new_tokens=1)
+    assert "logprobs" not in describe_reply(reply)
+    described = describe_reply(replace(reply, logprobs=(-0.5, -1.0)))
+    assert json.loads(json.dumps(described))["logprobs"] == [-0.5, -1.0]

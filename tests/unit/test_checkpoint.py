@@ -12,6 +12,7 @@ import httpx
 import huggingface_hub
 import pytest
 from huggingface_hub import errors
+from huggingface_hub.utils import _paths
 from transformers import Phi3Config
 
 from phi3ov.artifact import vocabulary_size
@@ -293,7 +294,7 @@ def test_downloaded_checkpoint_records_revision_and_commit(
     assert (asked["repo_id"], asked["revision"]) == ("owner/name", None)
     assert not [one for one in asked["patterns"] if one.endswith((".py", ".bin", ".pt", "*"))]
     names = ["config.json", "a.safetensors", "original/b.safetensors", "a/b/config.json", "x.py"]
-    wanted = huggingface_hub.utils.filter_repo_objects(
+    wanted = _paths.filter_repo_objects(
         names, allow_patterns=asked["patterns"], ignore_patterns=asked["ignored"]
     )
     assert list(wanted) == ["config.json", "a.safetensors"], "sub-folders are never fetched"

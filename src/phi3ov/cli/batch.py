@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from ..batch import BatchProgress
-from ..engine import EngineName
 from ..errors import OptionError, Phi3OVError
 from ..limits import RequestLimits
-from ..runtime import RuntimeConfig
+from .arguments import add_json, add_model, loading_options
+from .printing import print_json
 
 if TYPE_CHECKING:
     from . import Commands
@@ -27,31 +28,27 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "batch",
         help="answer a JSONL file of conversations; may be killed and run again",
-        description="Answer each line of INPUT and append a record to OUTPUT. Run again with the "
+        description="Answer each line of INPUT and append a record to OUTPUT. Run again with the\n"
         "same arguments, it goes on where it stopped. Exit code 1 if a line has failed.",
     )
-    parser.add_argument("model", help="an exported folder")
+    add_model(parser, engine="worker")
     parser.add_argument(
         "input",
         type=Path,
         help='lines of {"messages": [...]} or {"prompt": "..."}, with "id" and "options" if wanted',
     )
     parser.add_argument("output", type=Path, help="the JSONL file to write or to go on with")
-    parser.add_argument("--device", action="append", help="OpenVINO device; repeat for preferences")
-    parser.add_argument("--engine", choices=get_args(EngineName), default="worker")
     parser.add_argument("--max-running", type=int, help="worker: answers at once (32)")
-    parser.add_argument("--context-tokens", type=int, help="tokens of prompt and answer together")
-    parser.add_argument("--max-new-tokens", type=int, default=1024)
-    parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--timeout-seconds", type=float, help="for each answer")
-    parser.add_argument("--threads", type=int)
+    add_json(parser, "how many lines were answered")
     parser.add_argument("--quiet", action="store_true", help="print no progress")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
-    from ..batch_file import run_batch_file
+    from ..batch_file import answer_lines
+    from ..batch_output import locked_output
     from ..generation import GenerationOptions
     from ..loading import load_model
 
@@ -61,16 +58,15 @@ def run(options: argparse.Namespace) -> None:
         timeout_seconds=options.timeout_seconds,
     )
     _require_files(options.input, options.output)
-    with load_model(
-        options.model,
-        device=tuple(options.device or ("GPU", "CPU")),
-        config=RuntimeConfig(threads=options.threads),
-        engine=options.engine,
-        limits=RequestLimits(max_running=options.max_running),
-        context_tokens=options.context_tokens,
-    ) as model:
-        report = (lambda _progress: None) if options.quiet else _Reporter()
-        end = run_batch_file(model, options.input, options.output, chosen, report)
+    limits = RequestLimits(max_running=options.max_running)
+    report = (lambda _progress: None) if options.quiet else _Reporter()
+    with (
+        locked_output(options.output),  # before the model is loaded, which may take a minute
+        load_model(options.model, limits=limits, **loading_options(options)) as model,
+    ):
+        end = answer_lines(model, options.input, options.output, chosen, report)
+    if options.json:
+        print_json({"output": options.output, **asdict(end)})
     if end.failed:
         raise Phi3OVError(
             f"{end.failed} of {end.total} lines failed; {options.output} says why ('error')."

@@ -9,13 +9,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
-from ..engine import EngineName
 from ..errors import OptionError, Phi3OVError
-from ..runtime import RuntimeConfig
 from ..speculation import DraftModel, PromptLookup, Speculation
-from .printing import bold, dim
+from .arguments import add_json, add_model, gigabytes_to_bytes, loading_options
+from .printing import bold, dim, print_json
 
 if TYPE_CHECKING:
     from ..chat import Phi3Chat
@@ -29,15 +28,9 @@ EXAMPLE = 'phi3ov chat phi3-int4 "What is the capital of France?"'
 def add(commands: Commands) -> None:
     """Declare the command and its arguments."""
     parser = commands.add_parser("chat", help="talk to an exported model")
-    parser.add_argument("model", help="an exported folder")
+    add_model(parser, engine="pipeline")
     parser.add_argument("message", nargs="?", help="answer this and end; without it: interactive")
     parser.add_argument("--system", help="the system message")
-    parser.add_argument("--device", action="append", help="OpenVINO device; repeat for preferences")
-    parser.add_argument("--engine", choices=get_args(EngineName), default="pipeline")
-    parser.add_argument("--context-tokens", type=int, help="tokens of prompt and answer together")
-    parser.add_argument("--max-new-tokens", type=int, default=1024)
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--threads", type=int)
     parser.add_argument("--cache-gb", type=float, help="the most GB that the KV cache takes")
     proposer = parser.add_mutually_exclusive_group()
     proposer.add_argument(
@@ -48,7 +41,8 @@ def add(commands: Commands) -> None:
     shape.add_argument("--json-schema", type=Path, help="a file: the answer is JSON that fits it")
     shape.add_argument("--regex", help="the answer matches this regular expression")
     shape.add_argument("--choice", action="append", help="the answer is one of these; repeat")
-    parser.set_defaults(run=run)
+    add_json(parser, "the answer to MESSAGE, with its figures")
+    parser.set_defaults(run=run, parser=parser)
 
 
 def _read_schema(path: Path | None) -> Any:
@@ -56,8 +50,8 @@ def _read_schema(path: Path | None) -> Any:
     if path is None:
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise OptionError(f"--json-schema {path} cannot be read: {error}") from error
 
 
@@ -67,6 +61,8 @@ def run(options: argparse.Namespace) -> None:
     from ..generation import GenerationOptions
     from ..loading import load_model
 
+    if options.json and options.message is None:
+        options.parser.error("--json goes with a MESSAGE only")
     answer = GenerationOptions(  # first: what is wrong here is known before the model is loaded
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
@@ -77,17 +73,14 @@ def run(options: argparse.Namespace) -> None:
     )
     model = load_model(
         options.model,
-        device=tuple(options.device or ("GPU", "CPU")),
-        config=RuntimeConfig(threads=options.threads),
-        engine=options.engine,
-        context_tokens=options.context_tokens,
-        cache_bytes=None if options.cache_gb is None else int(options.cache_gb * 1e9),
+        cache_bytes=gigabytes_to_bytes("--cache-gb", options.cache_gb),
         speculation=_choose_speculation(options),
+        **loading_options(options),
     )
     with model:
         chat = Phi3Chat(model, system=options.system, options=answer)
         if options.message is not None:
-            _answer(chat, options.message)
+            _answer_once(chat, options.message, as_json=options.json)
             return
         print(f"{bold(model.device.selected, sys.stderr)}: {model.device.reason}", file=sys.stderr)
         print(dim(_describe_loading(model.load_timings), sys.stderr), file=sys.stderr)
@@ -106,7 +99,7 @@ def _converse(chat: Phi3Chat) -> None:
     """Read messages and answer them until the input ends."""
     while True:
         try:
-            message = input("\nyou> ").strip()
+            message = _read_message().strip()
         except EOFError:
             return
         if message == "/exit":
@@ -123,14 +116,35 @@ def _converse(chat: Phi3Chat) -> None:
             print(dim(_describe_reply(reply), sys.stderr), file=sys.stderr)
 
 
-def _answer(chat: Phi3Chat, message: str) -> Reply:
+def _read_message() -> str:
+    """Ask for a message; where stdout is not for people, the question goes to stderr."""
+    question = "\nyou> "
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        return input(question)
+    print(question, end="", file=sys.stderr, flush=True)
+    return input()
+
+
+def _answer(chat: Phi3Chat, message: str, *, show: bool = True) -> Reply:
     """Stream one answer to stdout; Ctrl-C ends the answer and keeps what there is of it."""
     stream = chat.stream(message)
     with _ctrl_c_cancels(stream):
         for piece in stream:
-            print(piece, end="", flush=True)
-    print()
+            if show:
+                print(piece, end="", flush=True)
+    if show:
+        print()
     return stream.reply
+
+
+def _answer_once(chat: Phi3Chat, message: str, *, as_json: bool) -> None:
+    from ..batch_output import describe_reply
+
+    reply = _answer(chat, message, show=not as_json)
+    if as_json:
+        print_json(describe_reply(reply))
+    if reply.finish_reason == "cancelled":
+        raise KeyboardInterrupt
 
 
 @contextmanager

@@ -16,7 +16,7 @@ EXAMPLE = "phi3ov completion bash > ~/.local/share/bash-completion/completions/p
 def add(commands: Commands) -> None:
     """Declare the command and its arguments."""
     parser = commands.add_parser("completion", help="print the script for a shell's completion")
-    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell")
     parser.set_defaults(run=run)
 
 

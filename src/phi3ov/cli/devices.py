@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ..devices import describe_devices
+from .arguments import add_json
 from .printing import gigabytes
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ EXAMPLE = "phi3ov devices"
 def add(commands: Commands) -> None:
     """Declare the command and its arguments."""
     parser = commands.add_parser("devices", help="the OpenVINO devices of this machine")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser, "the devices")
     parser.set_defaults(run=run)
 
 

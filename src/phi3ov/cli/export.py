@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .arguments import add_json
 from .files import read_text
 from .printing import gigabytes, print_json
 
@@ -23,7 +24,12 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser("export", help="checkpoint to an exported folder")
     parser.add_argument("source", help="a checkpoint folder or a hub id")
     parser.add_argument("output", help="the folder to make")
-    parser.add_argument("--precision", choices=("int4", "int8", "fp16"), default="int4")
+    parser.add_argument(
+        "--precision",
+        choices=("int4", "int8", "fp16"),
+        default="int4",
+        help="of weights (%(default)s)",
+    )
     parser.add_argument("--preset", choices=PRESETS, help="int4: a named recipe to start from")
     parser.add_argument(
         "--calibrate", type=Path, action="append", help="accurate: a text file; repeat for more"
@@ -36,7 +42,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("--overwrite", action="store_true", help="replace an exported folder")
-    parser.add_argument("--json", action="store_true", help="print what was made as JSON")
+    add_json(parser, "what was made")
     parser.add_argument("--quiet", action="store_true", help="print no progress")
     parser.add_argument("--log", type=Path, help="append what the tools log to this file")
     parser.set_defaults(run=run, parser=parser)

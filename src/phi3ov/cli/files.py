@@ -10,9 +10,20 @@ from ..errors import OptionError
 def read_text(path: Path) -> str:
     """Return what a UTF-8 file holds, or raise `OptionError`."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # Windows' editors write a mark before it
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"{path} cannot be read as UTF-8 text: {error}.") from error
+
+
+def check_writable(path: Path) -> None:
+    """Raise `OptionError` if a file cannot be written; leave what is there as it is."""
+    try:
+        is_new = not path.exists()
+        path.open("ab").close()
+        if is_new:
+            path.unlink()
+    except OSError as error:
+        raise OptionError(f"{path} cannot be written: {error}.") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..artifact import Artifact
 from ..ir import Precision, WeightLayer
 from ..rope import has_longrope, original_context
+from .arguments import add_json
 from .printing import bold, flatten
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def add(commands: Commands) -> None:
     """Declare the command and its arguments."""
     parser = commands.add_parser("info", help="what an exported folder holds")
     parser.add_argument("model", help="an exported folder")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser, "all of it")
     parser.set_defaults(run=run)
 
 

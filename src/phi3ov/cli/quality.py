@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .files import read_text, write_text
+from .arguments import add_json
+from .files import check_writable, read_text, write_text
 
 if TYPE_CHECKING:
     from . import Commands
@@ -21,9 +22,13 @@ def add(commands: Commands) -> None:
     parser.add_argument("source", help="the checkpoint: a folder or a hub id")
     parser.add_argument("artifact", help="the folder exported from it")
     parser.add_argument("--text", type=Path, help="read this file; without it: Python's manual")
-    parser.add_argument("--window-tokens", type=int, default=512)
-    parser.add_argument("--max-tokens", type=int, default=8192)
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--window-tokens", type=int, default=512, help="tokens read at once (%(default)s)"
+    )
+    parser.add_argument(
+        "--max-tokens", type=int, default=8192, help="read so many at most (%(default)s)"
+    )
+    add_json(parser, "the report")
     parser.add_argument("--svg", type=Path, help="draw the divergence's histogram into this file")
     parser.add_argument("--quiet", action="store_true", help="print no progress")
     parser.set_defaults(run=run)
@@ -34,6 +39,8 @@ def run(options: argparse.Namespace) -> None:
     from ..quality import compare
     from ..quality_plot import draw_histogram
 
+    if options.svg is not None:
+        check_writable(options.svg)  # the comparison takes minutes
     report = compare(
         options.source,
         options.artifact,

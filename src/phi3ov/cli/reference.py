@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .arguments import add_json
 from .printing import print_json
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser("reference", help="build the small reference checkpoint, offline")
     parser.add_argument("output", type=Path, help="the folder to make")
     parser.add_argument("--overwrite", action="store_true", help="replace a reference checkpoint")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser, "the path")
     parser.set_defaults(run=run)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..artifact import Artifact
-from ..errors import ArtifactError
+from ..errors import Phi3OVError
+from .arguments import add_json
 from .printing import print_json
 
 if TYPE_CHECKING:
@@ -19,22 +20,23 @@ def add(commands: Commands) -> None:
     """Declare the command and its arguments."""
     parser = commands.add_parser("verify", help="compare an exported folder with its checksums")
     parser.add_argument("model", help="an exported folder")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser, "what was found, also where that is an error")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
-    artifact = Artifact.open(options.model)
-    files = len(artifact.manifest.files)
-    problems: tuple[str, ...] = ()
+    found: dict[str, Any] = {"path": options.model, "files": None, "problems": ()}
     try:
+        artifact = Artifact.open(options.model)
+        found["files"] = len(artifact.manifest.files)
         artifact.verify()
-    except ArtifactError as error:
-        problems = error.problems or (str(error),)
-        raise
-    finally:
+    except (Phi3OVError, OSError) as error:
+        found["problems"] = getattr(error, "problems", ()) or (str(error),)
         if options.json:
-            print_json({"path": artifact.path, "files": files, "problems": problems})
-    if not options.json:
-        print(f"{artifact.path}: all {files} files are as they were exported")
+            print_json(found)
+        raise
+    if options.json:
+        print_json(found)
+    else:
+        print(f"{artifact.path}: all {found['files']} files are as they were exported")

@@ -1,0 +1,352 @@
+"""What each command of ``phi3ov`` takes and prints: its options, its JSON, its streams."""
+
+from __future__ import annotations
+
+import _thread
+import argparse
+import io
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from phi3ov import Artifact, Phi3Model
+from phi3ov.artifact import record_files
+from phi3ov.cli import COMMANDS, build_parser, main
+from phi3ov.devices import DeviceInfo
+from phi3ov.engine import ENGINES, TokenRequest
+from phi3ov.exporter import ExportReport
+from phi3ov.quality import QualityReport
+
+from .fakes import MINI, Answer, FakeEngine, answer_ids, make_model
+from .test_artifact import WEIGHTS, write_manifest
+
+MODEL = "--context-tokens --device --engine --help --max-new-tokens --temperature --threads -h"
+OPTIONS = {
+    "export": "--adjust --asymmetric --calibrate --group-size --help --json --log --overwrite "
+    "--precision --preset --quiet --ratio --revision -h output source",
+    "chat": f"{MODEL} --cache-gb --choice --draft --json --json-schema --prompt-lookup --regex "
+    "--system message model",
+    "batch": f"{MODEL} --json --max-running --quiet --timeout-seconds input model output",
+    "info": "--help --json -h model",
+    "verify": "--help --json -h model",
+    "quality": "--help --json --max-tokens --quiet --svg --text --window-tokens -h artifact source",
+    "devices": "--help --json -h",
+    "reference": "--help --json --overwrite -h output",
+    "completion": "--help -h shell",
+}
+"""Every argument of every command: public, so a change here is one for CHANGELOG."""
+
+REPLY = {"text", "finish_reason", "usage", "timings", "seed"}
+JSON_KEYS: dict[str, set[str]] = {
+    "export": {
+        *("path", "source_bytes", "artifact_bytes", "bits_per_weight", "recipe", "weights"),
+        "phase_seconds",
+    },
+    "chat": REPLY,
+    "batch": {"output", "done", "failed", "total"},
+    "info": {
+        *("source", "revision", "commit", "recipe", "bits_per_weight", "source_bytes"),
+        *("artifact_bytes", "chat_format", "system_messages", "stop_tokens", "context_tokens"),
+        *("most_context_tokens", "longrope", "versions", "weights", "layers"),
+    },
+    "verify": {"path", "files", "problems"},
+    "quality": {
+        *("source", "artifact", "tokens", "window_tokens", "properties", "source_perplexity"),
+        *("artifact_perplexity", "mean_kl", "p99_kl", "top1_agreement", "source_bytes"),
+        *("artifact_bytes", "bits_per_weight", "kl_histogram", "samples"),
+    },
+    "devices": {"name", "full_name", "memory_bytes", "precisions"},
+    "reference": {"path"},
+}
+"""What each command prints with ``--json``: public, likewise."""
+
+HELLO = answer_ids("hello the user")
+
+
+def actions(command: str) -> list[argparse.Action]:
+    """Return what a command's parser takes."""
+    [commands] = [
+        one for one in build_parser()._actions if isinstance(one, argparse._SubParsersAction)
+    ]
+    found: list[argparse.Action] = commands.choices[command]._actions
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An exported folder without a graph."""
+    path = tmp_path / "phi3"
+    path.mkdir()
+    config = {"model_type": "phi3", "max_position_embeddings": 4096}
+    (path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (path / "tokenizer.json").write_text(MINI.tokenizer_json, encoding="utf-8")
+    write_manifest(path, record_files(path))
+    return path
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[TokenRequest], Answer]], None]:
+    """Let commands load a model that answers by a function."""
+
+    def use(answer: Callable[[TokenRequest], Answer]) -> None:
+        def load_model(*_: Any, **__: Any) -> Phi3Model:
+            return make_model(FakeEngine(answer))
+
+        monkeypatch.setattr("phi3ov.loading.load_model", load_model)
+
+    return use
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail if a command loads a model."""
+    monkeypatch.setattr("phi3ov.loading.load_model", lambda *_, **__: pytest.fail("loaded"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_options_of_every_command_are_written_down(command: str) -> None:
+    """They are public; each is explained in the help."""
+    found = actions(command)
+    names = [name for one in found for name in one.option_strings or [one.dest]]
+    assert sorted(names) == sorted(OPTIONS[command].split())
+    assert [one.dest for one in found if not one.help] == []
+
+
+@pytest.mark.parametrize("command", ["chat", "batch"])
+def test_the_command_offers_every_engine(command: str) -> None:
+    """An engine is added in one place."""
+    [engine] = [one for one in actions(command) if one.dest == "engine"]
+    assert engine.choices == tuple(ENGINES)
+
+
+@pytest.mark.parametrize("command", sorted(JSON_KEYS))
+def test_the_json_of_every_reporting_command_is_written_down(
+    command: str,
+    folder: Path,
+    tmp_path: Path,
+    *,
+    load: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One value on stdout and nothing else; its names are public."""
+    artifact = Artifact.open(folder)
+    report = ExportReport(
+        artifact=artifact, source_bytes=1, artifact_bytes=1, weights=(WEIGHTS,), phase_seconds={}
+    )
+    numbers: dict[str, Any] = dict.fromkeys(QualityReport.__slots__, 1)
+    device = DeviceInfo(name="CPU", full_name="a CPU", memory_bytes=None, precisions=())
+    monkeypatch.setattr("phi3ov.exporter.export_model", lambda *_, **__: report)
+    monkeypatch.setattr("phi3ov.quality.compare", lambda *_, **__: QualityReport(**numbers))
+    monkeypatch.setattr("phi3ov.cli.devices.describe_devices", lambda: (device,))
+    monkeypatch.setattr("phi3ov.reference.build_reference", lambda path, **_: path)
+    load(lambda _request: Answer(HELLO))
+    lines = tmp_path / "in.jsonl"
+    lines.write_text('{"prompt": "a"}\n', encoding="utf-8")
+    arguments: dict[str, list[Any]] = {
+        "export": ["a", "b"],
+        "chat": [folder, "hi"],
+        "batch": [folder, lines, tmp_path / "out.jsonl", "--quiet"],
+        "info": [folder],
+        "verify": [folder],
+        "quality": ["a", "b"],
+        "devices": [],
+        "reference": ["a"],
+    }
+    assert main([command, *map(str, arguments[command]), "--json"]) == 0
+    out, err = capsys.readouterr()
+    value = json.loads(out)
+    assert set(value[0] if command == "devices" else value) == JSON_KEYS[command]
+    assert err == ""
+
+
+def test_every_command_that_has_json_is_listed() -> None:
+    """Completion is the one that reports nothing."""
+    assert {name for name in COMMANDS if "--json" in OPTIONS[name]} == set(JSON_KEYS)
+    assert set(COMMANDS) - set(JSON_KEYS) == {"completion"}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "files", "problem"),
+    [
+        (lambda path: (path / "tokenizer.json").unlink(), None, "tokenizer.json: missing"),
+        (lambda path: (path / "phi3ov.json").write_text("{"), None, "phi3ov.json cannot be read"),
+        (lambda path: (path / "phi3ov.json").unlink(), None, "openvino_model.xml|has no phi3ov"),
+        (lambda path: (path / "config.json").write_bytes(b"x" * 54), 2, "config.json"),
+    ],
+)
+def test_verify_prints_json_whatever_is_wrong(
+    spoil: Callable[[Path], object],
+    files: int | None,
+    problem: str,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also where not even the manifest can be read; then nobody knows how many files there are."""
+    spoil(folder)
+    assert main(["verify", str(folder), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["path"] == str(folder)
+    assert found["files"] in (files, None)
+    assert any(one for one in found["problems"] if any(p in one for p in problem.split("|")))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["m", "--temperature", "0.5", "hello"],
+        ["m", "hello", "--temperature", "0.5"],
+        ["--temperature", "0.5", "m", "hello"],
+        ["--temperature", "0.5", "m", "--", "hello"],
+    ],
+)
+def test_options_may_stand_between_model_and_message(arguments: list[str]) -> None:
+    """Python 3.11's argparse took the message for missing, and then for one too many."""
+    options = build_parser().parse_args(["chat", *arguments])
+    assert (options.model, options.message, options.temperature) == ("m", "hello", 0.5)
+
+
+def test_a_message_may_begin_with_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
+    """Behind two dashes; a second message is one too many in whatever order."""
+    assert build_parser().parse_args(["chat", "m", "--", "-x"]).message == "-x"
+    for arguments in (["m", "a", "b"], ["m", "a", "--threads", "1", "b"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(["chat", *arguments])
+        assert stopped.value.code == 2
+    assert "unrecognized arguments: b" in capsys.readouterr().err
+
+
+def test_what_a_terminal_cannot_show_is_replaced(
+    load: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer in a console of another encoding is an answer with question marks."""
+    load(lambda _request: Answer(answer_ids("größe")))
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii", newline="\n"))
+    assert main(["chat", "m", "hi"]) == 0
+    assert shown.getvalue() == b"gr??e\n"
+
+
+def test_the_question_of_a_chat_is_no_result(
+    load: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In a pipe, stdout holds the answers and nothing else."""
+    load(lambda _request: Answer(HELLO))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hi\n\nagain\n"))
+    assert main(["chat", "m"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "hello the user\nhello the user\n"
+    assert err.count("you> ") == 4, "the empty line and the end are asked for, too"
+
+
+def test_ctrl_c_in_a_single_answer_is_exit_code_130(
+    load: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A script must see that the answer was cut off; what there was of it has been printed."""
+
+    def answer(_request: TokenRequest) -> Answer:
+        while signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            time.sleep(0.001)
+        _thread.interrupt_main()
+        return Answer(endless=True)
+
+    load(answer)
+    assert main(["chat", "m", "hi"]) == 130
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert main(["chat", "m", "hi", "--json"]) == 130
+    out = capsys.readouterr().out
+    assert json.loads(out.strip())["finish_reason"] == "cancelled"
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("size", ["nan", "inf", "0", "-1"])
+def test_a_cache_must_have_a_size(size: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Said before the model is loaded, by the option's name and its value."""
+    assert main(["chat", "m", "hi", f"--cache-gb={size}"]) == 1
+    assert f"phi3ov: --cache-gb={float(size)} must be" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_model")
+def test_json_of_a_conversation_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is one value, of one answer."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["chat", "m", "--json"])
+    assert stopped.value.code == 2
+    assert "--json goes with a MESSAGE only" in capsys.readouterr().err
+
+
+def test_a_schema_may_begin_with_a_mark(
+    load: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Windows' editors put one before UTF-8; the value of the answer is in the JSON."""
+    schema = tmp_path / "schema.json"
+    schema.write_bytes(b'\xef\xbb\xbf{"type": "integer"}')
+    load(lambda _request: Answer(answer_ids("7")))
+    assert main(["chat", "m", "hi", "--json-schema", str(schema), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parsed"] == 7
+
+
+@pytest.mark.parametrize("name", ["no/such/folder.svg", "."])
+def test_a_picture_that_cannot_be_written_is_told_before_the_comparison(
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Which takes minutes."""
+    monkeypatch.setattr("phi3ov.quality.compare", lambda *_, **__: pytest.fail("compared"))
+    assert main(["quality", "a", "b", "--svg", str(tmp_path / name)]) == 1
+    assert "cannot be written" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_is_not_touched_before_there_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A comparison that fails leaves the old picture, and none where there was none."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no disk")
+
+    monkeypatch.setattr("phi3ov.quality.compare", fail)
+    old = tmp_path / "old.svg"
+    old.write_text("old", encoding="utf-8")
+    for path in (old, tmp_path / "new.svg"):
+        assert main(["quality", "a", "b", "--svg", str(path)]) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["old.svg"]
+    assert old.read_text(encoding="utf-8") == "old"
+
+
+@pytest.mark.usefixtures("no_model")
+def test_an_output_that_another_process_writes_is_told_before_the_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Loading takes a minute."""
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"prompt": "a"}\n', encoding="utf-8")
+    with FileLock(tmp_path / ".out.jsonl.lock"):
+        assert main(["batch", "m", str(source), str(target)]) == 1
+    assert "Another process is writing" in capsys.readouterr().err
+
+
+def test_an_error_of_the_system_is_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A full disk is no defect of the library."""
+
+    def fail() -> SimpleNamespace:
+        raise OSError(28, "No space left on device", "out.jsonl")
+
+    monkeypatch.setattr("phi3ov.cli.devices.describe_devices", fail)
+    assert main(["devices"]) == 1
+    assert capsys.readouterr().err == "phi3ov: [Errno 28] No space left on device: 'out.jsonl'\n"
