@@ -1,0 +1,140 @@
+"""What is no plain LoRA for this very model is refused before anything is compiled."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from phi3ov import LoraAdapter, OptionError
+from phi3ov.lora import MOST_SCALE, read_adapter
+
+MODEL = {
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+}
+DOWN = "base_model.model.model.layers.0.mlp.down_proj.lora_"
+SETTINGS = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "bias": "none", "use_dora": False}
+SHAPES = {f"{DOWN}A.weight": (2, 16), f"{DOWN}B.weight": (8, 2)}
+
+
+def write_adapter(
+    folder: Path, shapes: dict[str, tuple[int, int]] | None = None, **settings: Any
+) -> Path:
+    """Write an adapter of zeros for one layer."""
+    folder.mkdir(exist_ok=True)
+    text = json.dumps(SETTINGS | settings)
+    (folder / "adapter_config.json").write_text(text, encoding="utf-8")
+    entries, at = {}, 0
+    for name, (rows, columns) in (SHAPES if shapes is None else shapes).items():
+        end = at + rows * columns
+        entries[name] = {"dtype": "I8", "shape": [rows, columns], "data_offsets": [at, end]}
+        at = end
+    header = json.dumps(entries).encode()
+    content = len(header).to_bytes(8, "little") + header + bytes(at)
+    (folder / "adapter_model.safetensors").write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("settings", "scale"),
+    [
+        ({}, 2.0),
+        ({"use_rslora": True, "r": 2, "lora_alpha": 3.0}, 3 / 2**0.5),
+        ({"init_lora_weights": "gaussian"}, 2.0),
+        ({"bias": None, "lora_bias": False, "modules_to_save": None, "rank_pattern": {}}, 2.0),
+    ],
+)
+def test_plain_lora_is_taken(settings: dict[str, Any], scale: float, tmp_path: Path) -> None:
+    """With the scale that PEFT gives it, times the caller's weight."""
+    folder = write_adapter(tmp_path / "a", **settings)
+    found = read_adapter(LoraAdapter(path=folder, weight=0.5), MODEL)
+    assert found.scale == pytest.approx(0.5 * scale)
+    assert found.weights == (folder / "adapter_model.safetensors").resolve()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'; phi3ov takes plain LoRA"),
+        ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights='pissa_niter_16'"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights='olora'"),
+        ({"lora_bias": True}, "lora_bias=True"),
+        ({"alora_invocation_tokens": [1]}, "has alora_invocation_tokens"),
+        ({"layer_replication": [[0, 1]]}, "has layer_replication"),
+        ({"r": 0}, r"adapter_config\.json: r=0 must be a number above 0"),
+        ({"r": None}, "r=None must be"),
+        ({"r": "2"}, "r='2' must be"),
+        ({"r": True}, "r=True must be"),
+        ({"lora_alpha": None}, "lora_alpha=None must be"),
+        ({"lora_alpha": float("nan")}, "lora_alpha=nan must be"),
+        ({"lora_alpha": 2 * MOST_SCALE + 2}, "would count 1001 times .*at most"),
+    ],
+    ids=str,
+)
+def test_what_the_settings_say_is_refused_by_field_and_value(
+    settings: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    """PiSSA changes the weights that it begins from; a scale beyond all measure overflows."""
+    with pytest.raises(OptionError, match=said):
+        read_adapter(LoraAdapter(path=write_adapter(tmp_path / "a", **settings)), MODEL)
+
+
+def test_the_weight_counts_in_the_limit_of_the_scale(tmp_path: Path) -> None:
+    """It is what the matrices are multiplied with that must not be too large."""
+    folder = write_adapter(tmp_path / "a", lora_alpha=2 * MOST_SCALE)
+    assert read_adapter(LoraAdapter(path=folder), MODEL).scale == MOST_SCALE
+    with pytest.raises(OptionError, match="Give a smaller weight"):
+        read_adapter(LoraAdapter(path=folder, weight=1.01), MODEL)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ([], "holds no matrices"),
+        ([f"{DOWN}A.weight"], f"{DOWN}A.weight without {DOWN}B.weight"),
+        ([f"{DOWN}B.weight"], f"{DOWN}B.weight without {DOWN}A.weight"),
+    ],
+)
+def test_an_adapter_that_would_change_nothing_is_refused(
+    names: list[str], said: str, tmp_path: Path
+) -> None:
+    """Genai applies what has both matrices and says nothing of the rest."""
+    folder = write_adapter(tmp_path / "a", {name: SHAPES[name] for name in names})
+    with pytest.raises(OptionError, match=re.escape(said)):
+        read_adapter(LoraAdapter(path=folder), MODEL)
+
+
+def header(text: bytes) -> bytes:
+    """Return a safetensors header without tensors behind it."""
+    return len(text).to_bytes(8, "little") + text
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("adapter_config.json", lambda path: path.unlink()),
+        ("adapter_config.json", lambda path: path.write_bytes(b"\xff")),
+        ("adapter_config.json", lambda path: path.write_text("[]")),
+        ("adapter_config.json", lambda path: path.write_text("[" * 100_000)),
+        ("adapter_model.safetensors", lambda path: path.unlink()),
+        ("adapter_model.safetensors", lambda path: path.write_bytes(b"")),
+        ("adapter_model.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-1])),
+        ("adapter_model.safetensors", lambda path: path.write_bytes(header(b"[]"))),
+        ("adapter_model.safetensors", lambda path: path.write_bytes(header(b'{"a":[1]}'))),
+    ],
+)
+def test_a_damaged_file_is_named(
+    name: str, change: Callable[[Path], object], tmp_path: Path
+) -> None:
+    """Whatever stands in it, the error is the library's."""
+    folder = write_adapter(tmp_path / "a")
+    change(folder / name)
+    with pytest.raises(OptionError, match=re.escape(name)):
+        read_adapter(LoraAdapter(path=folder), MODEL)
