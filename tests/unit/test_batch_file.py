@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -229,11 +230,11 @@ def test_two_processes_do_not_write_one_output(model: Phi3Model, tmp_path: Path)
     ):
         run_batch_file(model, source, target, OPTIONS)
     run_batch_file(model, source, target, OPTIONS)
-    assert sorted(one.name for one in tmp_path.iterdir()) == [
-        ".out.jsonl.lock", "in.jsonl", "out.jsonl", "out.jsonl.job",
-    ]  # fmt: skip
+    names = {one.name for one in tmp_path.iterdir()} - {".out.jsonl.lock"}
+    assert names == {"in.jsonl", "out.jsonl", "out.jsonl.job"}
 
 
+@pytest.mark.skipif(os.name == "nt", reason="filelock removes its file there, safely")
 def test_the_lock_is_one_file_for_good(tmp_path: Path) -> None:
     """One that is removed may be held already by who waited; a third would make its own."""
     target, lock = tmp_path / "out.jsonl", tmp_path / ".out.jsonl.lock"

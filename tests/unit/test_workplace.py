@@ -95,6 +95,7 @@ def test_an_error_of_the_work_is_not_taken_for_one_of_the_place(tmp_path: Path) 
         raise FileNotFoundError("a file of the work")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="filelock removes its file there, safely")
 def test_the_lock_is_one_file_for_good(tmp_path: Path) -> None:
     """A lock that is removed when one lets go is still held by who has just got it.
 
