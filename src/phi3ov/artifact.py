@@ -33,7 +33,12 @@ _CHUNK_BYTES = 8 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileRecord:
-    """Size and SHA-256 of one file, as they were when the export finished."""
+    """Size and SHA-256 of one file, as they were when the export finished.
+
+    Attributes:
+        size_bytes: Its size.
+        sha256: Its SHA-256, as 64 hexadecimal digits.
+    """
 
     size_bytes: int
     sha256: str

@@ -154,6 +154,7 @@ def _check_strings(name: str, values: object) -> None:
 
 
 Compression = Int4Compression | Literal["int8", "fp16"]
+"""What `export_model` takes as a recipe."""
 
 
 def check_compression(compression: Compression) -> None:

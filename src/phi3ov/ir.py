@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 Precision = Literal["int4", "int8", "fp16", "bf16", "fp32"]
+"""How the values of a weight matrix are stored."""
 
 _PRECISIONS: dict[str, Precision] = {
     "i4": "int4",
@@ -55,7 +56,17 @@ class WeightLayer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightSummary:
-    """All weight matrices of one precision and group size, counted."""
+    """All weight matrices of one precision and group size, counted.
+
+    Attributes:
+        precision: How their values are stored.
+        group_size: How many values of a row share one scale; 0 where a whole row does, and
+            for floating-point weights.
+        symmetric: Whether they have no zero points.
+        layers: Number of matrices.
+        parameters: Number of values in all of them.
+        size_bytes: Bytes of values, scales and zero points.
+    """
 
     precision: Precision
     group_size: int

@@ -42,6 +42,7 @@ class ExportProgress:
 
 
 ProgressCallback = Callable[[ExportProgress], None]
+"""What is called while an export works."""
 
 
 class Phases:

@@ -28,7 +28,12 @@ RopeFactors = Literal["none", "short", "long"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContextChoice:
-    """How many tokens of context a loaded model has, and the factors that go with it."""
+    """How many tokens of context a loaded model has, and the factors that go with it.
+
+    Attributes:
+        tokens: What prompt and answer may have together.
+        factors: The LongRoPE factors in force, for the life of the loaded model.
+    """
 
     tokens: int
     factors: RopeFactors

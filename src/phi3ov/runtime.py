@@ -15,8 +15,13 @@ from typing import Literal, get_args
 from .errors import OptionError
 
 PerformanceHint = Literal["LATENCY", "THROUGHPUT"]
+"""What OpenVINO plans for: one answer soon, or many per second."""
+
 InferencePrecision = Literal["f32", "bf16", "f16"]
+"""What the device computes in."""
+
 KVCachePrecision = Literal["f32", "f16", "u8", "u4", "i4"]
+"""What keys and values are kept in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,6 +64,7 @@ class DraftModel:
 
 
 Speculation = PromptLookup | DraftModel
+"""Where candidates for several tokens per pass come from."""
 
 
 def _require_count(name: str, value: object) -> None:

@@ -192,24 +192,3 @@ def test_every_example_is_in_the_index_and_tested() -> None:
     for name in names - whole_programs:
         lines = (REPOSITORY / "examples" / name).read_text(encoding="utf-8").splitlines()
         assert len(lines) <= 40, f"{name} shows more than one thing"
-
-
-def test_every_source_file_is_in_the_readmes_map() -> None:
-    """The README's table names every module, so that a newcomer finds the one to change."""
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    source = REPOSITORY / "src" / "phi3ov"
-    names = {path.name for path in source.glob("*.py")} - {"__main__.py"}
-    assert all(f"`{name}`" in readme for name in names)
-
-
-def test_every_test_that_the_documents_name_exists() -> None:
-    """docs/ name the tests that prove a claim; a renamed test must not leave a claim unproved."""
-    defined: set[str] = set()
-    for path in (REPOSITORY / "tests").rglob("test_*.py"):
-        defined.update(
-            re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
-        )
-    files = {path.stem for path in (REPOSITORY / "tests").rglob("test_*.py")}
-    for document in (REPOSITORY / "docs").rglob("*.md"):
-        named = set(re.findall(r"\b(test_\w+)\b", document.read_text(encoding="utf-8")))
-        assert named <= defined | files, f"{document.name}: {named - defined - files}"

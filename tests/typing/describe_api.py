@@ -21,9 +21,22 @@ SNAPSHOT = Path(__file__).with_name("api.txt")
 
 MODULES = {
     "phi3ov.quality": ("QualityReport", "SampleAnswer", "compare"),
+    "phi3ov.quality_plot": ("draw_histogram",),
     "phi3ov.reference": ("build_reference",),
+    "phi3ov.artifact": ("FileRecord", "Manifest"),
+    "phi3ov.batch": ("Conversation", "ReportProgress"),
+    "phi3ov.chat_format": ("Role",),
+    "phi3ov.compression": ("Compression",),
+    "phi3ov.engine": ("EngineName",),
+    "phi3ov.generation": ("JsonSchema", "OverflowPolicy", "QueuePolicy", "TimeoutPolicy"),
+    "phi3ov.ir": ("Precision", "WeightLayer", "WeightSummary"),
+    "phi3ov.progress": ("ProgressCallback",),
+    "phi3ov.reply": ("FinishReason",),
+    "phi3ov.rope": ("ContextChoice", "RopeFactors"),
+    "phi3ov.runtime": ("InferencePrecision", "KVCachePrecision", "PerformanceHint"),
+    "phi3ov.speculation": ("Speculation",),
 }
-"""Public names that are not imported by the package itself."""
+"""Public names that are not imported by the package itself; types that signatures name."""
 
 
 def describe_api() -> str:
@@ -39,8 +52,10 @@ def describe_api() -> str:
 
 
 def _describe(path: str, value: object) -> Iterator[str]:
-    if not inspect.isclass(value):
+    if inspect.isfunction(value):
         yield from _call(path, value)
+    elif not inspect.isclass(value):
+        yield f"{path} = {value}"
     elif is_typeddict(value):
         yield f"{path}: TypedDict"
         yield from (f"    {name}: {_text(kind)}" for name, kind in value.__annotations__.items())

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger("phi3ov")
 
 EngineName = Literal["pipeline", "worker", "paged", "transformers"]
+"""What generates; see `load_model`."""
 
 ENGINES: dict[EngineName, str] = {
     "pipeline": "phi3ov.engine.pipeline:PipelineEngine",
