@@ -63,6 +63,13 @@ def test_every_test_that_the_documents_name_exists() -> None:
         assert named <= defined | files, f"{document.name}: {named - defined - files}"
 
 
+def test_the_modules_that_the_picture_names_exist() -> None:
+    """docs/assets/dataflow.svg is drawn by hand; a renamed module must be renamed there."""
+    drawn = re.findall(r"[\w/]+\.py", read(REPOSITORY / "docs" / "assets" / "dataflow.svg"))
+    assert len(drawn) > 10
+    assert set(drawn) <= {path.name for path in SOURCE.rglob("*.py")}
+
+
 def is_python(block: str) -> bool:
     """Whether a block does something in Python: shell, trees and drawings do not parse."""
     try:
