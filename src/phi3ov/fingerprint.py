@@ -1,8 +1,10 @@
 """Which model a saved file belongs to: checksums of all that token ids and answers depend on.
 
 A manifest holds the SHA-256 of every file, and `phi3ov.load_model` has compared them, so a
-fingerprint of phi3ov's own exports costs nothing. A folder without a manifest is hashed when a
-fingerprint is first asked for: some seconds for a full-size model, once per loaded model.
+fingerprint of phi3ov's own exports costs nothing. With ``verify=False`` nobody has compared them,
+and the fingerprint is that of the export, whatever the files have become since. A folder without
+a manifest is hashed when a fingerprint is first asked for: some seconds for a full-size model,
+once per loaded model.
 Device, precision and context are no part of it: they belong to a run, not to the model.
 """
 

@@ -70,10 +70,15 @@ def load_model(
 
     Raises:
         ArtifactError: The folder is not what was exported; lists every problem.
-        DeviceError: None of the devices is there, or compiling for them failed.
-        OptionError: An argument or an OpenVINO property is not allowed.
+        UnsupportedModelError: ``config.json``, tokenizer or graph are not those of a Phi-3 that
+            phi3ov supports.
+        DeviceError: None of the devices is there, or compiling for them failed, also because
+            of a property (``RuntimeConfig.properties``) that OpenVINO does not know.
+        OptionError: An argument is not allowed, or the device does not take a field of
+            ``config``.
         MissingDependencyError: The engine needs a package that is not installed.
         EngineCrashedError: The worker's process died while it loaded the model.
+        GenerationError: The engine failed while it warmed up.
 
     Example:
         >>> with load_model("models/phi3-int4", device="CPU") as model:  # doctest: +SKIP
@@ -81,19 +86,10 @@ def load_model(
         CPU is the first choice and is there.
     """
     started = time.perf_counter()
-    if engine not in ENGINES:
-        raise OptionError(f"engine={engine!r} is not one of {', '.join(map(repr, ENGINES))}.")
     _require_type("config", config, RuntimeConfig)
-    _require_type("limits", limits, RequestLimits)
-    if speculation is not None:
-        _require_type("speculation", speculation, PromptLookup, DraftModel)
-    if adapter is not None:
-        _require_type("adapter", adapter, LoraAdapter)
-    if engine != "worker" and limits.max_running not in (None, 1):
-        raise OptionError(
-            f"max_running={limits.max_running}: engine={engine!r} answers one request at a time. "
-            "Use engine='worker'."
-        )
+    _require_engine(engine, limits)
+    _require_type("speculation", speculation, PromptLookup, DraftModel, type(None))
+    _require_type("adapter", adapter, LoraAdapter, type(None))
     _require_bytes("cache_bytes", cache_bytes)
     artifact = Artifact.open(path)
     context = choose_context(artifact.config, context_tokens)
@@ -114,12 +110,7 @@ def load_model(
         checked = executor.submit(artifact.verify) if verify and artifact.has_checksums else None
         running, choice = _open_first(engine, setup, device, available, checked)
         compiled = time.perf_counter()
-        try:
-            if checked is not None:
-                checked.result()
-        except BaseException:
-            running.close()
-            raise
+        _wait_for(checked, running)
     verified = time.perf_counter()
     model = Phi3Model(
         artifact=artifact,
@@ -170,6 +161,16 @@ def _open_first(
             return running, choice
 
 
+def _wait_for(checked: Future[None] | None, running: Engine) -> None:
+    """Wait until the files have been compared; close the engine if they are not as exported."""
+    try:
+        if checked is not None:
+            checked.result()
+    except BaseException:
+        running.close()
+        raise
+
+
 def _warm_up(model: Phi3Model) -> None:
     try:
         seconds = model.warm_up()
@@ -179,6 +180,17 @@ def _warm_up(model: Phi3Model) -> None:
     model.load_timings = replace(model.load_timings, warm_up_seconds=seconds)
 
 
+def _require_engine(engine: EngineName, limits: RequestLimits) -> None:
+    _require_type("limits", limits, RequestLimits)
+    if engine not in ENGINES:
+        raise OptionError(f"engine={engine!r} is not one of {', '.join(map(repr, ENGINES))}.")
+    if engine != "worker" and limits.max_running not in (None, 1):
+        raise OptionError(
+            f"max_running={limits.max_running}: engine={engine!r} answers one request at a time. "
+            "Use engine='worker'."
+        )
+
+
 def _require_bytes(name: str, value: int | None) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
         raise OptionError(f"{name}={value!r} must be a number of bytes, at least 1, or None.")
@@ -186,5 +198,5 @@ def _require_bytes(name: str, value: int | None) -> None:
 
 def _require_type(name: str, value: object, *types: type) -> None:
     if not isinstance(value, types):
-        names = " or ".join(f"phi3ov.{one.__name__}" for one in types)
-        raise OptionError(f"{name}={value!r} is no {names}.")
+        names = [f"phi3ov.{one.__name__}" for one in types if one is not type(None)]
+        raise OptionError(f"{name}={value!r} is no {' or '.join(names)}.")

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -20,6 +19,7 @@ from .devices import DeviceChoice
 from .engine import CacheEngine, Engine, TokenRequest, TokenStream
 from .errors import ContextLengthError, OptionError, PromptError
 from .fingerprint import ModelFingerprint
+from .fit import FitPrompt, fit_context
 from .generation import GenerationOptions, Options
 from .prompt import ChatTokenizer
 from .reply import LoadTimings, Reply, ReplyPlan
@@ -30,10 +30,6 @@ from .text import AnswerText
 
 if TYPE_CHECKING:
     from typing import Unpack
-
-
-FitPrompt = Callable[[int], tuple[list[int], int]]
-"""Drops so many of the oldest turns; returns the prompt's ids and how many were dropped."""
 
 
 class Phi3Model:
@@ -70,7 +66,12 @@ class Phi3Model:
 
     @cached_property
     def fingerprint(self) -> ModelFingerprint:
-        """Which model this is, for what is saved with it."""
+        """Which model this is, for what is saved with it: checksums of weights and tokenizer.
+
+        Those of the manifest, which `load_model` has compared with the files unless it was told
+        ``verify=False``: then they are what the export was, not what the files are now. A folder
+        without a manifest is hashed when this is first read: seconds for a full-size model.
+        """
         return ModelFingerprint.of(self.artifact)
 
     def complete(self, prompt: str, **options: Unpack[Options]) -> Reply:
@@ -86,8 +87,10 @@ class Phi3Model:
         Raises:
             PromptError: The prompt is empty.
             ContextLengthError: Prompt and answer do not fit the context.
-            OptionError: An option is unknown or not allowed.
-            GenerationError: The engine failed.
+            OptionError: An option is unknown or not allowed, or the engine cannot do it.
+            StateError: The model is closed.
+            QueueFullError: As many requests wait as may, and the options do not say to wait.
+            GenerationError: The engine failed; ``partial_text`` holds what there was.
         """
         prompt_ids = self.tokenizer.encode_raw(prompt)
         return self._start_alone(prompt_ids, GenerationOptions().changed(options)).drain()
@@ -149,7 +152,23 @@ class Phi3Model:
         return batch.run(conversations, progress or (lambda _progress: None))
 
     def save_kv_cache(self, token_ids: Sequence[int], path: str | Path) -> None:
-        """Write the KV cache of ``token_ids`` to a file; see `Phi3Chat.save_kv_cache`."""
+        """Write the KV cache of ``token_ids`` to a file; what is not in the cache is read first.
+
+        For conversations there is `Phi3Chat.save_kv_cache`, which calls this.
+
+        Args:
+            token_ids: At least one, and fewer than `context` has tokens.
+            path: The file; it replaces one that is there, all at once. On POSIX its owner alone
+                may read it.
+
+        Raises:
+            PromptError: There are no ids.
+            ContextLengthError: They fill the context.
+            OptionError: The engine keeps its cache to itself.
+            GenerationError: The engine failed.
+            OSError: The file cannot be written.
+            StateError: The model is closed.
+        """
         if not token_ids:
             raise PromptError("There are no tokens yet whose KV cache could be saved.")
         if len(token_ids) >= self.context.tokens:
@@ -213,8 +232,10 @@ class Phi3Model:
         """Forget the KV cache of all conversations; each is read again with its next turn.
 
         Waits for the requests before this call. openvino-genai cannot empty its cache, so the
-        pipeline is built anew and warmed up, which takes as long as it did when the model was
-        loaded.
+        engines ``"pipeline"`` and ``"worker"`` build their pipeline anew, which takes as long as
+        it did when the model was loaded. ``"paged"`` lets its cache go at once, also what
+        `restore_kv_cache` read; ``"transformers"`` keeps none between requests. Then the model
+        is warmed up.
 
         Raises:
             StateError: The model is closed.
@@ -246,41 +267,8 @@ class Phi3Model:
     def _plan(
         self, fit_prompt: FitPrompt, options: GenerationOptions
     ) -> tuple[list[int], ReplyPlan]:
-        """Make prompt and answer fit the context as ``options.on_overflow`` says; for `Phi3Chat`.
-
-        Raises:
-            PromptError: The prompt is empty.
-            ContextLengthError: They do not fit, and the policy does not allow to make room.
-        """
-        prompt_ids, dropped = fit_prompt(0)
-        if not prompt_ids:
-            raise PromptError("The prompt is empty. Give at least one token.")
-        limit = options.max_new_tokens
-        if options.on_overflow == "drop_oldest":
-            while len(prompt_ids) + limit > self.context.tokens:
-                shorter, more = fit_prompt(dropped + 1)
-                if more == dropped:
-                    break
-                prompt_ids, dropped = shorter, more
-        elif options.on_overflow == "clamp" and len(prompt_ids) < self.context.tokens:
-            limit = min(limit, self.context.tokens - len(prompt_ids))
-        if len(prompt_ids) + limit > self.context.tokens:
-            raise ContextLengthError(
-                prompt_tokens=len(prompt_ids),
-                max_new_tokens=limit,
-                context_tokens=self.context.tokens,
-            )
-        seed = options.seed
-        if options.temperature > 0 and seed is None:
-            seed = secrets.randbelow(2**31)
-        return prompt_ids, ReplyPlan(
-            prompt_tokens=len(prompt_ids),
-            max_new_tokens=limit,
-            dropped_turns=dropped,
-            seed=seed,
-            logprobs=options.logprobs,
-            shape=options.shape(),
-        )
+        """Make prompt and answer fit this model's context; for `Phi3Chat`."""
+        return fit_context(fit_prompt, options, self.context.tokens)
 
     def _start(
         self,

@@ -32,7 +32,8 @@ class RuntimeConfig:
         performance_hint: OpenVINO's PERFORMANCE_HINT.
         num_streams: OpenVINO's NUM_STREAMS: parallel inferences, at least 1.
         cache_dir: OpenVINO's CACHE_DIR: compiled models are kept there, which makes later
-            loads faster on a GPU. On a CPU it costs more than it saves, so it is off (None).
+            loads faster on a GPU. OpenVINO's CPU does not take it, so asking for it there is an
+            `OptionError` when the model is loaded. None is off.
         threads: OpenVINO's INFERENCE_NUM_THREADS; None lets OpenVINO choose.
         inference_precision: OpenVINO's INFERENCE_PRECISION_HINT; None lets the device choose
             (bf16 on CPUs that have it). ``"f32"`` is the one that compares with other
@@ -46,9 +47,9 @@ class RuntimeConfig:
             alone would go on rounding. 128 is faster and less exact (decision 20); above the
             group size of the weights OpenVINO rounds none.
         properties: Any other OpenVINO property by its own name. One that a field above sets
-            is refused here; one that OpenVINO does not know, when the model is loaded. A CPU
-            gets ``CPU_RUNTIME_CACHE_CAPACITY`` 100 unless it is here: with OpenVINO's 5 000
-            memory grows for thousands of turns.
+            is refused here; one that OpenVINO does not know is a `DeviceError` when the model
+            is loaded. A CPU gets ``CPU_RUNTIME_CACHE_CAPACITY`` 100 unless it is here: with
+            OpenVINO's 5 000 memory grows for thousands of turns.
 
     Raises:
         OptionError: A value is not allowed, or a property is given twice.

@@ -66,8 +66,11 @@ def plan_pool(
         setup: What is loaded; ``cache_bytes`` None asks for the default.
         properties: The OpenVINO properties that it is compiled with.
         speculation: The draft model, whose cache is part of the bytes, and its candidates.
-        contexts: The default is room for so many full contexts,
-        most_bytes: but not more than this, unless one context takes more.
+        contexts: How many full contexts the default has room for.
+        most_bytes: What the default takes at most, unless one context takes more.
+
+    Returns:
+        As many blocks as the bytes hold, at least one full context's.
 
     Raises:
         OptionError: ``cache_bytes`` does not hold one full context, so that requests would be

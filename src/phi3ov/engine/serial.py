@@ -90,7 +90,7 @@ class SerialEngine:
             state.waiting.append(stream)
 
     def forget_cache(self) -> None:
-        """Do nothing; for an engine that keeps a cache to override."""
+        """Do nothing: for `transformers`, which keeps no cache. The others override it."""
 
     def close(self) -> None:
         """Cancel what runs, end every stream and wait for the thread. May be called twice."""

@@ -38,14 +38,14 @@ class Load:
         max_running: How many requests may be in the batch.
         blocks: How many blocks the KV cache has.
         block_tokens: Tokens that a block holds.
-        candidate_tokens: `SpeculationPlan.candidate_tokens`; so the next three.
-        ngram_tokens: Longest run that prompt lookup looks for.
-        draft_folder: The draft model's absolute path, or empty.
-        draft_factors: The draft model's LongRoPE factors.
-        adapter: The absolute path of a LoRA adapter's weights, or empty.
-        adapter_scale: What its product is multiplied with.
         sys_path: Where the parent finds its packages.
         work_folder: Where temporary files go; the parent removes it. Empty if there are none.
+        candidate_tokens: Tokens proposed for each pass; 0 is no speculation.
+        ngram_tokens: Longest run that prompt lookup looks for; 0 is no prompt lookup.
+        draft_folder: The draft model's absolute path; empty is none.
+        draft_factors: The LongRoPE factors of the draft model.
+        adapter: The absolute path of a LoRA adapter's weights; empty is none.
+        adapter_scale: What the product of the adapter's matrices is multiplied with.
     """
 
     folder: str
