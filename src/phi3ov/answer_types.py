@@ -4,93 +4,130 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import re
 import types
 import typing
 from typing import Any, Literal, Union, get_args, get_origin
 
 from .errors import OptionError
+from .plain_json import plain_json
 
-_SIMPLE: dict[Any, str] = {
-    str: "string",
-    int: "integer",
-    float: "number",
-    bool: "boolean",
-    type(None): "null",
-    None: "null",
-}
+_SIMPLE: tuple[tuple[Any, str], ...] = (
+    (str, "string"),
+    (int, "integer"),
+    (float, "number"),
+    (bool, "boolean"),
+    (type(None), "null"),
+    (None, "null"),
+)
 
 
 def dataclass_schema(cls: type) -> dict[str, Any]:
     """Return the JSON schema of a dataclass.
 
     Fields may be ``str``, ``int``, ``float``, ``bool``, ``None``, ``Literal``, ``Enum``,
-    ``list``, ``tuple``, ``dict`` with ``str`` keys, unions, ``Any`` and dataclasses.
+    ``list``, ``tuple``, ``dict`` with ``str`` keys, unions, ``Any`` and dataclasses. Those that
+    ``__init__`` does not take are left out; an ``InitVar``, which it takes, is not.
 
     Raises:
-        OptionError: A field has another type, or one that cannot be found.
+        OptionError: A field has another type, one that cannot be found, or a value that JSON
+            cannot hold.
     """
-    definitions: dict[str, Any] = {}
-    root = _schema(cls, cls.__name__, definitions)
-    return {**root, "$defs": definitions}
+    definitions = _Definitions()
+    root = definitions.schema(cls, cls.__name__)
+    return {**root, "$defs": definitions.schemas}
 
 
-def _schema(kind: Any, where: str, definitions: dict[str, Any]) -> dict[str, Any]:
-    if kind is Any:
-        return {}
-    if kind in _SIMPLE:
-        return {"type": _SIMPLE[kind]}
-    if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return {"enum": [member.value for member in kind]}
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        return _object_schema(kind, definitions)
-    return _generic_schema(kind, where, definitions)
+class _Definitions:
+    """The schemas of all dataclasses that one of them needs, each under a name of its own."""
+
+    def __init__(self) -> None:
+        self.schemas: dict[str, Any] = {}
+        self._names: dict[type, str] = {}
+
+    def schema(self, kind: Any, where: str) -> dict[str, Any]:
+        if kind is Any:
+            return {}
+        for simple, name in _SIMPLE:
+            if kind is simple:
+                return {"type": name}
+        if isinstance(kind, type) and issubclass(kind, enum.Enum):
+            return {"enum": [_json_constant(member.value, where) for member in kind]}
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            return self._object(kind)
+        return self._generic(kind, where)
+
+    def _generic(self, kind: Any, where: str) -> dict[str, Any]:
+        origin, arguments = get_origin(kind), get_args(kind)
+        if origin is Literal:
+            return {"enum": [_json_constant(one, where) for one in arguments]}
+        if origin in (Union, types.UnionType):
+            return {"anyOf": [self.schema(one, where) for one in arguments]}
+        if origin is list and arguments:
+            return {"type": "array", "items": self.schema(arguments[0], where)}
+        if origin is tuple and arguments[1:] == (Ellipsis,):
+            return {"type": "array", "items": self.schema(arguments[0], where)}
+        if origin is tuple and arguments and Ellipsis not in arguments:
+            return {"type": "array", "prefixItems": [self.schema(one, where) for one in arguments]}
+        if origin is dict and arguments and arguments[0] is str:
+            return {"type": "object", "additionalProperties": self.schema(arguments[1], where)}
+        raise OptionError(
+            f"json_schema: {where} is of type {kind!r}, which has no JSON form. Use str, int, "
+            "float, bool, None, Literal, Enum, list[...], tuple[...], dict[str, ...], a union or a "
+            "dataclass."
+        )
+
+    def _object(self, cls: type) -> dict[str, Any]:
+        name = self._names.get(cls)
+        if name is None:
+            name = re.sub(r"\W", "_", cls.__qualname__)
+            name = name if name not in self.schemas else f"{name}.{len(self.schemas)}"
+            self._names[cls] = name
+            self.schemas[name] = {}  # its place, and an end to recursion
+            properties = {
+                field: self.schema(kind, f"{cls.__name__}.{field}")
+                for field, kind in _arguments(cls).items()
+            }
+            self.schemas[name] = {
+                "type": "object",
+                "properties": properties,
+                "required": list(properties),
+                "additionalProperties": False,
+            }
+        return {"$ref": f"#/$defs/{name}"}
 
 
-def _generic_schema(kind: Any, where: str, definitions: dict[str, Any]) -> dict[str, Any]:
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return {"enum": list(arguments)}
-    parts = [_schema(one, where, definitions) for one in arguments if one is not Ellipsis]
-    if origin in (Union, types.UnionType):
-        return {"anyOf": parts}
-    if origin is list or (origin is tuple and arguments[1:] == (Ellipsis,)):
-        return {"type": "array", "items": parts[0]}
-    if origin is tuple:
-        return {"type": "array", "prefixItems": parts}
-    if origin is dict and arguments[0] is str:
-        return {"type": "object", "additionalProperties": parts[1]}
-    raise OptionError(
-        f"json_schema: {where} is of type {kind!r}, which has no JSON form. Use str, int, float, "
-        "bool, None, Literal, Enum, list[...], tuple[...], dict[str, ...], a union or a dataclass."
-    )
-
-
-def _object_schema(cls: type, definitions: dict[str, Any]) -> dict[str, Any]:
-    name = f"{cls.__module__}.{cls.__qualname__}"
-    if name not in definitions:
-        definitions[name] = {}  # its place, and an end to recursion
-        hints = _hints(cls)
-        properties = {
-            field.name: _schema(hints[field.name], f"{cls.__name__}.{field.name}", definitions)
-            for field in dataclasses.fields(cls)
-            if field.init
-        }
-        definitions[name] = {
-            "type": "object",
-            "properties": properties,
-            "required": list(properties),
-        }
-    return {"$ref": f"#/$defs/{name}"}
-
-
-def _hints(cls: type) -> dict[str, Any]:
+def _json_constant(value: Any, where: str) -> Any:
+    """Return ``value`` if JSON gives it back as it is, of the same type."""
     try:
-        return typing.get_type_hints(cls)
-    except (NameError, TypeError) as error:
+        copy = plain_json(value)
+    except ValueError:
+        copy = Ellipsis
+    if type(copy) is not type(value) or copy != value:
+        raise OptionError(
+            f"json_schema: {where} may be {value!r:.80}, which JSON cannot hold. Use text, "
+            "numbers, True, False or None."
+        )
+    return copy
+
+
+def _arguments(cls: type) -> dict[str, Any]:
+    """Return name and type of what the ``__init__`` of a dataclass takes."""
+    try:
+        hints = typing.get_type_hints(cls)
+    except Exception as error:  # an annotation may be any expression
         raise OptionError(
             f"json_schema={cls.__name__}: the types of its fields cannot be found: {error}. "
             "Define it, and what it names, at the top of a module."
         ) from error
+    taken = {one.name for one in dataclasses.fields(cls) if one.init}
+    arguments = {}
+    for name, kind in hints.items():
+        if isinstance(kind, dataclasses.InitVar):
+            arguments[name] = kind.type
+        elif name in taken:
+            arguments[name] = kind
+    return arguments
 
 
 def build_value(kind: Any, value: Any) -> Any:
@@ -105,10 +142,7 @@ def build_value(kind: Any, value: Any) -> Any:
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return kind(value)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise ValueError(f"{value!r} is no {kind.__name__}")
-        hints = _hints(kind)
-        return kind(**{name: build_value(hints[name], one) for name, one in value.items()})
+        return _build_instance(kind, value)
     if origin in (list, tuple):
         if not isinstance(value, list):
             raise ValueError(f"{value!r} is no list")
@@ -122,13 +156,33 @@ def build_value(kind: Any, value: Any) -> Any:
     return _build_simple(kind, value)
 
 
+def _build_instance(cls: Any, value: Any) -> Any:
+    """Return an instance of a dataclass, its simple fields first.
+
+    They tell the members of a union apart before anything is built that may be a union itself:
+    otherwise each level of a nested union would be tried again for each of those above it.
+    """
+    kinds = _arguments(cls)
+    if not isinstance(value, dict) or value.keys() != kinds.keys():
+        raise ValueError(f"{value!r} is no {cls.__name__}")
+    built = {}
+    for name in sorted(kinds, key=lambda name: _is_nested(kinds[name])):
+        built[name] = build_value(kinds[name], value[name])
+    return cls(**built)
+
+
+def _is_nested(kind: Any) -> bool:
+    return dataclasses.is_dataclass(kind) or get_origin(kind) not in (None, Literal)
+
+
 def _build_first(kinds: tuple[Any, ...], value: Any) -> Any:
+    refused: Exception | None = None
     for kind in kinds:
         try:
             return build_value(kind, value)
-        except (ValueError, TypeError):
-            continue
-    raise ValueError(f"{value!r} is of none of the types {kinds}")
+        except (ValueError, TypeError) as error:
+            refused = error
+    raise ValueError(f"{value!r} is of none of the types {kinds}") from refused
 
 
 def _build_simple(kind: Any, value: Any) -> Any:

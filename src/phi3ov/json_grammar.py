@@ -4,22 +4,16 @@ Whatever a finished answer is, it fits the schema. A keyword that cannot be enfo
 by its name; genai's own conversion ignores some in silence. Between tokens there is exactly
 the white space that ``json.dumps`` writes, so a model cannot go on with spaces for ever.
 Numbers have at most 15 digits, and the members of an object come in the schema's order.
+What keywords say is read in ``schema_keywords.py``.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
-from .errors import OptionError
-from .grammar import (
-    MOST_REPETITIONS,
-    alternatives,
-    literal,
-    regex_grammar,
-    repeat,
-    rules,
-)
+from .grammar import MOST_REPETITIONS, alternatives, literal, repeat, rules
 from .json_values import (
     ANY_DEPTH,
     CHARACTER,
@@ -32,33 +26,40 @@ from .json_values import (
     spell_in_string,
     value_rules,
 )
+from .regex_grammar import regex_grammar
+from .schema_keywords import (
+    ANNOTATIONS,
+    follow,
+    nested_id,
+    read_bounds,
+    read_constants,
+    read_counts,
+    read_list,
+    read_properties,
+    read_tagged,
+    read_types,
+    refusal,
+    require_alone,
+    require_enforceable,
+    require_tag,
+    resolve,
+)
 
 MOST_SCHEMAS = 1000
 """The most parts that a schema may have."""
 _DEEPEST = 32
-_MOST_INTEGER = 10**15 - 1
-
-_ANNOTATIONS = {
-    "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly",
-    "$comment", "$schema", "$id", "$defs", "definitions", "discriminator",
-}  # fmt: skip
-_KEYWORDS: dict[str, set[str]] = {
-    "object": {"properties", "required", "additionalProperties"},
-    "array": {"items", "prefixItems", "minItems", "maxItems"},
-    "string": {"minLength", "maxLength", "pattern", "format"},
-    "integer": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"},
-    "number": set(),
-    "boolean": set(),
-    "null": set(),
-}
+_CHARACTERS_PER_REPETITION = 5
+"""How many characters of constants take the matcher as long as one repetition."""
 
 
 def json_grammar(schema: Any) -> str:
     """Return the grammar of JSON texts that fit ``schema``; its first rule is ``answer``.
 
+    Each part of a schema is written once, so the grammar is about as long as the schema.
+
     Raises:
         OptionError: The schema is none, has a keyword that cannot be enforced, no value at
-            all, or is too large.
+            all, or is too large: parts, or what they need to be written out.
     """
     return _Compiler(schema).compile()
 
@@ -69,183 +70,168 @@ class _Compiler:
     def __init__(self, root: Any) -> None:
         self._root = root
         self._rules: dict[str, str] = {}
-        self._references: dict[str, str] = {}  # pointer to rule
-        self._finite: set[str] = set()  # pointers that have a finite value
+        self._names: dict[str, str] = {}  # body to rule
+        self._references: dict[tuple[str, str | None], str] = {}  # pointer and tag to rule
+        self._pending: list[tuple[str, str | None]] = []
+        self._pointers: dict[str, None] = {}  # all that are followed, in that order
         self._count = 0
         self._size = 0
 
     def compile(self) -> str:
         answer = self._expression(self._root, "schema", 0)
-        done = 0
-        while done < len(self._references):
-            pointer, name = list(self._references.items())[done]
-            self._rules[name] = self._expression(self._resolve(pointer, pointer), pointer, 0)
-            done += 1
+        while self._pending:
+            pointer, tag = key = self._pending.pop()
+            schema = resolve(self._root, pointer, pointer)
+            schema = schema if tag is None else require_tag(schema, tag)
+            self._rules[self._references[key]] = self._expression(schema, pointer, 0)
         self._require_finite()
         return rules(answer, self._rules | value_rules())
 
-    def _fail(self, where: str, why: str) -> OptionError:
-        return OptionError(f"json_schema: {where} {why}")
+    def _rule(self, body: str, size: int = 0, where: str = "") -> str:
+        """Return the name of a rule: one for each body, whose size counts once."""
+        if re.fullmatch(r"\w+", body):
+            return body
+        if body not in self._names:
+            self._spend(size, where)
+            self._names[body] = f"part{len(self._rules)}"
+            self._rules[self._names[body]] = body
+        return self._names[body]
 
-    def _rule(self, body: str) -> str:
-        name = f"part{len(self._rules)}"
-        self._rules[name] = body
-        return name
+    def _spend(self, size: int, where: str) -> None:
+        self._size += size
+        if self._size > MOST_REPETITIONS:
+            raise refusal(
+                where,
+                f"makes the schema too large: it has more than {MOST_REPETITIONS} repetitions, for "
+                "which a character of a pattern counts as one, and "
+                f"{_CHARACTERS_PER_REPETITION} of constants, names or bounds do.",
+            )
 
     def _expression(self, schema: Any, where: str, depth: int) -> str:
         self._count += 1
         if self._count > MOST_SCHEMAS or depth > _DEEPEST:
             limit = f"{MOST_SCHEMAS} parts, {_DEEPEST} of them in each other"
-            raise self._fail(where, f"makes the schema too large: at most {limit}.")
-        if schema is True or (isinstance(schema, dict) and schema.keys() <= _ANNOTATIONS):
+            raise refusal(where, f"makes the schema too large: at most {limit}.")
+        if schema is True:
             return f"json_value{ANY_DEPTH}"
         if not isinstance(schema, dict):
-            raise self._fail(where, f"is {schema!r}, which is no schema that has a value.")
+            raise refusal(where, f"is {schema!r:.80}, which is no schema that has a value.")
+        if "$id" in schema and schema is not self._root:
+            raise nested_id(where)
+        if schema.keys() <= ANNOTATIONS:
+            return f"json_value{ANY_DEPTH}"
         for keyword in ("$ref", "const", "enum", "anyOf", "oneOf", "allOf"):
             if keyword in schema:
-                self._require_alone(schema, keyword, where)
+                require_alone(schema, keyword, where)
                 return self._combined(schema, keyword, where, depth)
         return self._typed(schema, where, depth)
 
-    def _require_alone(self, schema: dict[str, Any], keyword: str, where: str) -> None:
-        allowed = {keyword, "type"} if keyword in ("const", "enum") else {keyword}
-        others = sorted(schema.keys() - _ANNOTATIONS - allowed)
-        if others:
-            raise self._fail(where, f"has {', '.join(others)} beside {keyword}: put them inside.")
-
     def _combined(self, schema: dict[str, Any], keyword: str, where: str, depth: int) -> str:
-        value = schema[keyword]
         if keyword == "$ref":
-            return self._reference(value, where)
-        if keyword == "const":
-            return self._constant(value, where)
-        if not isinstance(value, list) or not value:
-            raise self._fail(where, f"has {keyword}={value!r}, which must be a list of some.")
-        if keyword == "enum":
-            return alternatives(self._constant(one, where) for one in value)
-        if keyword == "oneOf" and "discriminator" not in schema:
-            raise self._fail(where, "has oneOf; a grammar cannot exclude the others. Use anyOf.")
-        if keyword == "allOf" and len(value) > 1:
-            raise self._fail(where, "has allOf of several; write them as one schema.")
-        parts = (
+            return self._reference(schema["$ref"], where)
+        if keyword in ("const", "enum"):
+            values = read_constants(schema, where)
+            return alternatives([self._constant(one, where) for one in values])
+        if keyword == "oneOf":
+            return self._tagged(schema, where, depth)
+        schemas = read_list(schema, keyword, where)
+        if keyword == "allOf" and len(schemas) > 1:
+            raise refusal(where, "has allOf of several; write them as one schema.")
+        parts = [
             self._expression(one, f"{where}.{keyword}[{index}]", depth + 1)
-            for index, one in enumerate(value)
-        )
-        return alternatives(list(parts))
+            for index, one in enumerate(schemas)
+        ]
+        return alternatives(parts)
+
+    def _tagged(self, schema: dict[str, Any], where: str, depth: int) -> str:
+        """Write each schema of ``oneOf`` with the property by which it is none of the others."""
+        tag, branches = read_tagged(self._root, schema, where)
+        parts = []
+        for index, branch in enumerate(branches):
+            place = f"{where}.oneOf[{index}]"
+            pointers, found = follow(self._root, branch, place)
+            self._pointers |= dict.fromkeys(pointers)
+            if pointers:
+                parts.append(self._reference(pointers[-1], place, tag))
+            else:
+                parts.append(self._expression(require_tag(found, tag), place, depth + 1))
+        return alternatives(parts)
 
     def _constant(self, value: Any, where: str) -> str:
         text = json.dumps(value, ensure_ascii=False)
-        self._spend(len(text) // 50, where)
+        self._spend(1 + len(text) // _CHARACTERS_PER_REPETITION, where)
         if any("\ud800" <= one <= "\udfff" for one in text):
-            raise self._fail(where, "holds a lone surrogate, which no text has.")
+            raise refusal(where, "holds a lone surrogate, which no text has.")
         return literal(text)
 
-    def _spend(self, size: int, where: str) -> None:
-        self._size += size
-        if self._size > MOST_REPETITIONS:
-            raise self._fail(where, f"makes more than {MOST_REPETITIONS} repetitions in all.")
-
-    def _reference(self, pointer: Any, where: str) -> str:
-        if not isinstance(pointer, str) or not pointer.startswith("#"):
-            raise self._fail(where, f"has $ref={pointer!r}, which is not within the schema.")
-        if pointer not in self._references:
-            name = self._references[pointer] = f"reference{len(self._references)}"
+    def _reference(self, pointer: Any, where: str, tag: str | None = None) -> str:
+        resolve(self._root, pointer, where)
+        key = (pointer, tag)
+        if key not in self._references:
+            name = self._references[key] = f"reference{len(self._references)}"
             self._rules[name] = ""  # `compile` writes it: a chain of them needs no stack
-            self._resolve(pointer, where)
-        return self._references[pointer]
-
-    def _resolve(self, pointer: str, where: str) -> Any:
-        found = self._root
-        for step in pointer.removeprefix("#").split("/")[1:]:
-            step = step.replace("~1", "/").replace("~0", "~")  # noqa: PLW2901
-            if not isinstance(found, dict) or step not in found:
-                raise self._fail(where, f"has $ref={pointer!r}, and there is nothing.")
-            found = found[step]
-        return found
+            self._pending.append(key)
+            self._pointers[pointer] = None
+        return self._references[key]
 
     def _typed(self, schema: dict[str, Any], where: str, depth: int) -> str:
-        types = schema.get("type")
-        if types is None:
-            types = [one for one, words in _KEYWORDS.items() if words & schema.keys()][:1]
-        types = [types] if isinstance(types, str) else types
-        if not isinstance(types, list) or not types or not all(isinstance(t, str) for t in types):
-            raise self._fail(where, f"has type={schema.get('type')!r}; give a type's name.")
-        unknown = [one for one in types if one not in _KEYWORDS]
-        if unknown:
-            raise self._fail(where, f"has type={unknown[0]!r}; types: {', '.join(_KEYWORDS)}.")
-        known = {"type"}.union(*(_KEYWORDS[one] for one in types)) | _ANNOTATIONS
-        extra = sorted(schema.keys() - known)
-        if extra:
-            raise self._fail(
-                where,
-                f"has {extra[0]!r}, which cannot be enforced for type={schema.get('type')!r}. "
-                "Leave it out and check the answer yourself.",
-            )
-        makers = {"object": self._object, "array": self._array}
-        simple = {"string": self._text, "integer": self._integer}
+        types = read_types(schema, where)
+        require_enforceable(schema, types, where)
         parts = []
-        for one in types:
-            if one in makers:
-                parts.append(makers[one](schema, where, depth))
-            elif one in simple:
-                parts.append(simple[one](schema, where))
+        for one in dict.fromkeys(types):
+            if one == "object":
+                parts.append(self._object(schema, where, depth))
+            elif one == "array":
+                parts.append(self._array(schema, where, depth))
+            elif one == "string":
+                parts.append(self._text(schema, where))
+            elif one == "integer":
+                parts.append(self._integer(schema, where))
             else:
-                parts.append(
-                    {"number": NUMBER, "null": '"null"', "boolean": '("true" | "false")'}[one]
-                )
+                simple = {"number": NUMBER, "null": '"null"', "boolean": '("true" | "false")'}
+                parts.append(simple[one])
         return alternatives(parts)
 
     def _object(self, schema: dict[str, Any], where: str, depth: int) -> str:
-        properties = schema.get("properties", {})
-        required = schema.get("required", [])
-        if not isinstance(properties, dict) or not isinstance(required, list):
-            raise self._fail(where, "has properties or required of a wrong type.")
-        missing = [name for name in required if name not in properties]
-        if missing:
-            raise self._fail(where, f"requires {missing[0]!r}, which is not in its properties.")
-        more = schema.get("additionalProperties", True)
+        properties, required = read_properties(schema, where)
         if not properties:
+            more = schema.get("additionalProperties", True)
             if more is False:
                 return literal("{}")
-            return self._map(self._expression(more, f"{where}.additionalProperties", depth + 1))
+            value = self._expression(more, f"{where}.additionalProperties", depth + 1)
+            member = f"{STRING} {literal(': ')} {self._rule(value)}"
+            return f"{literal('{')} {listed(member, 0, None)} {literal('}')}"
         members = [
-            (
-                f"{self._constant(name, where)} {literal(': ')} "
-                + self._expression(one, f"{where}.{name}", depth + 1),
-                name in required,
-            )
+            f"{self._constant(name, where)} {literal(': ')} "
+            + self._expression(one, f"{where}.{name}", depth + 1)
             for name, one in properties.items()
         ]
-        # From the last to the first: what may follow a member, and what may follow nothing.
-        after, first = '""', '""'
-        for member, needed in reversed(members):
-            follows = f"{member} {after}"
-            later = f"{literal(', ')} {member}"
-            first = follows if needed else alternatives([follows, first])
-            after = self._rule(f"{later if needed else repeat(later, 0, 1)} {after}")
-            first = self._rule(first)
-        return f"{literal('{')} {first} {literal('}')}"
-
-    def _map(self, value: str) -> str:
-        member = f"{STRING} {literal(': ')} {value}"
-        return f"{literal('{')} {listed(member, 0, None)} {literal('}')}"
+        needed = [name in required for name in properties]
+        # From the last to the first: which member may come next, and what may follow it. No part
+        # of that is optional, for the matcher's time grows with the square of those in a row.
+        choice = ""
+        for index in reversed(range(len(members))):
+            follows = [] if any(needed[index + 1 :]) else [literal("}")]
+            follows += [f"{literal(', ')} {choice}"] if choice else []
+            member = f"{members[index]} {alternatives(follows)}"
+            skipped = [choice] if choice and not needed[index] else []
+            choice = self._rule(alternatives([member, *skipped]))
+        first = [choice] if any(needed) else [choice, literal("}")]
+        return f"{literal('{')} {alternatives(first)}"
 
     def _array(self, schema: dict[str, Any], where: str, depth: int) -> str:
-        least = self._bound(schema, "minItems", where) or 0
-        most = self._bound(schema, "maxItems", where)
-        prefix = schema.get("prefixItems")
-        if prefix is not None:
-            fixed = isinstance(prefix, list) and prefix and schema.get("items", False) is False
+        least, most = read_counts(schema, "Items", where)
+        if "prefixItems" in schema:
+            prefix = read_list(schema, "prefixItems", where)
+            fixed = schema.get("items", False) is False
             if not fixed or least > len(prefix) or (most is not None and most < len(prefix)):
-                raise self._fail(where, "has prefixItems beside more or fewer items.")
+                raise refusal(where, "has prefixItems beside more or fewer items.")
             parts = [
                 self._expression(one, f"{where}.prefixItems[{index}]", depth + 1)
                 for index, one in enumerate(prefix)
             ]
             separator = f" {literal(', ')} "
             return f"{literal('[')} {separator.join(parts)} {literal(']')}"
-        if most is not None and most < least:
-            raise self._fail(where, f"has minItems={least} above maxItems={most}.")
         item = self._rule(self._expression(schema.get("items", True), f"{where}.items", depth + 1))
         self._spend(most or least, where)
         return f"{literal('[')} {listed(item, least, most)} {literal(']')}"
@@ -253,78 +239,66 @@ class _Compiler:
     def _text(self, schema: dict[str, Any], where: str) -> str:
         given = [one for one in ("pattern", "format", "minLength", "maxLength") if one in schema]
         if len(given) > 1 and given[0] in ("pattern", "format"):
-            raise self._fail(where, f"has {given[1]} beside {given[0]}; give one of them.")
+            raise refusal(where, f"has {given[1]} beside {given[0]}; give one of them.")
         if "pattern" in schema:
-            pattern = schema["pattern"]
-            body = regex_grammar(pattern, spell_in_string, name=f"json_schema: {where}.pattern")
-            return f"{QUOTE} {body} {QUOTE}"
-        if "format" in schema:
-            if schema["format"] not in FORMATS:
-                raise self._fail(
-                    where, f"has format={schema['format']!r}; known: {', '.join(FORMATS)}."
+            name = f"json_schema: {where}.pattern"
+            body, size = regex_grammar(schema["pattern"], spell_in_string, name=name)
+        elif "format" in schema:
+            known = schema["format"] if isinstance(schema["format"], str) else ""
+            if known not in FORMATS:
+                raise refusal(
+                    where, f"has format={schema['format']!r:.80}; known: {', '.join(FORMATS)}."
                 )
-            return f"{QUOTE} {regex_grammar(FORMATS[schema['format']])} {QUOTE}"
-        least = self._bound(schema, "minLength", where) or 0
-        most = self._bound(schema, "maxLength", where)
-        if most is not None and most < least:
-            raise self._fail(where, f"has minLength={least} above maxLength={most}.")
-        self._spend(max(least, most or 0), where)
-        return f"{QUOTE} {repeat(CHARACTER, least, most)} {QUOTE}"
-
-    def _bound(self, schema: dict[str, Any], name: str, where: str) -> int | None:
-        value = schema.get(name)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise self._fail(where, f"has {name}={value!r}, which must be an integer of 0 or more.")
-        return value
+            body, size = regex_grammar(FORMATS[known])
+        else:
+            least, most = read_counts(schema, "Length", where)
+            body, size = repeat(CHARACTER, least, most), max(least, most or 0)
+        return self._rule(f"{QUOTE} {body} {QUOTE}", size, where)
 
     def _integer(self, schema: dict[str, Any], where: str) -> str:
-        low, high = -_MOST_INTEGER, _MOST_INTEGER
-        for name in _KEYWORDS["integer"] & schema.keys():
-            value = schema[name]
-            if isinstance(value, bool) or not isinstance(value, int | float) or value % 1 != 0:
-                raise self._fail(where, f"has {name}={value!r}, which must be a whole number.")
-            if "inimum" in name:
-                low = max(low, int(value) + (name == "exclusiveMinimum"))
-            else:
-                high = min(high, int(value) - (name == "exclusiveMaximum"))
-        if low > high:
-            raise self._fail(where, "has a minimum above its maximum.")
+        low, high = read_bounds(schema, where)
         parts = []
         if low < 0:
             parts += [f'"-" {one}' for one in integers_between(max(1, -high), -low)]
         if high >= 0:
             parts += integers_between(max(0, low), high)
-        return alternatives(parts)
+        body = alternatives(parts)
+        return self._rule(body, body.count("[") // _CHARACTERS_PER_REPETITION, where)
 
     def _require_finite(self) -> None:
         """Refuse references that could only be followed for ever."""
-        while True:
-            found = {
-                pointer
-                for pointer in self._references
-                if pointer not in self._finite and self._is_finite(self._resolve(pointer, "schema"))
-            }
-            if not found:
-                break
-            self._finite |= found
-        endless = sorted(self._references.keys() - self._finite)
+        finite: set[str] = set()
+        before = -1
+        while len(finite) > before:
+            before = len(finite)
+            for pointer in reversed(self._pointers):  # what is referred to mostly comes later
+                if pointer not in finite:
+                    schema = resolve(self._root, pointer, pointer)
+                    if self._is_finite(schema, finite):
+                        finite.add(pointer)
+        endless = sorted(self._pointers.keys() - finite)
         if endless:
-            raise self._fail(endless[0], "has no finite value: it always holds another of itself.")
+            raise refusal(endless[0], "has no finite value: it always holds another of itself.")
 
-    def _is_finite(self, schema: Any) -> bool:
-        if not isinstance(schema, dict):
+    def _is_finite(self, schema: Any, finite: set[str]) -> bool:
+        if not isinstance(schema, dict) or schema.keys() <= ANNOTATIONS:
             return True
         if "$ref" in schema:
-            return schema["$ref"] in self._finite
+            return schema["$ref"] in finite
         for keyword in ("anyOf", "oneOf", "allOf"):
             if keyword in schema:
-                return any(self._is_finite(one) for one in schema[keyword])
-        if isinstance(schema.get("type"), list) and len(schema["type"]) > 1:
-            return True  # of several types, one at least holds nothing
-        needed = [schema.get("properties", {})[name] for name in schema.get("required", [])]
-        needed += schema.get("prefixItems", [])
-        if schema.get("minItems"):
-            needed.append(schema.get("items", True))
-        return all(self._is_finite(one) for one in needed)
+                return any(self._is_finite(one, finite) for one in schema[keyword])
+        if schema.keys() & {"const", "enum"}:
+            return True
+        for kind in read_types(schema, "schema"):
+            needed: list[Any] = []
+            if kind == "object":
+                properties, required = read_properties(schema, "schema")
+                needed = [properties[name] for name in required]
+            elif kind == "array":
+                needed = schema.get("prefixItems", [])
+                if not needed and schema.get("minItems"):
+                    needed = [schema.get("items", True)]
+            if all(self._is_finite(one, finite) for one in needed):
+                return True
+        return False

@@ -5,7 +5,8 @@ Schemas are put together from them in ``json_grammar.py``.
 
 from __future__ import annotations
 
-from .grammar import ANY, Ranges, alternatives, characters, common, literal, repeat, without
+from .character_sets import ANY, Ranges, common, without
+from .grammar import alternatives, characters, literal, repeat
 
 ANY_DEPTH = 6
 """How deeply a value may be nested where a schema allows every value."""
@@ -38,7 +39,7 @@ _TIME = r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,6})?"
 _ZONE = r"(Z|[+-](0\d|1[0-3]):[0-5]\d)"
 FORMATS = {
     "date": _DATE,
-    "time": f"{_TIME}{_ZONE}?",
+    "time": f"{_TIME}{_ZONE}",
     "date-time": f"{_DATE}T{_TIME}{_ZONE}",
     "uuid": r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
 }

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from .answer_types import build_value, dataclass_schema
 from .errors import OptionError
-from .grammar import alternatives, literal, regex_grammar, rules
+from .grammar import alternatives, literal, rules
 from .json_grammar import json_grammar
+from .plain_json import plain_json
+from .regex_grammar import regex_grammar
 
 MOST_CHOICES = 1000
 """The most choices: each costs the matcher some time."""
@@ -47,31 +50,60 @@ def answer_shape(*, json_schema: Any, regex: str | None, choices: Any) -> Answer
     names = [name for name, value in given.items() if value is not None]
     if len(names) > 1:
         raise OptionError(f"{names[1]} contradicts {names[0]}: an answer has one shape. Leave one.")
+    if isinstance(json_schema, type):
+        return _class_shape(json_schema)
     if json_schema is not None:
-        return _json_shape(json_schema)
+        if not isinstance(json_schema, dict):
+            raise OptionError(
+                f"json_schema={json_schema!r:.200} must be a dictionary, a dataclass or a pydantic "
+                "model."
+            )
+        return _schema_shape(json.dumps(json_schema))
     if regex is not None:
-        return AnswerShape(rules(regex_grammar(regex)), str)
+        if not isinstance(regex, str):
+            raise OptionError(f"regex={regex!r:.200} must be a string.")
+        return _regex_shape(regex)
     if choices is not None:
-        return AnswerShape(rules(_choices_grammar(choices)), str)
+        return _choices_shape(_checked_choices(choices))
     return None
 
 
-def _json_shape(json_schema: Any) -> AnswerShape:
-    if isinstance(json_schema, type):
-        schema, parse = _class_schema(json_schema)
-        return AnswerShape(json_grammar(schema), parse)
-    if not isinstance(json_schema, dict):
-        raise OptionError(
-            f"json_schema={json_schema!r} must be a dictionary, a dataclass or a pydantic model."
-        )
-    return AnswerShape(json_grammar(json_schema), json.loads)
+# The same shape is asked for again and again: twice in a turn, in every turn of a chat, for every
+# line of a batch. The last few are kept; a schema is known by its text, for the order counts.
+_remembered = lru_cache(maxsize=16)
+
+
+@_remembered
+def _regex_shape(regex: str) -> AnswerShape:
+    return AnswerShape(rules(regex_grammar(regex)[0]), str)
+
+
+@_remembered
+def _choices_shape(choices: tuple[str, ...]) -> AnswerShape:
+    return AnswerShape(rules(alternatives(literal(one) for one in choices)), str)
+
+
+@_remembered
+def _schema_shape(text: str) -> AnswerShape:
+    return AnswerShape(json_grammar(json.loads(text)), json.loads)
+
+
+@_remembered
+def _class_shape(cls: type[Any]) -> AnswerShape:
+    schema, parse = _class_schema(cls)
+    return AnswerShape(json_grammar(copy_schema(schema)), parse)
 
 
 def _class_schema(cls: type[Any]) -> tuple[Any, Callable[[str], Any]]:
     """Return a class's schema and what makes an instance of a text."""
     model: Any = cls
     if hasattr(model, "model_json_schema") and hasattr(model, "model_validate_json"):  # pydantic's
-        return model.model_json_schema(), model.model_validate_json
+        try:
+            return model.model_json_schema(), model.model_validate_json
+        except Exception as error:  # pydantic's own, and whatever its users' hooks raise
+            raise OptionError(
+                f"json_schema={cls.__name__}: pydantic makes no schema of it: {error}"
+            ) from error
     if dataclasses.is_dataclass(cls):
         return dataclass_schema(model), lambda text: build_value(model, json.loads(text))
     raise OptionError(
@@ -89,12 +121,12 @@ def copy_schema(json_schema: Any) -> Any:
     if not isinstance(json_schema, dict):
         return json_schema
     try:
-        return json.loads(json.dumps(json_schema, allow_nan=False))
-    except (TypeError, ValueError, RecursionError) as error:
+        return plain_json(json_schema)
+    except ValueError as error:
         raise OptionError(f"json_schema is nothing that JSON can hold: {error}.") from error
 
 
-def _choices_grammar(choices: Sequence[str]) -> str:
+def _checked_choices(choices: Any) -> tuple[str, ...]:
     if isinstance(choices, str) or not isinstance(choices, tuple | list):
         raise OptionError(f"choices={choices!r} must be a tuple of strings.")
     if not choices or not all(isinstance(one, str) and one for one in choices):
@@ -106,4 +138,4 @@ def _choices_grammar(choices: Sequence[str]) -> str:
         )
     if any("\ud800" <= one <= "\udfff" for choice in choices for one in choice):
         raise OptionError("choices holds a lone surrogate, which no text has.")
-    return alternatives(literal(one) for one in choices)
+    return tuple(choices)

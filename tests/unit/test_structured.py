@@ -17,12 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phi3ov.answer_types import build_value, dataclass_schema
+from phi3ov.character_sets import ANY, Ranges, common, unite, without
 from phi3ov.chat import Phi3Chat
 from phi3ov.engine import TokenRequest
 from phi3ov.engine.speculative import SpeculationPlan
 from phi3ov.errors import GenerationError, OptionError
 from phi3ov.generation import GenerationOptions
-from phi3ov.grammar import ANY, Ranges, characters, common, unite, without
+from phi3ov.grammar import characters
 from phi3ov.json_grammar import json_grammar
 from phi3ov.json_values import integers_between
 
@@ -63,7 +64,7 @@ BAD_SCHEMAS: list[tuple[Any, str]] = [
     ({"type": "strin"}, "type='strin'"),
     ({"type": 3}, "type=3"),
     ({"type": []}, r"type=\[\]"),
-    ({"not": {}}, "schema has type=None"),
+    ({"not": {}}, "'not', which cannot be enforced"),
     ({"type": "array", "uniqueItems": True}, "'uniqueItems', which cannot be enforced"),
     ({"type": "integer", "multipleOf": 7}, "'multipleOf', which cannot be enforced"),
     ({"type": "number", "minimum": 0}, "'minimum', which cannot be enforced"),

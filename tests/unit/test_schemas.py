@@ -1,0 +1,326 @@
+"""Schemas as a whole: each is refused, or every text that its grammar allows fits it.
+
+Texts are drawn by ``grammar_sampler.py``, the standard is read by the jsonschema package.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import jsonschema  # type: ignore[import-untyped]
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from phi3ov import regex_grammar
+from phi3ov.character_sets import Ranges, unite
+from phi3ov.errors import OptionError
+from phi3ov.generation import GenerationOptions
+from phi3ov.json_grammar import json_grammar
+
+from .grammar_sampler import GrammarSampler
+
+CHECKER = jsonschema.FormatChecker(["date", "uuid"])
+"""The formats that the jsonschema package checks by itself."""
+NAMES = st.sampled_from(["a", "b", 'q"', "é", "$id", "x/y~%20"])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.floats(-9, 9) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=5,
+)
+
+
+def fits(value: Any, schema: Any) -> bool:
+    """Whether the standard's validator accepts ``value``."""
+    validator = jsonschema.Draft202012Validator(schema, format_checker=CHECKER)
+    return bool(validator.is_valid(value))
+
+
+def refused_or_fitting(schema: Any, chance: random.Random) -> bool:
+    """Check what is drawn from the grammar of ``schema``; return whether there is one."""
+    try:
+        shape = GenerationOptions(json_schema=schema).shape()
+    except OptionError:
+        return False
+    assert shape is not None
+    sampler = GrammarSampler(shape.grammar)
+    for fuel in (4, 12):
+        text = sampler.draw(chance, fuel=fuel)
+        value = shape.parse(text)
+        assert fits(value, schema), text
+    return True
+
+
+def bounded(low: int, width: int, keywords: list[str]) -> dict[str, Any]:
+    """Return the schema of integers from ``low`` on, with some of the bounds."""
+    bounds = {
+        "minimum": low, "exclusiveMinimum": low - 1, "maximum": low + width,
+        "exclusiveMaximum": float(low + width + 1),
+    }  # fmt: skip
+    return {"type": "integer"} | {one: bounds[one] for one in keywords}
+
+
+TYPES = st.sampled_from(["object", "array", "string", "integer", "number", "boolean", "null"])
+BOUNDS = st.sampled_from(["minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"])
+LEAVES = st.one_of(
+    st.just({}),
+    st.integers(0, 3).map(lambda n: {"type": "string", "minLength": n, "maxLength": n + 2}),
+    st.sampled_from(["^[a-c]{1,3}$", 'x"|\\\\n?', "[^a-y]+"]).map(lambda one: {"pattern": one}),
+    st.sampled_from(["date", "time", "date-time", "uuid"]).map(lambda one: {"format": one}),
+    st.lists(TYPES, min_size=1, max_size=3, unique=True).map(lambda some: {"type": some}),
+    st.builds(
+        bounded, st.integers(-1200, 1200), st.integers(0, 1500), st.lists(BOUNDS, unique=True)
+    ),
+    st.builds(lambda one, some: {"type": one, "enum": some}, TYPES, st.lists(JSON, max_size=4)),
+    st.builds(lambda one, value: {"type": one, "const": value}, TYPES, JSON),
+    JSON.map(lambda value: {"const": value, "title": "A constant", "default": 3}),
+)
+"""Schemas without another in them."""
+
+
+def branches(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Draw a schema that holds others."""
+    properties, names = st.dictionaries(NAMES, inner, max_size=4), st.sets(NAMES)
+    return st.one_of(
+        st.builds(
+            lambda some, needed: {"properties": some, "required": [n for n in some if n in needed]},
+            properties,
+            names,
+        ),
+        properties.map(
+            lambda some: {"properties": some, "type": "object", "additionalProperties": False}
+        ),
+        properties.map(lambda some: {"properties": some, "type": ["array", "object", "null"]}),
+        inner.map(lambda one: {"additionalProperties": one}),
+        inner.map(lambda one: {"type": "array", "items": one}),
+        st.builds(
+            lambda one, n: {"items": one, "minItems": n, "maxItems": n + 2},
+            inner,
+            st.integers(0, 2),
+        ),
+        st.lists(inner, min_size=1, max_size=3).map(lambda some: {"prefixItems": some}),
+        st.lists(inner, min_size=1, max_size=3).map(lambda some: {"anyOf": some}),
+        inner.map(lambda one: {"allOf": [one]}),
+        st.builds(
+            lambda tags, some: {
+                "oneOf": [{"properties": {"tag": {"const": tag}} | some} for tag in tags],
+                "discriminator": {"propertyName": "tag"},
+            },
+            st.lists(st.sampled_from(["x", "y", 1, None]), min_size=1, max_size=3),
+            properties,
+        ),
+    )
+
+
+REFERENCES = st.sampled_from(
+    ["#", "#/$defs/one", "#/$defs/x~1y~0%25", "#/$defs/two/anyOf/0", "#one", "#/$defs/none", "one"]
+).map(lambda pointer: {"$ref": pointer})
+
+
+SCHEMAS = st.recursive(LEAVES | REFERENCES, branches, max_leaves=5)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data(), chance=st.randoms(use_true_random=False))
+def test_what_a_grammar_allows_fits_its_schema(data: st.DataObject, chance: random.Random) -> None:
+    """Whatever is drawn parses, and the standard's validator accepts it; recursion included."""
+    schema = data.draw(SCHEMAS)
+    schema |= {
+        "$defs": {
+            "one": data.draw(SCHEMAS),
+            "x/y~%": data.draw(LEAVES),
+            "two": {"anyOf": [data.draw(SCHEMAS), {"type": "null"}]},
+        }
+    }
+    refused_or_fitting(schema, chance)
+
+
+KEYWORDS = [
+    "$ref", "$anchor", "$dynamicRef", "$dynamicAnchor", "$vocabulary", "$id", "type", "enum",
+    "const", "multipleOf", "maximum", "exclusiveMaximum", "minimum", "exclusiveMinimum",
+    "maxLength", "minLength", "pattern", "maxItems", "minItems", "uniqueItems", "maxContains",
+    "minContains", "maxProperties", "minProperties", "required", "dependentRequired", "format",
+    "prefixItems", "items", "contains", "properties", "patternProperties", "additionalProperties",
+    "propertyNames", "dependentSchemas", "if", "then", "else", "allOf", "anyOf", "oneOf", "not",
+    "unevaluatedItems", "unevaluatedProperties", "contentSchema", "discriminator", "nullable",
+    "dependencies", "additionalItems", "$recursiveRef", "id", "extends", "divisibleBy",
+]  # fmt: skip
+"""Those of JSON Schema 2020-12, and what older drafts and OpenAPI have besides."""
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    given=st.dictionaries(st.sampled_from(KEYWORDS), JSON, min_size=1, max_size=3),
+    kind=st.sampled_from([None, "object", "array", "string", "integer", "number"]),
+    where=st.sampled_from(["root", "items", "property", "definition"]),
+    chance=st.randoms(use_true_random=False),
+)
+def test_keywords_of_any_value_are_refused_or_enforced(
+    given: dict[str, Any], kind: str | None, where: str, chance: random.Random
+) -> None:
+    """Never another error, nothing ignored, and what the metaschema forbids is refused."""
+    schema: Any = given if kind is None else {"type": kind} | given
+    schema = {
+        "root": schema,
+        "items": {"items": schema},
+        "property": {"properties": {"a": schema}, "required": ["a"]},
+        "definition": {"$ref": "#/$defs/a", "$defs": {"a": schema}},
+    }[where]
+    try:
+        jsonschema.Draft202012Validator.check_schema(schema)
+    except jsonschema.SchemaError as error:
+        if "$id" not in error.absolute_path:  # of the root: names it, and says nothing of values
+            with pytest.raises(OptionError):
+                GenerationOptions(json_schema=schema)
+        return
+    refused_or_fitting(schema, chance)
+
+
+TAGGED = {"properties": {"k": {"const": "a"}}, "required": ["k"]}
+UNENFORCED: list[tuple[Any, str]] = [
+    ({"type": ["integer", "number"], "minimum": 3}, "'minimum', which cannot be enforced"),
+    ({"type": ["number", "integer", "null"], "exclusiveMaximum": 3}, "'exclusiveMaximum'"),
+    ({"type": "string", "enum": [1, None]}, "no value of type='string'"),
+    ({"type": "integer", "const": True}, "no value of type='integer'"),
+    ({"type": "strin", "const": "a"}, "type='strin'"),
+    ({"type": None, "minLength": 3}, "type=None"),
+    ({"$ref": "#node", "$defs": {"a": {"$anchor": "node", "type": "null"}}}, "ref='#node'"),
+    ({"$ref": "#x/$defs/a", "$defs": {"a": {"type": "null"}}}, "ref='#x/"),
+    ({"items": {"$ref": "#/$defs/a"}, "$defs": {"a": {"$id": "b", "$ref": "#"}}}, r"an \$id"),
+    ({"oneOf": [TAGGED], "discriminator": None}, "oneOf without a discriminator"),
+    ({"oneOf": [TAGGED, TAGGED], "discriminator": {"propertyName": "k"}}, "not told from"),
+    ({"oneOf": [{}, TAGGED], "discriminator": {"propertyName": "k"}}, "not told from"),
+    ({"oneOf": [{"type": "null"}], "discriminator": {"propertyName": "k"}}, "not told from"),
+    ({"type": "array", "minItems": None}, "minItems=None"),
+    ({"type": "array", "prefixItems": None}, "prefixItems=None"),
+    ({"properties": {"a": {}}, "additionalProperties": None}, "additionalProperties=None"),
+    ({"properties": {1: {}}}, "the key 1 is no string"),
+    ({"properties": {"a": {}}, "required": [["a"]]}, "required="),
+    ({"format": []}, r"format=\[\]"),
+]
+
+
+@pytest.mark.parametrize(("schema", "message"), UNENFORCED, ids=str)
+def test_a_keyword_that_would_have_no_effect_is_refused(schema: Any, message: str) -> None:
+    """Each of these was accepted once, and answers did not fit; or it raised a bare TypeError."""
+    with pytest.raises(OptionError, match=message):
+        GenerationOptions(json_schema=schema)
+
+
+def test_members_of_another_type_are_left_out() -> None:
+    """``type`` beside ``enum`` counts, and 2.0 is an integer."""
+    sampler = GrammarSampler(json_grammar({"type": "integer", "enum": ["a", True, 1, 2.0, 2.5]}))
+    drawn = {sampler.draw(random.Random(seed)) for seed in range(60)}
+    assert drawn == {"1", "2.0"}
+
+
+def test_the_property_that_tells_the_others_apart_is_always_there() -> None:
+    """As a pydantic tag with a default: without it, an object would fit each of ``oneOf``."""
+    animal = {
+        "oneOf": [{"$ref": "#/$defs/cat"}, {"$ref": "#/$defs/dog"}],
+        "discriminator": {"propertyName": "kind"},
+    }
+    schema = {
+        "$defs": {
+            name: {"type": "object", "properties": {"kind": {"const": name}, "friend": animal}}
+            for name in ("cat", "dog")
+        }
+    } | animal
+    sampler = GrammarSampler(json_grammar(schema))
+    drawn = [json.loads(sampler.draw(random.Random(seed))) for seed in range(60)]
+    assert {one["kind"] for one in drawn} == {"cat", "dog"}
+    assert any("friend" in one for one in drawn)
+    assert all(fits(one, schema) for one in drawn)
+
+
+@pytest.mark.parametrize("keyword", ["items", "additionalProperties", "properties", "anyOf"])
+def test_a_grammar_grows_with_the_depth_of_its_schema_only(keyword: str) -> None:
+    """It doubled with each level: 30 levels would be gigabytes."""
+    sizes = []
+    for depth in (10, 20, 30):
+        schema: Any = {"type": "boolean"}
+        for _ in range(depth):
+            inner: Any = {"a": schema} if keyword == "properties" else schema
+            schema = {keyword: [inner] if keyword == "anyOf" else inner}
+        sizes.append(len(json_grammar(schema)))
+    assert sizes[2] - sizes[1] <= 2 * (sizes[1] - sizes[0])
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"enum": list(range(50_000))},
+        {"enum": ["x" * 100] * 2000},
+        {"const": "x" * 200_000},
+        {"properties": {"x" * 200_000: {}}},
+        {"anyOf": [{"pattern": f"{number}{'a' * 500}"} for number in range(100)]},
+        {"anyOf": [{"type": "integer", "minimum": 10**14 + n} for n in range(900)]},
+        {"anyOf": [{"type": "string", "maxLength": 15_000 + n} for n in range(2)]},
+    ],
+    ids=lambda schema: str(schema)[:30],
+)
+def test_everything_that_is_written_out_counts(schema: Any) -> None:
+    """Members, names, patterns and bounds fill the same budget as repetitions do."""
+    with pytest.raises(OptionError, match="more than 20000 repetitions"):
+        GenerationOptions(json_schema=schema)
+
+
+def test_the_same_part_counts_once() -> None:
+    """A hundred fields of one pattern are one rule."""
+    text = {"type": "string", "maxLength": 5000}
+    grammar = json_grammar({"properties": {f"p{number}": text for number in range(100)}})
+    assert grammar.count("{0,5000}") == 1
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "a{9999}b{9999}c{9999}", "(a{9999}|b{9999}|c{9999})", ".*.*.*.*.*.*", "(.|\n)+" * 6,
+        ".+.+.+.+.+.+", "(.*,?){50}", "(.|){30}", "(.?.?){60}", "a(.*.*.*)(.*.*.*)b",
+        "(x.*.*.*.*.*.*y)*",
+        "(.*.*.*a.*.*.*){2}", "[a-z]?" * 101, ".{1,20}.{1,20}",
+        "(.{0,400}){2}", "[a-z]{1,90}" * 3,
+    ],
+)  # fmt: skip
+def test_a_pattern_that_would_hold_up_the_engine_is_refused(pattern: str) -> None:
+    """Many characters when written out, or many ways to read the same text."""
+    with pytest.raises(OptionError, match=r"more than 20000 characters|too many parts in a row"):
+        GenerationOptions(regex=pattern)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"(\w+ ?){1,200}", ".* - .* - .* - .* - .* - .* - .*", "[^,]*(,[^,]*){0,40}", ".*.*.*.*.*",
+        r"\s*\w+\s*=\s*\d*\s*,?\s*", "(.|\n)*", r"\d{1,3}(\.\d{1,3}){3}",
+        "(.+){100}", "(, .*)?" * 20, ".{0,400}.*", r"(\S+ ?){1,50}", ".?.?.?.?.?",
+    ],
+)  # fmt: skip
+def test_a_pattern_of_ordinary_looseness_is_read(pattern: str) -> None:
+    """A character that must be there ends a row."""
+    assert GenerationOptions(regex=pattern).shape() is not None
+
+
+def test_a_class_is_united_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many members it has: else its time grows with their square."""
+    united = []
+
+    def count(*parts: Ranges) -> Ranges:
+        united.append(len(parts))
+        return unite(*parts)
+
+    monkeypatch.setattr(regex_grammar, "unite", count)
+    members = "".join(chr(0x4E00 + 2 * number) for number in range(9000))
+    regex_grammar.regex_grammar(f"[{members}]|[^{members}]")
+    assert united == [9000, 9000]
+
+
+def test_a_shape_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options are checked and used, in every turn and for every line of a batch."""
+    options = GenerationOptions(json_schema={"const": "made once"})
+    assert options.shape() is options.changed({"seed": None}).shape()
+    again = GenerationOptions(json_schema={"properties": {"b": {}, "a": {}}}).shape()
+    other = GenerationOptions(json_schema={"properties": {"a": {}, "b": {}}}).shape()
+    assert again is not other, "the order of members is part of the shape"
