@@ -24,6 +24,9 @@ QueuePolicy = Literal["raise", "wait"]
 
 MOST_CANDIDATES = 64
 """The most answers that one request may draw."""
+LEAST_ABOVE_ZERO = 1e-30
+"""The least size of a number that is not 0: in the 32 bits of engines, smaller ones become 0, or
+scores that are divided by them infinite."""
 
 
 JsonSchema = dict[str, Any] | type[Any]
@@ -64,6 +67,7 @@ class GenerationOptions:
             in part.
         temperature: 0 takes the likeliest token each time (greedy). Above 0 the next token is
             drawn at random from the distribution sharpened (below 1) or flattened (above 1).
+            At most 100, and above 0 at least 1e-30.
         top_p: Draw only from the likeliest tokens that together reach this probability,
             in (0, 1]; needs a temperature above 0.
         top_k: Draw only from this many likeliest tokens; None for all of them; needs a
@@ -242,3 +246,9 @@ def _require_number(
         low = f"above {above}" if above > -math.inf else f"at least {least}"
         high = f"below {below}" if below < math.inf else f"at most {most}"
         raise OptionError(f"{name}={value!r} must be a number {low} and {high}.")
+    if 0 < abs(value) < LEAST_ABOVE_ZERO:  # type: ignore[arg-type]
+        zero = "" if above >= 0 else "0, or "
+        raise OptionError(
+            f"{name}={value!r} is too near to 0 for engines, which calculate in 32 bits. Give "
+            f"{zero}at least {LEAST_ABOVE_ZERO}."
+        )

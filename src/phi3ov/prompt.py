@@ -120,13 +120,20 @@ class ChatTokenizer:
                 like a content.
 
         Raises:
-            PromptError: The format's own template drops system messages and this is one, or
-                the model was trained without tools.
+            PromptError: The format's own template drops system messages, or empty ones, and this
+                is one that holds text or tools; or the model was trained without tools.
         """
         described = self._tool_segments(tools)
-        if not described and self.format.skips(message.role, message.content):
-            if not message.content:
+        if self.format.skips(message.role, message.content):
+            if not message.content and not described:
                 return []
+            if described:
+                every = self.format.system_messages == "dropped"
+                raise PromptError(
+                    "This checkpoint's own chat template drops the system message in which tools "
+                    "stand. "
+                    + ("Leave tools out." if every else "Give a system message with text.")
+                )
             raise PromptError(
                 "This checkpoint's own chat template drops system messages without a word, so "
                 "the model was not trained to follow one. Put the text into the first user "

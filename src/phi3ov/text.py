@@ -182,11 +182,19 @@ class AnswerText:
         return rest + self._show(self._stops.finish())
 
     def _switch_call(self, token_id: int) -> str:
-        """Begin or end a tool call where ``token_id`` says so."""
+        """Begin or end a tool call where ``token_id`` says so.
+
+        A character that the call interrupts is shown before it, as unfinished as it is: the text
+        of a call that cannot be read comes behind it then, as the model wrote it.
+        """
         before, after = self._decoder.tool_call_ids or (None, None)
         if token_id == before and self._call_ids is None:
             self._call_ids = []
-        elif token_id == after:
+            rest = self._detokenizer.finish()
+            if rest:
+                self._detokenizer = Detokenizer(self._decoder)
+            return self._show(self._stops.add(rest))
+        if token_id == after:
             return self._end_call()
         return ""
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import OptionError
+from .plain_json import plain_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,10 +24,12 @@ class Tool:
         name: What the model calls it.
         description: What it does, for the model to read.
         parameters: Name of each parameter to its description, such as
-            ``{"city": {"description": "Name of the city", "type": "str"}}``.
+            ``{"city": {"description": "Name of the city", "type": "str"}}``. A mapping of any
+            kind; the tool keeps a copy of it in plain dictionaries and lists.
 
     Raises:
-        OptionError: The name is empty, or the parameters are no JSON.
+        OptionError: The name is empty, name or description is no text, or the parameters are
+            nothing that JSON can hold.
     """
 
     name: str
@@ -34,14 +37,21 @@ class Tool:
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.name:
+        if self.name == "":
             raise OptionError(f"name={self.name!r} of a tool is empty.")
-        try:
-            json.dumps(dict(self.parameters))
-        except TypeError as error:
-            raise OptionError(
-                f"parameters of the tool {self.name!r} are no JSON: {error}."
-            ) from error
+        for field_name, kind in (("name", str), ("description", str), ("parameters", Mapping)):
+            value = getattr(self, field_name)
+            if not isinstance(value, kind):
+                raise OptionError(
+                    f"{field_name}={value!r:.80} of a tool is of type {type(value).__name__}, not "
+                    f"{kind.__name__}."
+                )
+            try:
+                object.__setattr__(self, field_name, plain_json(value))
+            except ValueError as error:
+                raise OptionError(
+                    f"{field_name}={value!r:.80} of the tool {self.name!r:.80} is no JSON: {error}."
+                ) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,12 +73,25 @@ def describe_tools(tools: Sequence[Tool]) -> str:
     Example:
         >>> describe_tools([Tool(name="now", description="Current time")])
         '[{"name": "now", "description": "Current time", "parameters": {}}]'
+
+    Raises:
+        OptionError: One is no `Tool`.
     """
+    for one in tools:
+        if not isinstance(one, Tool):
+            raise OptionError(
+                f"tools holds {one!r:.80} of type {type(one).__name__}. Make a Tool of it: "
+                "Tool(name=..., description=..., parameters=...)."
+            )
     values = [
-        {"name": one.name, "description": one.description, "parameters": dict(one.parameters)}
+        {"name": one.name, "description": one.description, "parameters": one.parameters}
         for one in tools
     ]
     return json.dumps(values, ensure_ascii=False)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON, though Python reads it")
 
 
 def parse_tool_calls(text: str) -> tuple[ToolCall, ...] | None:
@@ -85,7 +108,8 @@ def parse_tool_calls(text: str) -> tuple[ToolCall, ...] | None:
     """
     stripped = text.strip()
     try:
-        values = json.loads(stripped if stripped.startswith("[") else f"[{stripped}]")
+        listed = stripped if stripped.startswith("[") else f"[{stripped}]"
+        values = json.loads(listed, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         return None
     calls = []

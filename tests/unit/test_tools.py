@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from collections.abc import Sequence
+from types import MappingProxyType
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from phi3ov.chat import Phi3Chat
+from phi3ov.chat_format import Message
 from phi3ov.errors import OptionError, PromptError
+from phi3ov.prompt import ChatTokenizer
 from phi3ov.reply import Reply
 from phi3ov.tools import Tool, ToolCall, describe_tools, parse_tool_calls
 
@@ -115,7 +121,22 @@ def test_a_call_whose_end_token_is_missing_is_read() -> None:
     assert [call.name for call in reply.tool_calls] == ["get_weather"]
 
 
-@pytest.mark.parametrize("broken", ["let me think", '[{"name": "get_weather"', "[1, 2]", "[]"])
+def test_what_is_no_call_stays_behind_the_text_before_it() -> None:
+    """A character that the call interrupts, or the beginning of a stop string, comes first."""
+    begin, end = control("<|tool_call|>"), control("<|/tool_call|>")
+    for held, shown in ((plain("龘")[:-1], "\ufffd"), (plain("ST"), "ST")):
+        ids = [*plain("a"), *held, begin, *plain("no call"), end, *plain("b"), control("<|end|>")]
+        text, reply = reply_to(ids, stop=("STOP",))
+        assert text == reply.text == f"a{shown}no callb"
+    ids = [*plain("ST"), begin, *plain("OP it"), control("<|end|>")]
+    text, reply = reply_to(ids, stop=("STOP",))
+    assert (text, reply.stopped_by) == ("", "STOP")
+
+
+@pytest.mark.parametrize(
+    "broken",
+    ["let me think", '[{"name": "get_weather"', "[1, 2]", "[]", '{"name": "a", "arguments": NaN}'],
+)
 def test_what_cannot_be_read_as_a_call_is_shown(broken: str) -> None:
     """Nothing that the model wrote is lost."""
     text, reply = reply_to([control("<|tool_call|>"), *plain(broken), control("<|end|>")])
@@ -160,8 +181,55 @@ def test_bad_descriptions_are_refused() -> None:
     """Name and parameters are checked when the tool is made."""
     with pytest.raises(OptionError, match="name=''"):
         Tool(name="", description="x")
-    with pytest.raises(OptionError, match="no JSON"):
-        Tool(name="x", description="x", parameters={"a": object()})
+    for odd in (
+        object(),
+        math.nan,
+        -math.inf,
+        "\ud800",
+        {1: "int"},
+        {"\udfff": 1},
+        [{None: 1}],
+        {3},
+    ):
+        with pytest.raises(OptionError, match=r"parameters=.* of the tool 'x' is no JSON"):
+            Tool(name="x", description="x", parameters={"a": odd})
+    bad: list[dict[str, Any]] = [
+        {"name": "\ud800"}, {"name": 3}, {"name": None}, {"description": "\udc00"},
+        {"description": None}, {"parameters": [1]}, {"parameters": None}, {"parameters": {1: {}}},
+    ]  # fmt: skip
+    for changes in bad:
+        with pytest.raises(OptionError, match=f"{next(iter(changes))}="):
+            Tool(**{"name": "x", "description": "x", **changes})
+    chat_tools: Any = [{"name": "x"}]
+    with pytest.raises(OptionError, match="Make a Tool of it"):
+        describe_tools(chat_tools)
+
+
+def test_a_tool_keeps_a_plain_copy_of_its_parameters() -> None:
+    """Mappings of every kind are taken, at every depth; nobody changes a tool of a chat."""
+    inner = {"type": "str"}
+    given = MappingProxyType({"city": MappingProxyType(inner), "of": ("a", "b")})
+    tool = Tool(name="x", description="x", parameters=given)
+    inner["type"] = "int"
+    assert tool.parameters == {"city": {"type": "str"}, "of": ["a", "b"]}
+    assert json.loads(describe_tools([tool])) == [dataclasses.asdict(tool)]
+
+
+@pytest.mark.parametrize("system_messages", ["dropped", "kept unless empty"])
+def test_tools_do_not_vanish_with_their_system_message(system_messages: Any) -> None:
+    """Nor do they stand where the template, and so the model, never had any."""
+    chat_format = dataclasses.replace(PHI4_MINI_KIT.chat_format, system_messages=system_messages)
+    tokenizer = ChatTokenizer(PHI4_MINI_KIT.tokenizer_json, chat_format)
+    described = describe_tools([WEATHER])
+    with pytest.raises(PromptError, match="drops the system message in which tools stand"):
+        tokenizer.encode_message(Message("system", ""), tools=described)
+    message = Message("system", "You have tools.")
+    if system_messages == "dropped":
+        with pytest.raises(PromptError, match="Leave tools out"):
+            tokenizer.encode_message(message, tools=described)
+    else:
+        ids = tokenizer.encode_message(message, tools=described)
+        assert ids == PHI4_MINI_KIT.chat.encode_message(message, tools=described)
 
 
 def test_only_phi4_mini_has_tool_call_tokens() -> None:
