@@ -7,8 +7,11 @@ import sys
 
 import phi3ov
 
-TEXT = "The green button starts the machine. The red button stops it. The blue one cleans it. "
-QUESTION = f"Repeat this text: {TEXT}"
+TEXT = (
+    "The harbour office opens at eight. Ships longer than forty metres need a pilot, who comes "
+    "aboard two miles before the lighthouse. The fee is paid at the office, in cash or by card. "
+)
+QUESTION = f"{TEXT}\nWhen does the harbour office open?"
 
 
 def main(folder: str) -> None:

@@ -40,7 +40,7 @@ EXAMPLES = {
     "weights.py": ("int4, group 64", "#", "bits per weight"),
     "devices.py": ("CPU", "not NPU: It is not there", "runs on CPU: "),
     "candidates.py": ("[seed 1, -", "[seed 2, -", "[seed 3, -"),
-    "speculation.py": ("none           1.00 tokens per pass", "The green button starts"),
+    "speculation.py": ("none           1.00 tokens per pass", "The harbour office opens at eight."),
     "demo.py": ("Loaded on CPU", "The capital of France is Paris.", "tokens/s", "bits per weight"),
     "export_and_measure.py": (" MB became ", "perplexity", "exported.svg"),
     "lora.py": ("without: The capital of France is Paris.", "\nwith: "),
