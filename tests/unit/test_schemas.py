@@ -162,7 +162,7 @@ def test_keywords_of_any_value_are_refused_or_enforced(
 ) -> None:
     """Never another error, nothing ignored, and what the metaschema forbids is refused."""
     schema: Any = given if kind is None else {"type": kind} | given
-    schema = {
+    schema: Any = {
         "root": schema,
         "items": {"items": schema},
         "property": {"properties": {"a": schema}, "required": ["a"]},
@@ -222,7 +222,7 @@ def test_the_property_that_tells_the_others_apart_is_always_there() -> None:
         "oneOf": [{"$ref": "#/$defs/cat"}, {"$ref": "#/$defs/dog"}],
         "discriminator": {"propertyName": "kind"},
     }
-    schema = {
+    schema: Any = {
         "$defs": {
             name: {"type": "object", "properties": {"kind": {"const": name}, "friend": animal}}
             for name in ("cat", "dog")
@@ -233,6 +233,9 @@ def test_the_property_that_tells_the_others_apart_is_always_there() -> None:
     assert {one["kind"] for one in drawn} == {"cat", "dog"}
     assert any("friend" in one for one in drawn)
     assert all(fits(one, schema) for one in drawn)
+    inline = {"oneOf": list(schema["$defs"].values()), "discriminator": animal["discriminator"]}
+    sampler = GrammarSampler(json_grammar(inline | {"$defs": schema["$defs"]}))
+    assert all("kind" in json.loads(sampler.draw(random.Random(seed))) for seed in range(60))
 
 
 @pytest.mark.parametrize("keyword", ["items", "additionalProperties", "properties", "anyOf"])

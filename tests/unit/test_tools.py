@@ -135,7 +135,13 @@ def test_what_is_no_call_stays_behind_the_text_before_it() -> None:
 
 @pytest.mark.parametrize(
     "broken",
-    ["let me think", '[{"name": "get_weather"', "[1, 2]", "[]", '{"name": "a", "arguments": NaN}'],
+    [
+        "let me think",
+        '[{"name": "get_weather"',
+        "[1, 2]",
+        "[]",
+        '{"name": "a", "arguments": {"b": NaN}}',
+    ],
 )
 def test_what_cannot_be_read_as_a_call_is_shown(broken: str) -> None:
     """Nothing that the model wrote is lost."""
