@@ -32,8 +32,9 @@ class RuntimeConfig:
         performance_hint: OpenVINO's PERFORMANCE_HINT.
         num_streams: OpenVINO's NUM_STREAMS: parallel inferences, at least 1.
         cache_dir: OpenVINO's CACHE_DIR: compiled models are kept there, which makes later
-            loads faster on a GPU. OpenVINO's CPU does not take it, so asking for it there is an
-            `OptionError` when the model is loaded. None is off.
+            loads faster on a GPU. On a CPU it makes them slower, which is logged, except for
+            ``engine="transformers"``: OpenVINO writes a model with paged attention there and
+            does not read it back. None is off.
         threads: OpenVINO's INFERENCE_NUM_THREADS; None lets OpenVINO choose.
         inference_precision: OpenVINO's INFERENCE_PRECISION_HINT; None lets the device choose
             (bf16 on CPUs that have it). ``"f32"`` is the one that compares with other

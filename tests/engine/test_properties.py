@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import openvino
@@ -11,7 +13,7 @@ from phi3ov import RuntimeConfig
 from phi3ov.engine import EngineName, properties
 from phi3ov.engine.properties import KEPT_KERNELS, device_properties
 
-from .conftest import LoadModel, Zoo
+from .conftest import EXACT, LoadModel, Zoo
 
 (NAME,) = KEPT_KERNELS
 
@@ -45,3 +47,22 @@ def test_an_openvino_without_the_property_is_not_given_it(
     assert "CPU_PROPERTY_OF_YESTERDAY" not in found
     assert "CPU_PROPERTY_OF_YESTERDAY" in caplog.text
     load(zoo.artifact("phi-3-mini-4k")).complete("a", max_new_tokens=1)
+
+
+@pytest.mark.export
+@pytest.mark.parametrize("engine", ["pipeline", "worker", "paged", "transformers"])
+def test_a_cpu_takes_a_cache_folder_and_says_where_it_is_of_no_use(
+    engine: EngineName,
+    zoo: Zoo,
+    load: LoadModel,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """OpenVINO itself keeps the models, so no device lists it; answers stay what they are."""
+    artifact, folder = zoo.artifact("phi-3-mini-4k"), tmp_path / "cache"
+    answer = load(artifact, engine=engine).complete("abc", max_new_tokens=5).token_ids
+    for _ in range(2):
+        model = load(artifact, engine=engine, config=replace(EXACT, cache_dir=folder))
+        assert model.complete("abc", max_new_tokens=5).token_ids == answer
+        assert [one.suffix for one in folder.iterdir()] == [".blob"]
+    assert ("makes loading longer" in caplog.text) == (engine != "transformers")

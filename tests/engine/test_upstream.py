@@ -16,9 +16,11 @@ import numpy as np
 import openvino
 import openvino_genai
 import pytest
+from openvino import _offline_transformations
 from transformers import AutoTokenizer
 
 import phi3ov
+from phi3ov.artifact import MODEL_XML
 from phi3ov.chat_format import Message
 from phi3ov.ir import read_weights
 from phi3ov.prompt import ChatTokenizer
@@ -162,3 +164,17 @@ def _logits(folder: Path, properties: dict[str, str]) -> np.ndarray[Any, Any]:
         "beam_idx": np.zeros(1, dtype=np.int32),
     }
     return np.array(compiled.create_infer_request().infer(inputs)["logits"])
+
+
+@pytest.mark.parametrize("paged", [False, True])
+def test_upstream_openvino_reads_no_paged_model_back_from_its_cache(
+    paged: bool, zoo: Zoo, tmp_path: Path
+) -> None:
+    """On a CPU it writes it with every load; the stateful model it does read back."""
+    for _ in range(2):
+        core = openvino.Core()
+        model = core.read_model(zoo.artifact("phi-3-mini-4k") / MODEL_XML)
+        if paged:
+            _offline_transformations.paged_attention_transformation(model)
+        compiled = core.compile_model(model, "CPU", {"CACHE_DIR": str(tmp_path)})
+    assert compiled.get_property("LOADED_FROM_CACHE") == (not paged)

@@ -23,18 +23,35 @@ thousands of turns. With 100 it stays flat and nothing gets slower (decision 19)
 """
 
 
-def device_properties(config: RuntimeConfig, core: openvino.Core, device: str) -> dict[str, str]:
+def device_properties(
+    config: RuntimeConfig, core: openvino.Core, device: str, *, paged: bool = True
+) -> dict[str, str]:
     """Return the properties with which ``device`` compiles a model.
+
+    Args:
+        config: What the caller configured.
+        core: OpenVINO.
+        device: Its name.
+        paged: Whether the model computes with paged attention.
 
     Raises:
         OptionError: The caller set a property that the device does not take.
         DeviceError: The device cannot be asked.
     """
     try:
-        supported = core.get_property(device, "SUPPORTED_PROPERTIES")
+        supported = set(core.get_property(device, "SUPPORTED_PROPERTIES"))
+        # OpenVINO itself keeps compiled models, for every device that can hand them out and back.
+        if "EXPORT_IMPORT" in core.get_property(device, "OPTIMIZATION_CAPABILITIES"):
+            supported.add("CACHE_DIR")
     except RuntimeError as error:
         raise DeviceError(f"OpenVINO cannot ask device={device!r}: {error}") from error
     chosen = config.to_properties(supported)
+    if paged and device == "CPU" and "CACHE_DIR" in chosen:
+        _LOGGER.warning(
+            "cache_dir=%s makes loading longer, not shorter: on a CPU OpenVINO writes a model with "
+            "paged attention there and does not read it back. Leave it out.",
+            chosen["CACHE_DIR"],
+        )
     if device == "CPU" and _takes_kept_kernels(core):
         return KEPT_KERNELS | chosen
     return chosen

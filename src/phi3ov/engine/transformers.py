@@ -81,7 +81,7 @@ def _load(setup: EngineSetup) -> Any:
 
     artifact, device, context = setup.artifact, setup.device, setup.context
     core = openvino.Core()
-    properties = device_properties(setup.config, core, device)
+    properties = device_properties(setup.config, core, device, paged=False)
     pinned = open_pinned(artifact, context)
     with compiling(artifact.path, device), quiet_tools(), su_rope_accepted():
         model_config = AutoConfig.from_pretrained(artifact.path, local_files_only=True)
