@@ -10,6 +10,7 @@ their UTF-8 change, which is the form that genai's matcher treats rightly. Patte
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 
@@ -19,6 +20,9 @@ from .errors import OptionError
 MOST_REPETITIONS = 20_000
 """How many characters an expression may have when its repetitions are written out, which is what
 the matcher does: more takes it seconds."""
+
+_FEW = 16
+"""Up to how many more of something are left to the matcher."""
 
 
 def characters(ranges: Ranges) -> str:
@@ -60,6 +64,9 @@ def rules(answer: str, others: Mapping[str, str] | None = None) -> str:
 
     Classes must not stand in a sequence: after an optional one, genai's matcher takes the first
     again and again where the next is of several bytes.
+
+    A class or rule that may come up to n times more is written out by `_up_to`: over its own
+    ``{0,n}``, genai's matcher takes minutes for a string of some hundred characters.
     """
     named = (f"{name} ::= {body}" for name, body in (others or {}).items())
     lines = [f"answer ::= {answer}", *named]
@@ -70,7 +77,40 @@ def rules(answer: str, others: Mapping[str, str] | None = None) -> str:
 
     # Inside of strings, brackets are escaped.
     lines = [re.sub(r"\[[^\]]*\]", name_class, line) for line in lines]
-    return "\n".join([*lines, *(f"{name} ::= {body}" for body, name in classes.items())])
+    counted: dict[str, str] = {}
+
+    def name_count(found: re.Match[str]) -> str:
+        name, least, most = found[1], int(found[2]), int(found[3])
+        if most - least < _FEW:
+            return found[0]
+        counted.update(_up_to(name, most - least))
+        more = f"{name}_to{most - least}"
+        return f"({name}){{{least}}} {more}" if least else more
+
+    lines = [re.sub(r"\((\w+)\)\{(\d+),(\d+)\}", name_count, line) for line in lines]
+    more = counted | {name: body for body, name in classes.items()}
+    return "\n".join([*lines, *(f"{name} ::= {body}" for name, body in more.items())])
+
+
+def _up_to(name: str, most: int) -> dict[str, str]:
+    """Return rules, the first of which is ``name`` at most ``most`` times.
+
+    Some whole blocks, as long as there are blocks, and a rest. Each is a chain in which every
+    rule ends or goes on, so that the matcher has two counts to keep at a time, not all of them.
+    """
+    block = math.isqrt(most)
+    blocks, rest = divmod(most, block)
+    start = f"{name}_to{most}"
+    rules = {start: f"{start}_{blocks}"}
+    for count in range(blocks, 0, -1):
+        rules[f"{start}_{count}"] = (
+            f"({name}_rest{block - 1} | {name}_block{block} {start}_{count - 1})"
+        )
+    rules[f"{start}_0"] = f"{name}_rest{rest}"
+    rules[f"{name}_block{block}"] = " ".join([name] * block)
+    for count in range(max(rest, block - 1), 0, -1):
+        rules[f"{name}_rest{count}"] = f'("" | {name} {name}_rest{count - 1})'
+    return rules | {f"{name}_rest0": '""'}
 
 
 def alternatives(expressions: Iterable[str]) -> str:

@@ -107,6 +107,7 @@ SCHEMAS: list[Any] = [
     {},
     {"type": "string", "maxLength": 12},
     {"type": "string", "minLength": 3, "maxLength": 3},
+    {"type": "string", "minLength": 2, "maxLength": 40},
     {"type": "string", "pattern": r"^[^a-y]{2,6}\"?$"},
     {"type": "integer", "minimum": -20, "exclusiveMaximum": 1310},
     {"type": ["number", "null"]},
@@ -159,7 +160,8 @@ def draw(model: Phi3Model, count: int, **options: Any) -> list[phi3ov.Reply]:
 
 PATTERNS = [
     r"[^a-c]{1,5}(x|é\d)+?.{0,3}", r"\W{3}\S?[\u00e9-\U0001f600]{5}", r"[a-z]?[\u00e9-\u07ff]{5}",
-    r" (yes|no) ?", r"\D{4}|[\u0800-\uffff]{3}", r"^<\|end\|>$|\d{3}", r"(?:a.?){2,3}[^\s]",
+    r" (yes|no) ?", r"[^,]{0,40},\d{2,30}", r"\D{4}|[\u0800-\uffff]{3}", r"^<\|end\|>$|\d{3}",
+    r"(?:a.?){2,3}[^\s]",
 ]  # fmt: skip
 
 
