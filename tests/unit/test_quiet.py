@@ -10,6 +10,7 @@ import pytest
 from phi3ov.quiet import quiet_tools
 
 
+@pytest.mark.export
 @pytest.mark.parametrize("with_log", [False, True])
 def test_only_errors_reach_the_programs_own_handlers(
     with_log: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -27,6 +28,7 @@ def test_only_errors_reach_the_programs_own_handlers(
         assert [line.split(" ", 4)[-1] for line in lines] == ["a detail", "a warning", "an error"]
 
 
+@pytest.mark.export
 @pytest.mark.parametrize("propagates", [False, True])
 def test_the_loggers_are_as_they_were(propagates: bool, tmp_path: Path) -> None:
     """Levels, handlers and propagation come back, also of a tool that propagates nothing."""

@@ -113,6 +113,7 @@ def test_the_lock_is_one_file_for_good(tmp_path: Path) -> None:
     assert files[0] == files[1]
 
 
+@pytest.mark.export
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_containers_limit_counts_what_is_used(
     version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
