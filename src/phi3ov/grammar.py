@@ -66,7 +66,7 @@ def rules(answer: str, others: Mapping[str, str] | None = None) -> str:
     again and again where the next is of several bytes.
 
     A class or rule that may come up to n times more is written out by `_up_to`: over its own
-    ``{0,n}``, genai's matcher takes minutes for a string of some hundred characters.
+    ``{0,n}``, and over ``{n,}``, genai's matcher takes minutes for some hundred characters.
     """
     named = (f"{name} ::= {body}" for name, body in (others or {}).items())
     lines = [f"answer ::= {answer}", *named]
@@ -80,14 +80,16 @@ def rules(answer: str, others: Mapping[str, str] | None = None) -> str:
     counted: dict[str, str] = {}
 
     def name_count(found: re.Match[str]) -> str:
-        name, least, most = found[1], int(found[2]), int(found[3])
-        if most - least < _FEW:
-            return found[0]
-        counted.update(_up_to(name, most - least))
-        more = f"{name}_to{most - least}"
+        name, least, most = found[1], int(found[2]), found[3]
+        more = f"({name})*"
+        if most:
+            if int(most) - least < _FEW:
+                return found[0]
+            counted.update(_up_to(name, int(most) - least))
+            more = f"{name}_to{int(most) - least}"
         return f"({name}){{{least}}} {more}" if least else more
 
-    lines = [re.sub(r"\((\w+)\)\{(\d+),(\d+)\}", name_count, line) for line in lines]
+    lines = [re.sub(r"\((\w+)\)\{(\d+),(\d*)\}", name_count, line) for line in lines]
     more = counted | {name: body for body, name in classes.items()}
     return "\n".join([*lines, *(f"{name} ::= {body}" for name, body in more.items())])
 
@@ -95,8 +97,8 @@ def rules(answer: str, others: Mapping[str, str] | None = None) -> str:
 def _up_to(name: str, most: int) -> dict[str, str]:
     """Return rules, the first of which is ``name`` at most ``most`` times.
 
-    Some whole blocks, as long as there are blocks, and a rest. Each is a chain in which every
-    rule ends or goes on, so that the matcher has two counts to keep at a time, not all of them.
+    Some whole blocks and a rest that is shorter than one, so that each count can be read in one
+    way only. Both are chains in which every rule ends or goes on, of about the same length.
     """
     block = math.isqrt(most)
     blocks, rest = divmod(most, block)

@@ -108,6 +108,7 @@ SCHEMAS: list[Any] = [
     {"type": "string", "maxLength": 12},
     {"type": "string", "minLength": 3, "maxLength": 3},
     {"type": "string", "minLength": 2, "maxLength": 40},
+    {"type": "string", "minLength": 20},
     {"type": "string", "pattern": r"^[^a-y]{2,6}\"?$"},
     {"type": "integer", "minimum": -20, "exclusiveMaximum": 1310},
     {"type": ["number", "null"]},

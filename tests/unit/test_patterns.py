@@ -1,4 +1,4 @@
-"""Patterns and counts as grammars: what would hold up the engine, and how counts are written out."""
+"""Patterns and counts as grammars: what would hold up the engine, how counts are written out."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ from .grammar_sampler import GrammarSampler
 @given(least=st.integers(0, 3), more=st.integers(0, 90))
 def test_a_count_is_written_out_as_itself(least: int, more: int) -> None:
     """Whatever rules stand for ``{least,most}``, they allow these lengths and no others."""
+    assert rules(repeat("[a]", least + 2, None)).startswith(
+        f"answer ::= (class0){{{least + 2}}} (class0)*\n"
+    )
     sampler = GrammarSampler(rules(repeat("[a]", least, least + more)))
     known: dict[str, set[int]] = {}
 
