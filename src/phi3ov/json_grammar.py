@@ -29,6 +29,7 @@ from .json_values import (
 from .regex_grammar import regex_grammar
 from .schema_keywords import (
     ANNOTATIONS,
+    direct_references,
     follow,
     nested_id,
     read_bounds,
@@ -85,6 +86,7 @@ class _Compiler:
             schema = schema if tag is None else require_tag(schema, tag)
             self._rules[self._references[key]] = self._expression(schema, pointer, 0)
         self._require_finite()
+        self._require_steps()
         return rules(answer, self._rules | value_rules())
 
     def _rule(self, body: str, size: int = 0, where: str = "") -> str:
@@ -264,6 +266,26 @@ class _Compiler:
             parts += integers_between(max(0, low), high)
         body = alternatives(parts)
         return self._rule(body, body.count("[") // _CHARACTERS_PER_REPETITION, where)
+
+    def _require_steps(self) -> None:
+        """Refuse references that lead back to themselves with nothing to be written between.
+
+        The standard leaves open what they mean; validators follow them for ever.
+        """
+        next_ones = {
+            pointer: direct_references(resolve(self._root, pointer, pointer))
+            for pointer in self._pointers
+        }
+        for pointer in self._pointers:
+            waiting, seen = [pointer], set[str]()
+            while waiting:
+                for one in next_ones[waiting.pop()] - seen:
+                    if one == pointer:
+                        raise refusal(
+                            pointer, "leads back to itself with no object or array between."
+                        )
+                    seen.add(one)
+                    waiting.append(one)
 
     def _require_finite(self) -> None:
         """Refuse references that could only be followed for ever."""

@@ -225,6 +225,15 @@ def nested_id(where: str) -> OptionError:
     return refusal(where, "is in a part with an $id, where references mean others. Leave $id out.")
 
 
+def direct_references(schema: Any) -> set[str]:
+    """Return the pointers to what a value of ``schema`` may be, not to what it may hold."""
+    if not isinstance(schema, dict):
+        return set()
+    found = {schema["$ref"]} if "$ref" in schema else set()
+    parts = (one for keyword in ("anyOf", "oneOf", "allOf") for one in schema.get(keyword, ()))
+    return found.union(*map(direct_references, parts))
+
+
 def follow(root: Any, schema: Any, where: str) -> tuple[list[str], Any]:
     """Return the pointers of a chain of references, and what is at its end.
 

@@ -80,6 +80,17 @@ BAD_SCHEMAS: list[tuple[Any, str]] = [
     ({"$ref": "#/$defs/x"}, "there is nothing"),
     ({"$ref": "#"}, "no finite value"),
     ({"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}]}}}, "no finite value"),
+    ({"anyOf": [{"$ref": "#"}, {"type": "null"}]}, "leads back to itself"),
+    (
+        {
+            "$ref": "#/$defs/a",
+            "$defs": {
+                "a": {"anyOf": [{"allOf": [{"$ref": "#/$defs/b"}]}, {"type": "null"}]},
+                "b": {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/a"}]},
+            },
+        },
+        "leads back to itself",
+    ),
     (
         {"type": "object", "properties": {"c": {"$ref": "#"}}, "required": ["c"]},
         "no finite value",
