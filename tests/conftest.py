@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+
+# A shell's background job ignores Ctrl-C, and whatever it starts would, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
