@@ -1,12 +1,9 @@
-"""What holds for every test: environment and Hypothesis profile, set before heavy imports."""
+"""What holds for every test: environment, Hypothesis profile and Ctrl-C; the first before heavy imports."""
 
 from __future__ import annotations
 
 import os
 import signal
-
-# A shell's background job ignores Ctrl-C, and whatever it starts would, too.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -23,3 +20,6 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("phi3ov")
+
+# A shell's background job ignores Ctrl-C, and whatever it starts would, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
