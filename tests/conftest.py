@@ -1,4 +1,4 @@
-"""What holds for every test: environment, Hypothesis profile and Ctrl-C; the first before heavy imports."""
+"""What holds for every test: environment, before heavy imports, Hypothesis profile, Ctrl-C."""
 
 from __future__ import annotations
 
