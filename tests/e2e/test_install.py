@@ -92,7 +92,7 @@ def installed(
     site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
     files = [path for path in Path(site).rglob("*") if not path.is_dir()]
     size = sum(path.lstat().st_size for path in files)
-    tools = ("pytest", "pytest-timeout", "hypothesis", "jinja2", "jsonschema")
+    tools = ("pytest", "pytest-timeout", "hypothesis", "httpx", "jinja2", "jsonschema", "pydantic")
     run(*pip, REPOSITORY / "requirements" / "dev.txt", *tools)
     return Installed(python, size)
 
