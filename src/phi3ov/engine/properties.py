@@ -41,7 +41,8 @@ def device_properties(
     try:
         supported = set(core.get_property(device, "SUPPORTED_PROPERTIES"))
         # OpenVINO itself keeps compiled models, for every device that can hand them out and back.
-        if "EXPORT_IMPORT" in core.get_property(device, "OPTIMIZATION_CAPABILITIES"):
+        able = "OPTIMIZATION_CAPABILITIES"
+        if able in supported and "EXPORT_IMPORT" in core.get_property(device, able):
             supported.add("CACHE_DIR")
     except RuntimeError as error:
         raise DeviceError(f"OpenVINO cannot ask device={device!r}: {error}") from error
