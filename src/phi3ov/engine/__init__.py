@@ -283,7 +283,12 @@ class Engine(Protocol):
         ...
 
     def forget_cache(self) -> None:
-        """Give up the KV cache of finished requests before the next request begins, if any."""
+        """Give up the KV cache, after the requests before this call and before those after it.
+
+        Raises:
+            GenerationError: The engine failed.
+            StateError: The engine is closed.
+        """
         return
 
     def close(self) -> None:
