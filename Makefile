@@ -65,8 +65,10 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Two processes, each a file of tests at a time, in the order of the folders: the long ones first.
+PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST)
 
 # An environment of its own: the site's tools must not move a pin of the library's.
 DOCS := .venv-docs
@@ -88,7 +90,7 @@ test-installed: install
 	$(BIN)/python -m pytest tests/e2e/test_install.py
 
 coverage: install
-	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage run $(PYTEST)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

@@ -12,6 +12,7 @@ import pytest
 
 from phi3ov import Int4Compression, export_model
 from phi3ov.reference import build_reference
+from tests.conftest import MadeOnce
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -19,26 +20,48 @@ RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="session")
-def reference_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reference_checkpoint(made_once: MadeOnce) -> Path:
     """The reference checkpoint, built once for all tests. Do not write into it."""
-    return build_reference(tmp_path_factory.mktemp("checkpoint") / "reference")
+    return made_once("reference", build_reference)
 
 
 @pytest.fixture(scope="session")
-def reference_export(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def reference_export(request: pytest.FixtureRequest, made_once: MadeOnce) -> Path:
     """The reference checkpoint as int4, exported once for all tests. Do not write into it.
 
     PHI3OV_TEST_EXPORT names a folder that is there already, for an environment that cannot export.
     """
     if made := os.environ.get("PHI3OV_TEST_EXPORT"):
         return Path(made)
-    output = tmp_path_factory.mktemp("exported") / "reference-int4"
     recipe = Int4Compression(on_indivisible="adjust")
     checkpoint = request.getfixturevalue("reference_checkpoint")
-    export_model(checkpoint, output, compression=recipe, progress=False)
-    return output
+    return made_once(
+        "reference-int4",
+        lambda folder: export_model(checkpoint, folder, compression=recipe, progress=False),
+    )
+
+
+@pytest.fixture(scope="session")
+def commands(made_once: MadeOnce) -> Path:
+    """A folder in which the command built the reference (``small``) and exported it.
+
+    ``small-int8`` is the export, ``export.json`` what the command printed. Do not write into it.
+    """
+
+    def build_and_export(folder: Path) -> None:
+        folder.mkdir()
+        export = ("export", "small", "small-int8", "--precision", "int8", "--quiet", "--json")
+        printed = ""
+        for arguments in (("reference", "small"), export):
+            command = [sys.executable, "-m", "phi3ov", *arguments]
+            done = subprocess.run(
+                command, cwd=folder, capture_output=True, text=True, encoding="utf-8", check=False
+            )
+            assert done.returncode == 0, done.stderr
+            printed = done.stdout
+        (folder / "export.json").write_text(printed, encoding="utf-8")
+
+    return made_once("commands", build_and_export)
 
 
 @pytest.fixture

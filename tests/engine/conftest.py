@@ -12,6 +12,7 @@ import torch
 import transformers
 
 import phi3ov
+from tests.conftest import MadeOnce
 
 from .checkpoints import FAMILY, build_checkpoint
 
@@ -40,26 +41,27 @@ def _quiet_and_single() -> None:
 class Zoo:
     """The family's tiny checkpoints and their fp16 exports. Do not write into them."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, made_once: MadeOnce) -> None:
+        self._made_once = made_once
 
     def checkpoint(self, name: str) -> Path:
         """Return the checkpoint of the row ``name``."""
-        folder = self._root / name
-        return folder if folder.exists() else build_checkpoint(folder, FAMILY[name])
+        return self._made_once(name, lambda folder: build_checkpoint(folder, FAMILY[name]))
 
     def artifact(self, name: str) -> Path:
         """Return the fp16 export of the row ``name``."""
-        folder = self._root / f"{name}-fp16"
-        if not folder.exists():
-            phi3ov.export_model(self.checkpoint(name), folder, compression="fp16", progress=False)
-        return folder
+        return self._made_once(
+            f"{name}-fp16",
+            lambda folder: phi3ov.export_model(
+                self.checkpoint(name), folder, compression="fp16", progress=False
+            ),
+        )
 
 
 @pytest.fixture(scope="session")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
+def zoo(made_once: MadeOnce) -> Zoo:
     """The family, made once for all tests."""
-    return Zoo(tmp_path_factory.mktemp("zoo"))
+    return Zoo(made_once)
 
 
 @pytest.fixture

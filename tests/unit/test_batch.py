@@ -286,7 +286,7 @@ def test_results_are_values() -> None:
         (["hi"], r"messages\[0\]='hi' is of type str"),
         (iter(ask("hi")), "is of type list_iterator"),
     ],
-    ids=lambda one: str(one)[:30],
+    ids=lambda one: one[:30] if isinstance(one, str) else type(one).__name__,
 )
 def test_what_is_no_conversation_fails_alone(conversation: Any, said: str) -> None:
     """Its result says what it is and what it should be; those beside it are answered."""
