@@ -20,17 +20,24 @@ import psutil
 from .peers import python_of
 from .session import surroundings
 
+INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8")
+"""What the kernels of int4 and int8 weights make use of, as Linux names it."""
+
 
 def describe_machine() -> dict[str, Any]:
     """Return what the results depend on."""
     processor = platform.processor()
+    instructions: list[str] = []
     information = Path("/proc/cpuinfo")
     if information.is_file():
         lines = information.read_text(encoding="utf-8").splitlines()
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
         processor = names[0] if names else processor
+        flags = next((line.split() for line in lines if line.startswith("flags")), [])
+        instructions = [name for name in INSTRUCTIONS if name in flags]
     return {
         "processor": processor,
+        "instructions": instructions,
         "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",

@@ -9,7 +9,7 @@ from typing import Any
 from .peers import ROOT
 from .plot import Bar as PlottedBar
 from .plot import draw_bars
-from .results import FIGURES, Results, bars
+from .results import FIGURES, Bar, Results, bars
 
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
@@ -36,58 +36,62 @@ _PLOTTED = (
 
 _TITLES = {
     "reference": "The reference model (135 million parameters)",
+    "reference-avx2": "The reference model on a processor with AVX2 alone",
     "full": "A full-size Phi-3-mini (3.8 billion parameters, random weights)",
 }
+"""The files of the results that the document shows, in this order; ``reference`` must be there."""
 
 
 def write_report() -> None:
     """Write the document and its plots."""
-    reference = Results(RESULTS / "reference.json")
-    path = RESULTS / "full.json"
-    full = Results(path) if path.is_file() else None
+    paths = {name: RESULTS / f"{name}.json" for name in _TITLES}
+    runs = {name: Results(path) for name, path in paths.items() if path.is_file()}
     PLOTS.mkdir(exist_ok=True)
-    parts = [_beginning(reference, full), _bars(reference, full)]
-    parts += [_model(one) for one in (reference, full) if one is not None]
-    parts.append(_losses([one for one in (reference, full) if one is not None]))
+    parts = [_beginning(runs), _bars(runs)]
+    parts += [_model(name, one) for name, one in runs.items()]
+    parts.append(_losses(runs))
     parts.append(NOTES.read_text(encoding="utf-8").strip())
     settings = RESULTS / "settings.json"
     if settings.is_file():
         parts.append(_settings(json.loads(settings.read_text(encoding="utf-8"))))
-    parts.append(_versions(reference))
+    parts.append(_versions(runs["reference"]))
     DOCUMENT.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def _beginning(reference: Results, full: Results | None) -> str:
-    machine = reference.raw["machine"]
+def _beginning(runs: dict[str, Results]) -> str:
     lines = [
         "# Benchmarks",
         "<!-- Written by `make bench-report` from benchmarks/results/*.json; do not edit. -->",
         "phi3ov beside what a user would pick instead: the same weights, the same prompts, token "
         "for token, the same number of threads, in turns within one run. What each case is bound "
         "by is said in `benchmarks/phi3ov_bench/__init__.py` and `cases.py`.",
-        f"Machine: {machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, "
-        f"{machine['system']}, Python {machine['python']}; {machine['threads']} threads for "
-        "everybody.",
+        "Each run is of one machine, with the same number of threads for everybody:",
     ]
-    for one in (reference, full):
-        if one is not None:
-            lines.append(
-                f"- {_TITLES[one.model]}: {one.raw['date']}, `{one.raw['command']}`, "
-                f"{one.raw['rounds']} rounds, {one.raw['seconds'] / 60:.0f} minutes. Memory was "
-                f"read at {one.bandwidth / 1e9:.1f} GB/s (median of the readings)."
-            )
+    for name, one in runs.items():
+        machine = one.raw["machine"]
+        lines.append(
+            f"- {_TITLES[name]}: {one.raw['date']}, `{one.raw['command']}`, "
+            f"{one.raw['rounds']} rounds, {one.raw['seconds'] / 60:.0f} minutes. "
+            f"{machine['processor']}, {machine['threads']} threads on {machine['cores']} cores, "
+            f"{machine['memory_gib']} GiB, {machine['system']}, Python {machine['python']}"
+            f"{''.join(f', {one}' for one in machine.get('instructions', ()))}; "
+            f"memory was read at {one.bandwidth / 1e9:.1f} GB/s (median of the readings)."
+        )
     return "\n\n".join(lines[:4]) + "\n\n" + "\n".join(lines[4:])
 
 
-def _bars(reference: Results, full: Results | None) -> str:
+def _bars(runs: dict[str, Results]) -> str:
+    elsewhere = runs.get("reference-avx2")
+    others = {one.text: one for one in bars(elsewhere, None)} if elsewhere else {}
     lines = ["## Bars", "", "| bar | required | measured | held |", "|---|--:|--:|---|"]
-    for bar in bars(reference, full):
+    if others:
+        lines[2:] = [f"{lines[2]} with AVX2 alone | held |", f"{lines[3]}--:|---|"]
+    for bar in bars(runs["reference"], runs.get("full")):
         sign = "at least" if bar.at_least else "at most"
-        measured = "not measured" if bar.measured is None else f"{bar.measured:.{bar.digits}f}"
-        lines.append(
-            f"| {bar.text} | {sign} {bar.required:g} | {measured} | "
-            f"{'yes' if bar.held else '**no**'} |"
-        )
+        line = f"| {bar.text} | {sign} {bar.required:g} | {_measured(bar)} |"
+        if others:
+            line += f" {_measured(others[bar.text])} |" if bar.text in others else " | |"
+        lines.append(line)
     lines.append(
         "\nRatios are medians over the rounds of the ratio within a round; on the reference model "
         "where nothing else is said."
@@ -95,8 +99,12 @@ def _bars(reference: Results, full: Results | None) -> str:
     return "\n".join(lines)
 
 
-def _model(results: Results) -> str:
-    name = results.model
+def _measured(bar: Bar) -> str:
+    measured = "not measured" if bar.measured is None else f"{bar.measured:.{bar.digits}f}"
+    return f"{measured} | {'yes' if bar.held else '**no**'}"
+
+
+def _model(name: str, results: Results) -> str:
     parts = [f"## {_TITLES[name]}"]
     parts.append(
         "Median over the rounds, and half the range in percent of it. Bold is the best of a column."
@@ -121,7 +129,7 @@ def _model(results: Results) -> str:
         if figure not in results.raw["values"]:
             continue
         plot = PLOTS / f"{name}-{figure}.svg"
-        plot.write_text(_plot(results, figure), encoding="utf-8")
+        plot.write_text(_plot(name, results, figure), encoding="utf-8")
         title = FIGURES[figure].title
         parts.append(f"![{title}](benchmarks/{plot.name})")
     if results.raw["failures"]:
@@ -167,7 +175,7 @@ def _best(results: Results, figure: str, peers: list[str]) -> list[str]:
     return [peer for peer, value in present.items() if value == choose(present.values())]
 
 
-def _plot(results: Results, figure: str) -> str:
+def _plot(name: str, results: Results, figure: str) -> str:
     kind = FIGURES[figure]
     plotted = []
     for peer, about in results.peers.items():
@@ -181,7 +189,7 @@ def _plot(results: Results, figure: str) -> str:
     subtitle = f"{kind.better} is better; the line spans the rounds"
     if limit is not None:
         subtitle += "; dashed: what the bandwidth allows phi3ov's weights"
-    return draw_bars(f"{kind.title}, {results.model}", subtitle, plotted, limit=limit)
+    return draw_bars(f"{kind.title}, {name}", subtitle, plotted, limit=limit)
 
 
 def _exports(results: Results) -> str:
@@ -204,11 +212,11 @@ def _exports(results: Results) -> str:
     return "\n".join(lines)
 
 
-def _losses(runs: list[Results]) -> str:
+def _losses(runs: dict[str, Results]) -> str:
     """List every cell in which a peer is ahead."""
     lines = ["## Where phi3ov is behind", ""]
     found = []
-    for results in runs:
+    for name, results in runs.items():
         for figure, kind in FIGURES.items():
             ours = "phi3ov-worker" if figure in _TOGETHER else "phi3ov"
             own = results.median(figure, ours)
@@ -216,12 +224,12 @@ def _losses(runs: list[Results]) -> str:
                 other = results.median(figure, peer)
                 if own is not None and other is not None:
                     found.append(
-                        f"| {results.model} | {kind.title} | {own * kind.factor:.{kind.digits}f} | "
+                        f"| {name} | {kind.title} | {own * kind.factor:.{kind.digits}f} | "
                         f"{results.peers[peer]['title']} | {other * kind.factor:.{kind.digits}f} |"
                     )
     if not found:
         return "\n".join([*lines, "Nowhere, in these runs."])
-    lines += ["| model | case | phi3ov | peer | its figure |", "|---|---|--:|---|--:|", *found]
+    lines += ["| run | case | phi3ov | peer | its figure |", "|---|---|--:|---|--:|", *found]
     return "\n".join(lines)
 
 
