@@ -11,7 +11,8 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_PROGRESS_BARS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help install demo check types docs api dist test-installed format test coverage clean
+.PHONY: help install demo check types docs api dist test-installed test-lowest format test
+.PHONY: coverage clean
 .PHONY: bench bench-full bench-peers bench-settings bench-report
 
 help:
@@ -24,6 +25,7 @@ help:
 	@echo "make docs      the documentation site, in site/"
 	@echo "make dist      wheel and source distribution, in dist/"
 	@echo "make test-installed  the wheel at the lowest and highest versions it allows"
+	@echo "make test-lowest  the extras at the lowest versions they allow"
 	@echo "make api       write the public surface down again (tests/typing/api.txt)"
 	@echo "make bench     phi3ov beside its peers: see benchmarks/README.md"
 	@echo "make clean     remove what the targets above made"
@@ -89,6 +91,21 @@ dist: install
 test-installed: install
 	$(BIN)/python -m pytest tests/e2e/test_install.py
 
+# The extras at their lowest versions, beside the development set's torch: one older than that
+# which runs without CUDA is not on PyPI.
+LOWEST := .venv-lowest
+LOWEST_BIN := $(if $(filter Windows_NT,$(OS)),$(LOWEST)/Scripts,$(LOWEST)/bin)
+LOWEST_PINS := --requirement requirements/lowest.txt --requirement requirements/lowest-export.txt
+$(LOWEST)/.installed: requirements/*.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST_BIN)/python -m pip install --quiet --requirement requirements/torch.txt
+	$(LOWEST_BIN)/python -m pip install --quiet --no-deps --requirement requirements/dev.txt
+	$(LOWEST_BIN)/python -m pip install --quiet --no-deps $(LOWEST_PINS)
+	$(LOWEST_BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@echo ok > $(LOWEST)/.installed
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST_BIN)/python $(PYTEST) tests/e2e/test_reference.py tests/engine tests/unit
+
 coverage: install
 	$(BIN)/coverage run $(PYTEST)
 	$(BIN)/coverage combine --quiet
@@ -115,4 +132,4 @@ bench-report:
 	$(BENCH) report
 
 clean:
-	rm -rf $(VENV) $(DOCS) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
+	rm -rf $(VENV) $(DOCS) $(LOWEST) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

@@ -37,6 +37,7 @@ import torch
 from torch.nn import functional
 
 from phi3ov import reference
+from phi3ov.reference_source import CONTROL_TOKENS, read_rows, read_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -53,7 +54,7 @@ TOLERANCE = {"kl": 0.03, "cosine": 0.8}
 """``--check``: the KL of both sets of rows may differ by this; each row's cosine at least."""
 
 DATA_FILE = Path(reference.__file__).parent / "data" / "reference_rows.safetensors"
-CONTROL_IDS = list(reference.CONTROL_TOKENS.values())
+CONTROL_IDS = list(CONTROL_TOKENS.values())
 END, SYSTEM, USER, ASSISTANT = CONTROL_IDS
 IM_START, IM_END = 1, 2
 
@@ -206,7 +207,7 @@ class Distillation:
         from tokenizers import Tokenizer
         from transformers import Phi3Config, Phi3ForCausalLM
 
-        source = reference.read_source()
+        source = read_source()
         config = Phi3Config(
             **source.config,
             bos_token_id=0,
@@ -232,7 +233,8 @@ class Distillation:
         )
         # Phi-3's control tokens have rstrip: the template's newlines never become tokens.
         self.phi3 = Format(
-            opened={role: [reference.CONTROL_TOKENS[f"<|{role}|>"]] for role in roles}, closed=[END]
+            opened={role: [CONTROL_TOKENS[f"<|{role}|>"]] for role in roles},
+            closed=[END],
         )
 
     def encode(self, text: str) -> list[int]:
@@ -244,7 +246,7 @@ class Distillation:
         """Return the rows to start from: a role's word, and SmolLM2's own end of turn."""
         words = {END: [IM_END]} | {
             index: self.encode(token.strip("<|>"))
-            for token, index in reference.CONTROL_TOKENS.items()
+            for token, index in CONTROL_TOKENS.items()
             if index != END
         }
         return torch.stack([self.embedding[words[index]].mean(0) for index in CONTROL_IDS])
@@ -393,8 +395,8 @@ def main() -> int:
     result: dict[str, Any] = {"before": before, "after": after, "seconds": seconds}
     agrees = True
     if arguments.check:
-        shipped_rows, _ = reference.read_rows()
-        shipped = torch.stack([torch.from_numpy(shipped_rows[t]) for t in reference.CONTROL_TOKENS])
+        shipped_rows, _ = read_rows()
+        shipped = torch.stack([torch.from_numpy(shipped_rows[t]) for t in CONTROL_TOKENS])
         figures = distillation.measure(held_out, shipped.float())
         cosines = functional.cosine_similarity(rows.float(), shipped.float()).tolist()
         agrees = (
@@ -434,7 +436,7 @@ def _write(path: Path, rows: Any, before: dict[str, float], after: dict[str, flo
 
     figures = {f"{name}_before": str(number) for name, number in before.items()}
     figures |= {f"{name}_after": str(number) for name, number in after.items()}
-    tensors = dict(zip(reference.CONTROL_TOKENS, rows.numpy(), strict=True))
+    tensors = dict(zip(CONTROL_TOKENS, rows.numpy(), strict=True))
     save_file(tensors, path, metadata=figures)
 
 

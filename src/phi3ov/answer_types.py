@@ -9,6 +9,7 @@ import types
 import typing
 from typing import Any, Literal, Union, get_args, get_origin
 
+from .checks import is_integer
 from .errors import OptionError
 from .plain_json import plain_json
 
@@ -186,7 +187,7 @@ def _build_first(kinds: tuple[Any, ...], value: Any) -> Any:
 
 
 def _build_simple(kind: Any, value: Any) -> Any:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and is_integer(value):
         return float(value)
     if get_origin(kind) is Literal:
         if any(value == one and type(value) is type(one) for one in get_args(kind)):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .checks import is_integer
 from .errors import ExportError, UnsupportedModelError
 from .hub import download, is_hub_id
 from .rope import rope_type
@@ -240,7 +241,7 @@ def check_config(config: Any) -> None:
     )
     for name in needed:
         value = config.get(name, 1 if name == "vocab_size" else None)  # Phi3Config has a default
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if not is_integer(value) or value < 1:
             raise UnsupportedModelError(
                 f"config.json: {name}={value!r} must be a positive integer."
             )

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from .calibration import cut_samples, default_texts, hash_texts
 from .checkpoint import Checkpoint
+from .checks import is_integer, is_number, require_choice
 from .errors import CompressionError, OptionError
 from .ir import WeightLayer, layer_name
 from .prompt import ChatTokenizer
@@ -75,13 +76,12 @@ class Int4Compression:
 
     def __post_init__(self) -> None:
         size = self.group_size
-        if isinstance(size, bool) or not isinstance(size, int) or (size < 2 and size != -1):
+        if not is_integer(size) or (size < 2 and size != -1):
             raise OptionError(f"group_size={size!r} must be at least 2, or -1 for a whole row.")
-        ratio = self.ratio
-        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1:
-            raise OptionError(f"ratio={ratio!r} must be above 0 and at most 1.")
-        _check_choice("on_indivisible", self.on_indivisible, ("error", "adjust"))
-        _check_choice("backup", self.backup, ("int8", "int8_sym", "none"))
+        if not is_number(self.ratio) or not 0 < self.ratio <= 1:
+            raise OptionError(f"ratio={self.ratio!r} must be above 0 and at most 1.")
+        require_choice("on_indivisible", self.on_indivisible, ("error", "adjust"))
+        require_choice("backup", self.backup, ("int8", "int8_sym", "none"))
         for name in ("symmetric", "awq", "scale_estimation", "gptq"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name}={getattr(self, name)!r} is not True or False.")
@@ -97,7 +97,7 @@ class Int4Compression:
         defaults = {"texts": None, "num_samples": 128, "sample_tokens": 256}
         for name in ("num_samples", "sample_tokens"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_integer(value) or value < 1:
                 raise OptionError(f"{name}={value!r} must be a positive integer.")
         if self.texts is not None:
             _check_strings("texts", self.texts)
@@ -141,11 +141,6 @@ PRESETS: dict[str, Callable[[], Int4Compression]] = {
     "npu": Int4Compression.npu,
 }
 """The named recipes, as the command offers them; a new one is a line here."""
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise OptionError(f"{name}={value!r} is not {' or '.join(map(repr, choices))}.")
 
 
 def _check_strings(name: str, values: object) -> None:

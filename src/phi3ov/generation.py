@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypedDict, get_args
 
+from .checks import is_number, require_integer
 from .errors import OptionError
 from .structured import AnswerShape, answer_shape, copy_schema
 
@@ -145,7 +146,7 @@ Set a temperature above 0, or leave top_p out.
         if not isinstance(self.stop, tuple | list):
             raise OptionError(f"stop={self.stop!r} must be a tuple of strings.")
         object.__setattr__(self, "stop", tuple(self.stop))
-        _require_integer("max_new_tokens", self.max_new_tokens, least=1)
+        require_integer("max_new_tokens", self.max_new_tokens, least=1)
         if any(not isinstance(text, str) or not text for text in self.stop):
             raise OptionError(f"stop={self.stop!r} must hold non-empty strings only.")
         _require_number("temperature", self.temperature, least=0.0, most=100.0)
@@ -154,13 +155,13 @@ Set a temperature above 0, or leave top_p out.
         _require_number("repetition_penalty", self.repetition_penalty, above=0.0, most=100.0)
         _require_number("presence_penalty", self.presence_penalty, least=-2.0, most=2.0)
         _require_number("frequency_penalty", self.frequency_penalty, least=-2.0, most=2.0)
-        _require_integer("candidates", self.candidates, least=1, most=MOST_CANDIDATES)
+        require_integer("candidates", self.candidates, least=1, most=MOST_CANDIDATES)
         if not isinstance(self.logprobs, bool):
             raise OptionError(f"logprobs={self.logprobs!r} must be True or False.")
         if self.top_k is not None:
-            _require_integer("top_k", self.top_k, least=1, most=2**31 - 1)
+            require_integer("top_k", self.top_k, least=1, most=2**31 - 1)
         if self.seed is not None:
-            _require_integer("seed", self.seed, least=0, most=2**32 - 1)
+            require_integer("seed", self.seed, least=0, most=2**32 - 1)
         for name, choices in _POLICIES.items():
             if getattr(self, name) not in choices:
                 listed = " or ".join((", ".join(map(repr, choices[:-1])), repr(choices[-1])))
@@ -225,13 +226,6 @@ _SAMPLING_ONLY = {"top_p": 1.0, "top_k": None, "min_p": 0.0, "seed": None, "cand
 """What needs a temperature above 0, and the value that says nothing."""
 
 
-def _require_integer(name: str, value: object, *, least: int, most: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise OptionError(f"{name}={value!r} must be an integer of at least {least}.")
-    if most is not None and value > most:
-        raise OptionError(f"{name}={value!r} must be at most {most}.")
-
-
 def _require_number(
     name: str,
     value: object,
@@ -241,12 +235,11 @@ def _require_number(
     most: float = math.inf,
     below: float = math.inf,
 ) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not (least <= value <= most and above < value < below):  # type: ignore[operator]
+    if not is_number(value) or not (least <= value <= most and above < value < below):
         low = f"above {above}" if above > -math.inf else f"at least {least}"
         high = f"below {below}" if below < math.inf else f"at most {most}"
         raise OptionError(f"{name}={value!r} must be a number {low} and {high}.")
-    if 0 < abs(value) < LEAST_ABOVE_ZERO:  # type: ignore[arg-type]
+    if 0 < abs(value) < LEAST_ABOVE_ZERO:
         zero = "" if above >= 0 else "0, or "
         raise OptionError(
             f"{name}={value!r} is too near to 0 for engines, which calculate in 32 bits. Give "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .errors import OptionError
+from .checks import require_integer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,5 +38,4 @@ class RequestLimits:
         ):
             if value is None and name == "max_running":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise OptionError(f"{name}={value!r} must be an integer of at least {least}.")
+            require_integer(name, value, least=least)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .artifact import Artifact
+from .checks import is_integer
 from .devices import DeviceChoice, choose_device, list_devices
 from .engine import ENGINES, Engine, EngineName, EngineSetup, load_engine
 from .errors import DeviceError, OptionError
@@ -192,7 +193,7 @@ def _require_engine(engine: EngineName, limits: RequestLimits) -> None:
 
 
 def _require_bytes(name: str, value: int | None) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+    if value is not None and (not is_integer(value) or value < 1):
         raise OptionError(f"{name}={value!r} must be a number of bytes, at least 1, or None.")
 
 

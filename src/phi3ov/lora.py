@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .checks import is_integer, is_number
 from .errors import OptionError
 from .weight_files import read_shapes
 
@@ -67,8 +68,7 @@ class LoraAdapter:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        number = isinstance(self.weight, int | float) and not isinstance(self.weight, bool)
-        if not number or not 0 < self.weight <= 100:
+        if not is_number(self.weight) or not 0 < self.weight <= 100:
             raise OptionError(f"weight={self.weight!r} must be a number above 0 and at most 100.")
 
 
@@ -126,9 +126,9 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     for name in _NOT_TAKEN:
         if settings.get(name):
             raise OptionError(f"The adapter {folder} has {name}, which phi3ov does not take.")
-    for name, kind in (("r", int), ("lora_alpha", int | float)):
+    for name, is_kind in (("r", is_integer), ("lora_alpha", is_number)):
         value = settings.get(name)
-        if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < math.inf:
+        if not is_kind(value) or not 0 < value < math.inf:
             raise OptionError(f"{folder / _CONFIG}: {name}={value!r} must be a number above 0.")
     return settings
 

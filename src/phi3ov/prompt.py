@@ -7,17 +7,22 @@ text that arrives token by token is ``text.py``.
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from .chat_format import CONTROL_TOKEN, ChatFormat, Message, Role, check_roles, require_text
 from .errors import PromptError, UnsupportedModelError
+from .tokenizer_files import (
+    byte_tokens,
+    is_control,
+    make_tokenizer,
+    parse_definition,
+    read_eos_token,
+    read_stop_ids,
+)
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
     from tokenizers.decoders import DecodeStream
 
 RUST_WHITE_SPACE = (
@@ -62,19 +67,19 @@ class ChatTokenizer:
             UnsupportedModelError: The tokenizer lacks a control token of the format, or is
                 of a kind whose segments cannot be encoded one by one.
         """
-        definition = _parse_definition(tokenizer_json)
+        definition = parse_definition(tokenizer_json)
         definition |= {"truncation": None, "padding": None}  # some fine-tunes ship theirs
         added = {token["content"]: token for token in definition.get("added_tokens", [])}
         control = {text: token for text, token in added.items() if is_control(token)}
         self.format = chat_format
         self.control_tokens: dict[int, str] = {token["id"]: text for text, token in control.items()}
         self._control = control
-        self._decoder = _make_tokenizer(definition)
+        self._decoder = make_tokenizer(definition)
         for token in control.values():
             token["special"] = True
-        self._plain = _make_tokenizer(definition)
+        self._plain = make_tokenizer(definition)
         self._plain.encode_special_tokens = True
-        self.byte_tokens: frozenset[int] = _byte_tokens(definition)
+        self.byte_tokens: frozenset[int] = byte_tokens(definition)
         self._check_format_tokens()
         self._check_segments()
         self.stop_tokens: dict[int, str] = self._find_stop_tokens(stop_ids, eos_token)
@@ -91,7 +96,7 @@ class ChatTokenizer:
                 (folder / "tokenizer.json").read_text(encoding="utf-8"),
                 chat_format,
                 stop_ids=read_stop_ids(folder),
-                eos_token=_read_eos_token(folder),
+                eos_token=read_eos_token(folder),
             )
         except UnsupportedModelError:
             raise
@@ -291,56 +296,3 @@ class ChatTokenizer:
             if text is not None:
                 stops[token_id] = text
         return dict(sorted(stops.items()))
-
-
-def is_control(token: Mapping[str, Any]) -> bool:
-    """Whether an added token of a ``tokenizer.json`` is a control token: special, or ``<...>``."""
-    return bool(token["special"] or re.fullmatch(r"<.+>", token["content"]))
-
-
-def _parse_definition(tokenizer_json: str) -> dict[str, Any]:
-    try:
-        definition = json.loads(tokenizer_json)
-        return dict(definition) | {"added_tokens": list(definition.get("added_tokens", []))}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UnsupportedModelError(f"tokenizer.json cannot be read: {error!r}.") from error
-
-
-def _make_tokenizer(definition: Mapping[str, Any]) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    try:
-        return Tokenizer.from_str(json.dumps(definition))
-    except Exception as error:  # tokenizers raises Exception itself
-        raise UnsupportedModelError(f"tokenizer.json is no tokenizer: {error}.") from error
-
-
-def read_stop_ids(folder: Path) -> list[int]:
-    """Return all stop ids of ``generation_config.json`` and ``config.json``."""
-    found: list[int] = []
-    for name in ("generation_config.json", "config.json"):
-        path = folder / name
-        value: Any = None
-        if path.is_file():
-            value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-        found += [value] if isinstance(value, int) else list(value or [])
-    return sorted(set(found))
-
-
-def _read_eos_token(folder: Path) -> str | None:
-    path = folder / "tokenizer_config.json"
-    if not path.is_file():
-        return None
-    token: Any = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
-    return token.get("content") if isinstance(token, dict) else token
-
-
-def _byte_tokens(definition: Mapping[str, Any]) -> frozenset[int]:
-    model = definition.get("model", {})
-    if not model.get("byte_fallback"):
-        return frozenset()
-    return frozenset(
-        token_id
-        for text, token_id in model["vocab"].items()
-        if re.fullmatch(r"<0x[0-9A-F]{2}>", text)
-    )

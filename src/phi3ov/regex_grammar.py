@@ -1,15 +1,10 @@
 r"""Regular expressions to the grammars that openvino-genai enforces: what it cannot is refused.
 
-What is refused, too, is what takes the matcher seconds: many repetitions, and loose parts in a
-row. A part is loose if it may take more or fewer characters. Where several of them follow each
-other and could take the same ones, as in ``.*.*.*``, the matcher keeps every way of sharing these
-out, for each token of the vocabulary.
+What is refused, too, is what takes the matcher seconds: see ``regex_parts.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from .character_sets import (
@@ -24,112 +19,14 @@ from .character_sets import (
     without,
 )
 from .errors import OptionError
-from .grammar import MOST_REPETITIONS, alternatives, characters, repeat
+from .grammar import MOST_REPETITIONS, characters
+from .regex_parts import MOST_LOOSE, Part, either, joined
 
 MOST_CHARACTERS = 20_000
 """The longest expression."""
-MOST_LOOSE = 100
-"""How much looseness may stand in a row: one ``.*`` has 20, one ``[a-z]*`` has 1. These weights
-follow the matcher's time, of which a row of 100 takes one or two seconds."""
 _WIDE_FROM = 128
 """From how many characters a class is wide: then tokens of every kind fit it."""
 _DEEPEST = 50
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """An expression, and what it costs the matcher.
-
-    Attributes:
-        expression: In the grammar.
-        size: Characters and classes when repetitions are written out.
-        empty: Whether it may be of no characters.
-        wide: Whether it holds a wide class.
-        head: How many loose parts in a row it may begin with.
-        tail: How many it may end with.
-        through: How many a row that goes through it gains; None where it always ends there, at a
-            character of a narrow class.
-    """
-
-    expression: str
-    size: int = 1
-    empty: bool = False
-    wide: bool = False
-    head: int = 0
-    tail: int = 0
-    through: int | None = None
-
-    def repeated(self, least: int, most: int | None) -> _Part:
-        """Return it ``least`` to ``most`` times."""
-        # Of what is never empty the matcher writes no copies out side by side.
-        copies = (2 if most is None else most) if self.empty else min(2, most or 2)
-        loose = self._looseness(least, most)
-        if self.through is None and self.size == 1:
-            through, row = loose or None, loose
-        elif self.through is None:
-            loose = min(loose, 1)
-            through = loose if least == 0 else None
-            row = self.tail + self.head if copies > 1 else 0
-        else:
-            through = row = loose + self.through * copies
-        return _Part(
-            repeat(self.expression, least, most),
-            size=self.size * max(least + 1, most or 1),
-            empty=self.empty or least == 0,
-            wide=self.wide,
-            head=max(row, loose + self.head),
-            tail=max(row, loose + self.tail),
-            through=through,
-        )
-
-    def _looseness(self, least: int, most: int | None) -> int:
-        if least == most:
-            return 0
-        if most is None or self.size > 1:
-            return 20 if self.wide else 1
-        spread = most - least  # of one class: every count is a state of its own
-        return min(80, 4 + 3 * spread) if self.wide else min(45, spread)
-
-
-def _joined(parts: Sequence[_Part]) -> _Part:
-    """Return ``parts`` one after the other."""
-    head = tail = 0
-    through: int | None = 0
-    for part in parts:
-        # A row may come in at the part's head, go through, and begin anew at its tail.
-        if through is not None:
-            head = max(head, through + part.head)
-        row = tail + part.head
-        passed = None if part.through is None else tail + part.through
-        tail = max(part.tail, passed or 0)
-        head = max(head, row if row > MOST_LOOSE else 0)  # too long within: seen by the caller
-        through = None if through is None or part.through is None else through + part.through
-    return _Part(
-        " ".join(['""', *(part.expression for part in parts)]),
-        size=max(1, sum(part.size for part in parts)),
-        empty=all(part.empty for part in parts),
-        wide=any(part.wide for part in parts),
-        head=head,
-        tail=tail,
-        through=through,
-    )
-
-
-def _either(parts: Sequence[_Part]) -> _Part:
-    """Return one of ``parts``."""
-    wide = any(part.wide for part in parts)
-    through = max((part.through for part in parts if part.through is not None), default=None)
-    if through is not None and len(parts) > 1:  # as loose as ``?``: (.|) is .?
-        through += 4 if wide else 1
-    return _Part(
-        alternatives(part.expression for part in parts),
-        size=sum(part.size for part in parts),
-        empty=any(part.empty for part in parts),
-        wide=wide,
-        head=max(through or 0, *(part.head for part in parts)),
-        tail=max(through or 0, *(part.tail for part in parts)),
-        through=through,
-    )
 
 
 class Spelling(Protocol):
@@ -184,7 +81,7 @@ class _RegexParser:
         self._at = 0
         self._depth = 0
 
-    def parse(self) -> _Part:
+    def parse(self) -> Part:
         found = self._alternatives()
         if self._at < len(self._pattern):
             self._fail("unbalanced ')'")
@@ -206,7 +103,7 @@ class _RegexParser:
         self._at += 1
         return character
 
-    def _limited(self, part: _Part) -> _Part:
+    def _limited(self, part: Part) -> Part:
         if part.size > MOST_REPETITIONS:
             self._fail(f"more than {MOST_REPETITIONS} characters when repetitions are written out")
         if max(part.head, part.tail, part.through or 0) > MOST_LOOSE:
@@ -216,15 +113,15 @@ class _RegexParser:
             )
         return part
 
-    def _alternatives(self) -> _Part:
+    def _alternatives(self) -> Part:
         branches = [self._sequence()]
         while self._peek() == "|":
             self._at += 1
             branches.append(self._sequence())
-        return self._limited(_either(branches))
+        return self._limited(either(branches))
 
-    def _sequence(self) -> _Part:
-        parts: list[_Part] = []
+    def _sequence(self) -> Part:
+        parts: list[Part] = []
         if self._depth == 0 and self._peek() == "^":
             self._at += 1
         while (character := self._peek()) not in ("", "|", ")"):
@@ -232,9 +129,9 @@ class _RegexParser:
                 self._at += 1
                 continue
             parts.append(self._repeated())
-        return self._limited(_joined(parts))
+        return self._limited(joined(parts))
 
-    def _repeated(self) -> _Part:
+    def _repeated(self) -> Part:
         part = self._atom()
         found = self._quantifier()
         if found is None:
@@ -267,7 +164,7 @@ class _RegexParser:
         self._at += len(body) + 2
         return least, most
 
-    def _atom(self) -> _Part:
+    def _atom(self) -> Part:
         character = self._take()
         if character == "(":
             return self._group()
@@ -282,7 +179,7 @@ class _RegexParser:
             self._fail(f"{character!r}, which cannot stand there,")
         return self._written(((ord(character), ord(character)),))
 
-    def _group(self) -> _Part:
+    def _group(self) -> Part:
         if self._peek() == "?":
             if self._peek(2) != "?:":
                 self._fail("a group that looks around, has a name or sets flags")
@@ -297,7 +194,7 @@ class _RegexParser:
         self._depth -= 1
         return inner
 
-    def _class(self) -> _Part:
+    def _class(self) -> Part:
         negated = self._peek() == "^"
         self._at += int(negated)
         members: list[Ranges] = []
@@ -340,9 +237,9 @@ class _RegexParser:
         character = _ESCAPED_CHARACTERS.get(character, character)
         return ((ord(character), ord(character)),)
 
-    def _written(self, ranges: Ranges) -> _Part:
+    def _written(self, ranges: Ranges) -> Part:
         expression = self._spell(ranges) if common(ranges, ANY) else ""
         if not expression:
             self._fail("a class without any character that can be written")
         wide = sum(high - low + 1 for low, high in ranges) >= _WIDE_FROM
-        return _Part(expression, wide=wide, through=0 if wide else None)
+        return Part(expression, wide=wide, through=0 if wide else None)

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from .checks import is_integer
 from .errors import OptionError, UnsupportedModelError
 
 RopeFactors = Literal["none", "short", "long"]
@@ -61,7 +62,7 @@ def choose_context(config: Mapping[str, Any], context_tokens: int | None) -> Con
     most = int(config["max_position_embeddings"])
     border = original_context(config)
     tokens = border if context_tokens is None else context_tokens
-    if isinstance(tokens, bool) or not isinstance(tokens, int) or not 1 <= tokens <= most:
+    if not is_integer(tokens) or not 1 <= tokens <= most:
         raise OptionError(
             f"context_tokens={tokens!r} must be between 1 and the model's "
             f"max_position_embeddings={most}."

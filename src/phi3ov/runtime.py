@@ -6,12 +6,13 @@ work.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, get_args
 
+from .checks import require_choice, require_integer
 from .errors import OptionError
 
 PerformanceHint = Literal["LATENCY", "THROUGHPUT"]
@@ -70,22 +71,22 @@ class RuntimeConfig:
     properties: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
-        _require_choice("performance_hint", self.performance_hint, get_args(PerformanceHint))
+        require_choice("performance_hint", self.performance_hint, get_args(PerformanceHint))
         if self.inference_precision is not None:
-            _require_choice(
+            require_choice(
                 "inference_precision", self.inference_precision, get_args(InferencePrecision)
             )
         if self.cache_dir is not None and not isinstance(self.cache_dir, (str, Path)):
             raise OptionError(f"cache_dir={self.cache_dir!r} must be a path or None.")
         if self.kv_cache_precision is not None:
-            _require_choice(
+            require_choice(
                 "kv_cache_precision", self.kv_cache_precision, get_args(KVCachePrecision)
             )
-        _require_integer("num_streams", self.num_streams, least=1)
+        require_integer("num_streams", self.num_streams, least=1)
         if self.threads is not None:
-            _require_integer("threads", self.threads, least=1)
+            require_integer("threads", self.threads, least=1)
         if self.dynamic_quantization_group_size is not None:
-            _require_integer(
+            require_integer(
                 "dynamic_quantization_group_size", self.dynamic_quantization_group_size, least=0
             )
         object.__setattr__(self, "properties", MappingProxyType(dict(self.properties)))
@@ -156,13 +157,3 @@ _FIELD_OF_PROPERTY = {
     "KV_CACHE_PRECISION": "kv_cache_precision",
     _ROUNDING: "dynamic_quantization_group_size",
 }
-
-
-def _require_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise OptionError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}.")
-
-
-def _require_integer(name: str, value: object, *, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise OptionError(f"{name}={value!r} must be an integer of at least {least}.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .checks import is_integer, is_number
 from .errors import OptionError
 
 ANNOTATIONS = {
@@ -133,7 +134,7 @@ def read_count(schema: dict[str, Any], keyword: str, where: str) -> int | None:
     if keyword not in schema:
         return None
     value = schema[keyword]
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if not is_integer(value) or value < 0:
         raise refusal(where, f"has {keyword}={value!r:.80}, which must be an integer of 0 or more.")
     return value
 
@@ -160,7 +161,7 @@ def read_bounds(schema: dict[str, Any], where: str) -> tuple[int, int]:
     low, high = -_MOST_INTEGER, _MOST_INTEGER
     for keyword in sorted(KEYWORDS["integer"] & schema.keys()):
         value = schema[keyword]
-        if isinstance(value, bool) or not isinstance(value, int | float) or value % 1 != 0:
+        if not is_number(value) or value % 1 != 0:
             raise refusal(where, f"has {keyword}={value!r:.80}, which must be a whole number.")
         if "inimum" in keyword:
             low = max(low, int(value) + (keyword == "exclusiveMinimum"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from .checks import is_integer
 from .errors import OptionError
 
 
@@ -68,5 +69,5 @@ Speculation = PromptLookup | DraftModel
 
 
 def _require_count(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 64:
+    if not is_integer(value) or not 1 <= value <= 64:
         raise OptionError(f"{name}={value!r} must be an integer of 1 to 64.")

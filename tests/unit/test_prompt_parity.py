@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from phi3ov.chat_format import ChatFormat, Message, Role, recognize_format
 from phi3ov.errors import PromptError, UnsupportedModelError
-from phi3ov.prompt import RUST_WHITE_SPACE, ChatTokenizer, read_stop_ids
+from phi3ov.prompt import RUST_WHITE_SPACE, ChatTokenizer
+from phi3ov.tokenizer_files import read_stop_ids
 
 from .fakes import (
     KITS,

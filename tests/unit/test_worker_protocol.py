@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phi3ov.engine import TokenRequest, worker_protocol
+from phi3ov.engine.fields import ProtocolError
 from phi3ov.engine.worker_process import prompt_tokens_per_step
 from phi3ov.engine.worker_protocol import (
     Cancel,
@@ -18,7 +19,6 @@ from phi3ov.engine.worker_protocol import (
     Forget,
     Load,
     Progress,
-    ProtocolError,
     Ready,
     Step,
     Submit,

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import openvino_genai
 
-from ..prompt import is_control, read_stop_ids
+from ..tokenizer_files import is_control, read_stop_ids
 
 _DETOKENIZER = "openvino_detokenizer"
 _OPERATION_SETS = {

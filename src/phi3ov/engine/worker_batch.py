@@ -26,8 +26,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .fields import ProtocolError
 from .prefix_cache import CachedSequence, follow_cache
-from .worker_protocol import Cancel, Command, Forget, Progress, ProtocolError, Submit
+from .worker_protocol import Cancel, Command, Forget, Progress, Submit
 
 if TYPE_CHECKING:
     from .kv_pool import KVPool

@@ -19,6 +19,7 @@ from typing import IO, cast
 from .. import errors
 from ..errors import EngineCrashedError, GenerationError, OptionError, Phi3OVError
 from . import TokenRequest, TokenStream
+from .fields import ProtocolError
 from .worker_protocol import (
     MAX_LINE_BYTES,
     Cancel,
@@ -26,7 +27,6 @@ from .worker_protocol import (
     Forget,
     Load,
     Progress,
-    ProtocolError,
     Ready,
     Submit,
     decode_report,

@@ -27,12 +27,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from ..errors import Phi3OVError
+from .fields import ProtocolError
 from .worker_batch import Batch
 from .worker_protocol import (
     Command,
     Failed,
     Load,
-    ProtocolError,
     Ready,
     Report,
     Step,

@@ -13,16 +13,10 @@ from typing import IO, Any, cast, get_args
 
 from ..rope import RopeFactors
 from . import TokenRequest
+from .fields import MAX_TOKEN_ID, Fields, ProtocolError, in_range
 
 MAX_LINE_BYTES = 8 * 1024 * 1024
 """More than the longest prompt of the family (131 072 ids) takes."""
-
-_MAX_TOKEN_ID = 2**31 - 1
-_MAX_NUMBER = 2**53
-
-
-class ProtocolError(ValueError):
-    """A line that the other side would never write."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +164,7 @@ def decode_command(line: bytes) -> Command:
     Raises:
         ProtocolError: It is no command.
     """
-    taken = _Fields(_parse(line))
+    taken = Fields(_parse(line))
     kind = taken.text("kind")
     command: Command
     if kind == "cancel":
@@ -193,7 +187,7 @@ def decode_report(line: bytes) -> Report:
     Raises:
         ProtocolError: It is no report.
     """
-    taken = _Fields(_parse(line))
+    taken = Fields(_parse(line))
     kind = taken.text("kind")
     report: Report
     if kind == "step":
@@ -209,7 +203,7 @@ def decode_report(line: bytes) -> Report:
     return report
 
 
-def _load(taken: _Fields) -> Load:
+def _load(taken: Fields) -> Load:
     properties = taken.take("properties", dict)
     sys_path = taken.take("sys_path", list)
     if not all(isinstance(one, str) for one in (*properties.values(), *sys_path)):
@@ -234,37 +228,37 @@ def _load(taken: _Fields) -> Load:
     )
 
 
-def _factors(taken: _Fields, name: str) -> RopeFactors:
+def _factors(taken: Fields, name: str) -> RopeFactors:
     factors = taken.text(name)
     if factors not in get_args(RopeFactors):
         raise ProtocolError(f"{name}={factors!r} is not one of {get_args(RopeFactors)}.")
     return cast("RopeFactors", factors)
 
 
-def _request(taken: _Fields) -> TokenRequest:
+def _request(taken: Fields) -> TokenRequest:
     prompt_ids = taken.token_ids("prompt_ids")
     if not prompt_ids:
         raise ProtocolError("prompt_ids is empty.")
     top_k, seed = taken.take("top_k", int, None), taken.take("seed", int, None)
     return TokenRequest(
         prompt_ids=prompt_ids,
-        max_new_tokens=taken.integer("max_new_tokens", least=1, most=_MAX_TOKEN_ID),
+        max_new_tokens=taken.integer("max_new_tokens", least=1, most=MAX_TOKEN_ID),
         stop_ids=frozenset(taken.token_ids("stop_ids")),
         temperature=taken.number("temperature", most=100.0),
         top_p=taken.number("top_p", most=1.0),
         min_p=taken.number("min_p", most=1.0),
-        top_k=None if top_k is None else _in_range("top_k", top_k, 1, 2**31 - 1),
+        top_k=None if top_k is None else in_range("top_k", top_k, 1, 2**31 - 1),
         repetition_penalty=taken.number("repetition_penalty", most=100.0),
         presence_penalty=taken.number("presence_penalty", least=-2.0, most=2.0),
         frequency_penalty=taken.number("frequency_penalty", least=-2.0, most=2.0),
         logprobs=taken.take("logprobs", bool),
         grammar=taken.take("grammar", str, None),
-        seed=None if seed is None else _in_range("seed", seed, 0, 2**32 - 1),
+        seed=None if seed is None else in_range("seed", seed, 0, 2**32 - 1),
     )
 
 
 def _progress(part: Any) -> Progress:
-    taken = _Fields(part)
+    taken = Fields(part)
     error = taken.take("error", str, None)
     progress = Progress(
         number=taken.integer("number"),
@@ -283,60 +277,3 @@ def _parse(line: bytes) -> Any:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"A line is not JSON: {line[:80]!r}") from error
-
-
-class _Fields:
-    """A JSON object, each field of which is taken once and checked."""
-
-    def __init__(self, value: Any) -> None:
-        if not isinstance(value, dict):
-            raise ProtocolError(f"{str(value)[:80]} is no JSON object.")
-        self._values = dict(value)
-
-    def take(self, name: str, *types: type | None) -> Any:
-        """Return the field, which must be of exactly one of ``types``; None stands for null."""
-        if name not in self._values:
-            raise ProtocolError(f"The field {name!r} is missing.")
-        value = self._values.pop(name)
-        if (None if value is None else type(value)) not in types:
-            raise ProtocolError(f"{name}={str(value)[:80]} has the wrong type.")
-        return value
-
-    def text(self, name: str) -> str:
-        return cast("str", self.take(name, str))
-
-    def integer(self, name: str, *, least: int = 0, most: int = _MAX_NUMBER) -> int:
-        return _in_range(name, self.take(name, int), least, most)
-
-    def number(self, name: str, *, least: float = 0.0, most: float) -> float:
-        return _real(name, self.take(name, int, float), least, most)
-
-    def token_ids(self, name: str) -> tuple[int, ...]:
-        values = self.take(name, list)
-        for value in values:
-            if type(value) is not int or not 0 <= value <= _MAX_TOKEN_ID:
-                raise ProtocolError(f"{name} holds {str(value)[:80]}, which is no token id.")
-        return tuple(values)
-
-    def logprobs(self, name: str) -> tuple[float, ...]:
-        values = self.take(name, list)
-        if any(type(value) not in (int, float) for value in values):
-            raise ProtocolError(f"{name} holds what is no number.")
-        return tuple(_real(name, value, -_MAX_NUMBER, 0.001) for value in values)
-
-    def require_no_more(self) -> None:
-        """Refuse fields that nobody took."""
-        if self._values:
-            raise ProtocolError(f"Unknown fields: {', '.join(sorted(self._values))[:200]}.")
-
-
-def _real(name: str, value: float, least: float, most: float) -> float:
-    if not least <= value <= most:  # false for NaN
-        raise ProtocolError(f"{name}={value} is not between {least} and {most}.")
-    return float(value)
-
-
-def _in_range(name: str, value: int, least: int, most: int) -> int:
-    if not least <= value <= most:
-        raise ProtocolError(f"{name}={value} is not between {least} and {most}.")
-    return value
