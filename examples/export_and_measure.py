@@ -18,7 +18,7 @@ def main(checkpoint: str, folder: str) -> None:
     recipe = phi3ov.Int4Compression(ratio=1.0, on_indivisible="adjust")
     report = phi3ov.export_model(checkpoint, folder, compression=recipe)
     print(f"{report.source_bytes / 1e6:.0f} MB became {report.artifact_bytes / 1e6:.0f} MB")
-    cost = quality.compare(checkpoint, folder, max_tokens=1024)
+    cost = quality.compare(checkpoint, folder, max_tokens=512)
     print(cost)
     picture = Path(f"{folder}.svg")
     picture.write_text(draw_histogram(cost), encoding="utf-8")

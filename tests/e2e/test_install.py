@@ -93,7 +93,7 @@ def installed(
     files = [path for path in Path(site).rglob("*") if not path.is_dir()]
     size = sum(path.lstat().st_size for path in files)
     tools = ("pytest", "pytest-timeout", "hypothesis", "httpx", "jinja2", "jsonschema", "pydantic")
-    run(*pip, REPOSITORY / "requirements" / "dev.txt", *tools)
+    run(*pip, REPOSITORY / "requirements" / "dev.txt", "--no-compile", *tools)
     return Installed(python, size)
 
 
