@@ -1,7 +1,8 @@
 """One run: every case on every peer, in turns, into one JSON file.
 
-Peers take turns within a round (A B C, A B C), so that whatever else the machine does hits all
-alike; a figure's list has one value per round. The reference model's processes all stay loaded
+Peers take turns within a round, every second time in the other order (A B C, C B A), so that
+whatever else the machine does hits all alike, and being first is nobody's fate; a figure's list
+has one value per round. The reference model's processes all stay loaded
 and take turns case by case; of the full-size model one process fits at a time, so a peer goes
 through all of a round's cases before the next one comes. An idle process computes nothing.
 """
@@ -84,8 +85,9 @@ class Run:
     def _steps(self, cases: Sequence[Case], rounds: int) -> Iterator[tuple[Case, str]]:
         if self._keep > 1:
             for case in cases:
-                for _ in range(rounds):
-                    yield from ((case, peer) for peer in self.peers if peer in case.peers)
+                for number in range(rounds):
+                    peers = self.peers if number % 2 == 0 else self.peers[::-1]
+                    yield from ((case, peer) for peer in peers if peer in case.peers)
                 self.read_bandwidth()
             return
         for _ in range(rounds):
