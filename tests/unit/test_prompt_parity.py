@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from phi3ov.chat_format import ChatFormat, Message, Role, recognize_format
 from phi3ov.errors import PromptError, UnsupportedModelError
 from phi3ov.prompt import RUST_WHITE_SPACE, ChatTokenizer
-from phi3ov.tokenizer_files import read_stop_ids
+from phi3ov.tokenizer_files import make_tokenizer, parse_definition, read_stop_ids
 
 from .fakes import (
     KITS,
@@ -374,3 +374,18 @@ def test_format_renders_as_the_official_template() -> None:
         assert kit.chat_format.render(messages) == render_template(kit.template, messages)
         formats.add(kit.chat_format)
     assert len(formats) == 6
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "tokenizer.json cannot be read: JSONDecodeError"),
+        ("5", "tokenizer.json cannot be read: "),
+        ('{"added_tokens": 5}', "tokenizer.json cannot be read: "),
+        ('{"model": {"type": "BPE"}}', "tokenizer.json is no tokenizer: "),
+    ],
+)
+def test_what_is_no_tokenizer_is_refused(content: str, said: str) -> None:
+    """Before anything is encoded by it."""
+    with pytest.raises(UnsupportedModelError, match=said):
+        make_tokenizer(parse_definition(content))

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from phi3ov.engine.worker_protocol import (
     decode_command,
     encode,
 )
+from phi3ov.errors import GenerationError, OptionError, StateError
 
 ASKED = TokenRequest(prompt_ids=(1,), max_new_tokens=1, stop_ids=frozenset())
 
@@ -183,3 +185,66 @@ def commands_in(outbox: queue.SimpleQueue[bytes | None]) -> list[Command]:
     """Return what was said to the child."""
     lines = [outbox.get_nowait() for _ in range(outbox.qsize())]
     return [decode_command(line) for line in lines if line is not None]
+
+
+def test_a_task_takes_its_turn_and_what_it_raises_reaches_who_asked() -> None:
+    """Errors of ours and the system's as they are, any other as a `GenerationError`."""
+    order: list[str] = []
+    engine = SerialEngine(lambda _stream: order.append("answer"), name="test")
+    stream = engine.submit(ASKED)
+    engine._do(lambda: order.append("task"))
+    assert order == ["answer", "task"]
+    assert stream.poll() is None
+
+    def fail(error: BaseException) -> None:
+        raise error
+
+    for error in (OSError("disk full"), OptionError("x=1 is wrong.")):
+        with pytest.raises(type(error)) as caught:
+            engine._do(partial(fail, error))
+        assert caught.value is error
+    with pytest.raises(GenerationError, match="The engine failed: 'k'") as wrapped:
+        engine._do(partial(fail, KeyError("k")))
+    assert isinstance(wrapped.value.__cause__, KeyError)
+    engine.close()
+
+
+def test_a_task_that_waits_when_the_model_is_closed_says_so() -> None:
+    """It is neither done nor forgotten; and one that Ctrl-C ends is never begun."""
+    running, go_on = threading.Event(), threading.Event()
+    done: list[str] = []
+
+    def run(_stream: TokenStream) -> None:
+        running.set()
+        go_on.wait()
+
+    engine = SerialEngine(run, name="test")
+    engine.submit(ASKED)
+    running.wait()
+    failed: list[StateError] = []
+
+    def ask() -> None:
+        try:
+            engine._do(lambda: done.append("waiting"))
+        except StateError as error:
+            failed.append(error)
+
+    waiting = threading.Thread(target=ask)
+    waiting.start()
+    while not engine._state.waiting:
+        time.sleep(0.001)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TokenStream, "__next__", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            engine._do(lambda: done.append("interrupted"))
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    waiting.join()
+    go_on.set()
+    closing.join()
+    assert "closed meanwhile" in str(failed[0])
+    assert done == []
+
+
+def _interrupt(_stream: TokenStream) -> list[int]:
+    raise KeyboardInterrupt
