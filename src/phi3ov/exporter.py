@@ -24,6 +24,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -245,7 +246,9 @@ def _collect_files(checkpoint: Checkpoint, converted: Path, made: Path) -> None:
         if not (converted / name).is_file():
             raise ExportError(
                 f"openvino-tokenizers could not convert the tokenizer of {checkpoint.path}: "
-                f"it wrote no {name}."
+                f"it wrote no {name}. It must be of openvino's version; installed are "
+                f"openvino {version('openvino')} and openvino-tokenizers "
+                f"{version('openvino-tokenizers')}."
             )
         for part in (name, name.replace(".xml", ".bin")):
             os.replace(converted / part, made / part)

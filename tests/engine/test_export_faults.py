@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -397,6 +399,17 @@ def test_an_export_killed_at_any_moment_leaves_all_or_nothing(
     Artifact.open(target).verify()
     assert left_in(tmp_path) == ["made"]
     assert "an export that was killed left behind" in caplog.text
+
+
+def test_a_tokenizer_that_was_not_converted_names_the_versions(
+    zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The usual reason: openvino-tokenizers 2026.4.1 converts none with openvino 2026.4.0."""
+    monkeypatch.setattr("phi3ov.exporter._TOKENIZER_PAIR", ("not_written.xml",))
+    installed = rf"openvino {re.escape(version('openvino'))} and openvino-tokenizers "
+    with pytest.raises(ExportError, match=installed + re.escape(version("openvino-tokenizers"))):
+        export_model(zoo.checkpoint(ROW), tmp_path / "made", compression="int8", progress=False)
+    assert left_in(tmp_path) == []
 
 
 @pytest.mark.parametrize("phase", ["check", "convert", "verify"])
