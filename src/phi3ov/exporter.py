@@ -24,7 +24,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -247,8 +247,8 @@ def _collect_files(checkpoint: Checkpoint, converted: Path, made: Path) -> None:
             raise ExportError(
                 f"openvino-tokenizers could not convert the tokenizer of {checkpoint.path}: "
                 f"it wrote no {name}. It must be of openvino's version; installed are "
-                f"openvino {version('openvino')} and openvino-tokenizers "
-                f"{version('openvino-tokenizers')}."
+                f"openvino {metadata.version('openvino')} and openvino-tokenizers "
+                f"{metadata.version('openvino-tokenizers')}."
             )
         for part in (name, name.replace(".xml", ".bin")):
             os.replace(converted / part, made / part)
@@ -259,8 +259,6 @@ def _collect_files(checkpoint: Checkpoint, converted: Path, made: Path) -> None:
 
 def _verify(job: _Job, made: Path) -> tuple[WeightSummary, ...]:
     """Check that the model in ``made`` is what was asked for, and write its manifest."""
-    from importlib import metadata
-
     layers = read_weights(made / MODEL_XML)
     check_weights(layers, job.compression)
     weights = summarize(layers)
