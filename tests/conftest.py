@@ -6,6 +6,7 @@ And what tests that run side by side (``pytest -n 2``) share: see `made_once`.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
-os.environ["CI"] = "true"  # for openvino's telemetry, which costs an export more than its work
+os.environ["CI"] = "true"  # silences openvino's telemetry, which doubles a tiny export's time
 
 import pytest
 from filelock import FileLock
@@ -49,7 +50,11 @@ def made_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         folder = shared / name
         with FileLock(shared / f"{name}.lock"):
             if not folder.exists():
-                make(folder)
+                try:
+                    make(folder)
+                except BaseException:  # whoever asks next shall see why, not half of it
+                    shutil.rmtree(folder, ignore_errors=True)
+                    raise
         return folder
 
     return get
