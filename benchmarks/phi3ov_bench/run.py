@@ -86,14 +86,16 @@ class Run:
         if self._keep > 1:
             for case in cases:
                 for number in range(rounds):
-                    peers = self.peers if number % 2 == 0 else self.peers[::-1]
-                    yield from ((case, peer) for peer in peers if peer in case.peers)
+                    yield from ((case, peer) for peer in self._turn(number) if peer in case.peers)
                 self.read_bandwidth()
             return
-        for _ in range(rounds):
+        for number in range(rounds):
             self.read_bandwidth()
-            for peer in self.peers:
+            for peer in self._turn(number):
                 yield from ((case, peer) for case in cases if peer in case.peers)
+
+    def _turn(self, number: int) -> Sequence[str]:
+        return self.peers if number % 2 == 0 else self.peers[::-1]
 
     def _take(self, case: Case, peer: str) -> None:
         if case.fresh:
