@@ -30,8 +30,8 @@ from typing import Any
 from presets import RECIPES
 
 import phi3ov
-from phi3ov.quality import compare
-from phi3ov.reference import build_reference
+from phi3ov.quality.report import compare
+from phi3ov.reference.build import build_reference
 
 PREFILL_TOKENS, DECODE_TOKENS = 512, 64
 

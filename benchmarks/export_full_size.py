@@ -208,7 +208,7 @@ def build_checkpoint(folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from phi3ov.reference import build_reference
+    from phi3ov.reference.build import build_reference
 
     folder.mkdir(parents=True)
     small = build_reference(folder.parent / "reference", overwrite=True)

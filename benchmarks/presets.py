@@ -28,9 +28,9 @@ from typing import Any
 
 import phi3ov
 from phi3ov import Int4Compression
-from phi3ov.compression import Compression
-from phi3ov.quality import compare
-from phi3ov.reference import build_reference
+from phi3ov.exporter.recipes import Compression
+from phi3ov.quality.report import compare
+from phi3ov.reference.build import build_reference
 
 BASE = "default"
 _ADJUSTED = Int4Compression(on_indivisible="adjust")  # 128 does not divide the reference's 576

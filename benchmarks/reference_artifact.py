@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import phi3ov
-from phi3ov.reference import build_reference
+from phi3ov.reference.build import build_reference
 
 
 def make_reference_artifact(artifact: Path) -> None:

@@ -29,7 +29,7 @@ import psutil
 from reference_artifact import make_reference_artifact
 
 import phi3ov
-from phi3ov.engine import EngineName
+from phi3ov.engine.protocol import EngineName
 
 SUBJECTS = ("a lighthouse", "two foxes", "a train", "the sea", "an old clock", "a garden")
 WIDTH, HEIGHT, MARGIN = 720, 260, 48

@@ -36,7 +36,7 @@ import psutil
 from reference_artifact import make_reference_artifact
 
 import phi3ov
-from phi3ov.engine import EngineName
+from phi3ov.engine.protocol import EngineName
 
 ENGINES: tuple[EngineName, ...] = ("pipeline", "worker")
 SUBJECTS = ("a lighthouse", "two foxes", "a train", "the sea", "an old clock", "a garden")

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import phi3ov
-from phi3ov.reference import build_reference
+from phi3ov.reference.build import build_reference
 
 BUILD = Path(__file__).parent.parent / "build"
 

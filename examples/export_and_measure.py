@@ -10,7 +10,7 @@ from pathlib import Path
 
 import phi3ov
 from phi3ov import quality
-from phi3ov.quality_plot import draw_histogram
+from phi3ov.quality.plot import draw_histogram
 
 
 def main(checkpoint: str, folder: str) -> None:

@@ -37,7 +37,8 @@ import torch
 from torch.nn import functional
 
 from phi3ov import reference
-from phi3ov.reference_source import CONTROL_TOKENS, read_rows, read_source
+from phi3ov.reference.build import write_tokenizer
+from phi3ov.reference.source import CONTROL_TOKENS, read_rows, read_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -222,7 +223,7 @@ class Distillation:
         self.embedding = self.model.lm_head.weight  # (vocab_size, hidden_size)
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch, "tokenizer.json")
-            reference.write_tokenizer(path, source)
+            write_tokenizer(path, source)
             self.tokenizer = Tokenizer.from_file(str(path))
 
         newline = self.encode("\n")

@@ -96,7 +96,7 @@ def _make_checkpoint(model: ModelName, target: Path) -> None:
 
         build_checkpoint(target)
         return
-    from phi3ov.reference import build_reference
+    from phi3ov.reference.build import build_reference
 
     build_reference(target)
 

@@ -11,18 +11,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .artifact import Artifact
-    from .batch import BatchProgress, BatchRequest, BatchResult
+    from .answer.options import GenerationOptions, Options
+    from .answer.reply import LoadTimings, Reply, Timings, Usage
+    from .answer.stream import ReplyStream
+    from .artifact.folder import Artifact
+    from .artifact.hub import fetch_artifact, push_to_hub
+    from .batch.runner import BatchProgress, BatchRequest, BatchResult
     from .chat import Phi3Chat
-    from .chat_format import Message
-    from .compression import Int4Compression
-    from .devices import (
-        DeviceChoice,
-        DeviceInfo,
-        DeviceRefusal,
-        describe_devices,
-        list_devices,
-    )
     from .errors import (
         ArtifactError,
         CompressionError,
@@ -40,19 +35,24 @@ if TYPE_CHECKING:
         StateError,
         UnsupportedModelError,
     )
-    from .exporter import ExportReport, export_model
-    from .generation import GenerationOptions, Options
-    from .hub import fetch_artifact, push_to_hub
-    from .limits import RequestLimits
+    from .exporter.export import ExportReport, export_model
+    from .exporter.progress import ExportProgress
+    from .exporter.recipes import Int4Compression
     from .loading import load_model
-    from .lora import LoraAdapter
     from .model import Phi3Model
-    from .progress import ExportProgress
-    from .reply import LoadTimings, Reply, Timings, Usage
-    from .runtime import RuntimeConfig
-    from .speculation import DraftModel, PromptLookup
-    from .stream import ReplyStream
-    from .tools import Tool, ToolCall
+    from .prompt.formats import Message
+    from .prompt.tools import Tool, ToolCall
+    from .runtime.config import RuntimeConfig
+    from .runtime.devices import (
+        DeviceChoice,
+        DeviceInfo,
+        DeviceRefusal,
+        describe_devices,
+        list_devices,
+    )
+    from .runtime.limits import RequestLimits
+    from .runtime.lora import LoraAdapter
+    from .runtime.speculation import DraftModel, PromptLookup
 
 __version__ = "0.1.0"
 
@@ -109,12 +109,12 @@ __all__ = [
 
 # Where each public name comes from; a test compares it with __all__ and the imports above.
 _MODULES = {
-    "artifact": ("Artifact",),
-    "batch": ("BatchProgress", "BatchRequest", "BatchResult"),
+    "artifact.folder": ("Artifact",),
+    "batch.runner": ("BatchProgress", "BatchRequest", "BatchResult"),
     "chat": ("Phi3Chat",),
-    "chat_format": ("Message",),
-    "compression": ("Int4Compression",),
-    "devices": (
+    "prompt.formats": ("Message",),
+    "exporter.recipes": ("Int4Compression",),
+    "runtime.devices": (
         "DeviceChoice",
         "DeviceInfo",
         "DeviceRefusal",
@@ -138,19 +138,19 @@ _MODULES = {
         "StateError",
         "UnsupportedModelError",
     ),
-    "exporter": ("ExportReport", "export_model"),
-    "progress": ("ExportProgress",),
-    "generation": ("GenerationOptions", "Options"),
-    "hub": ("fetch_artifact", "push_to_hub"),
-    "limits": ("RequestLimits",),
+    "exporter.export": ("ExportReport", "export_model"),
+    "exporter.progress": ("ExportProgress",),
+    "answer.options": ("GenerationOptions", "Options"),
+    "artifact.hub": ("fetch_artifact", "push_to_hub"),
+    "runtime.limits": ("RequestLimits",),
     "loading": ("load_model",),
-    "lora": ("LoraAdapter",),
+    "runtime.lora": ("LoraAdapter",),
     "model": ("Phi3Model",),
-    "reply": ("LoadTimings", "Reply", "Timings", "Usage"),
-    "runtime": ("RuntimeConfig",),
-    "speculation": ("DraftModel", "PromptLookup"),
-    "stream": ("ReplyStream",),
-    "tools": ("Tool", "ToolCall"),
+    "answer.reply": ("LoadTimings", "Reply", "Timings", "Usage"),
+    "runtime.config": ("RuntimeConfig",),
+    "runtime.speculation": ("DraftModel", "PromptLookup"),
+    "answer.stream": ("ReplyStream",),
+    "prompt.tools": ("Tool", "ToolCall"),
 }
 
 

@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .answer.options import GenerationOptions, Options
+from .answer.reply import Reply
+from .answer.stream import ReplyStream
 from .atomic_file import replace_file
-from .chat_format import Message
 from .errors import OptionError, PromptError, RestoreError, StateError
-from .generation import GenerationOptions, Options
-from .reply import Reply
+from .prompt.detokenizer import AnswerText
+from .prompt.formats import Message
+from .prompt.tools import Tool, describe_tools
 from .saved_chat import MOST_BYTES, SavedChat, Turn
-from .stream import ReplyStream
-from .text import AnswerText
-from .tools import Tool, describe_tools
 
 if TYPE_CHECKING:
     from typing import Unpack

@@ -9,19 +9,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from .artifact import Artifact
-from .checks import is_integer
-from .devices import DeviceChoice, choose_device, list_devices
-from .engine import ENGINES, Engine, EngineName, EngineSetup, load_engine
+from .answer.reply import LoadTimings
+from .artifact.folder import Artifact
+from .engine.protocol import ENGINES, Engine, EngineName, EngineSetup, load_engine
 from .errors import DeviceError, OptionError
-from .limits import RequestLimits
-from .lora import LoraAdapter
 from .model import Phi3Model
-from .prompt import ChatTokenizer
-from .reply import LoadTimings
-from .rope import choose_context
-from .runtime import RuntimeConfig
-from .speculation import DraftModel, PromptLookup, Speculation
+from .prompt.chat_tokenizer import ChatTokenizer
+from .runtime.config import RuntimeConfig
+from .runtime.devices import DeviceChoice, choose_device, list_devices
+from .runtime.limits import RequestLimits
+from .runtime.lora import LoraAdapter
+from .runtime.rope import choose_context
+from .runtime.speculation import DraftModel, PromptLookup, Speculation
+from .validation import is_integer
 
 _LOGGER = logging.getLogger("phi3ov")
 

@@ -12,21 +12,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .artifact import Artifact
-from .batch import Batch, BatchResult, Conversation, ReportProgress
-from .chat_format import Message
-from .devices import DeviceChoice
-from .engine import CacheEngine, Engine, TokenRequest, TokenStream
+from .answer.fit import FitPrompt, fit_context
+from .answer.options import GenerationOptions, Options
+from .answer.reply import LoadTimings, Reply, ReplyPlan
+from .answer.stream import ReplyStream
+from .answer.token_stream import TokenRequest, TokenStream
+from .artifact.fingerprint import ModelFingerprint
+from .artifact.folder import Artifact
+from .batch.runner import Batch, BatchResult, Conversation, ReportProgress
+from .engine.protocol import CacheEngine, Engine
 from .errors import ContextLengthError, OptionError, PromptError
-from .fingerprint import ModelFingerprint
-from .fit import FitPrompt, fit_context
-from .generation import GenerationOptions, Options
-from .prompt import ChatTokenizer
-from .reply import LoadTimings, Reply, ReplyPlan
-from .rope import ContextChoice
-from .runtime import RuntimeConfig
-from .stream import ReplyStream
-from .text import AnswerText
+from .prompt.chat_tokenizer import ChatTokenizer
+from .prompt.detokenizer import AnswerText
+from .prompt.formats import Message
+from .runtime.config import RuntimeConfig
+from .runtime.devices import DeviceChoice
+from .runtime.rope import ContextChoice
 
 if TYPE_CHECKING:
     from typing import Unpack

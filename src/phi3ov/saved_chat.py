@@ -12,10 +12,10 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar, cast
 
-from .chat_format import Message
-from .fingerprint import ModelFingerprint
-from .generation import GenerationOptions, Options
-from .tools import Tool
+from .answer.options import GenerationOptions, Options
+from .artifact.fingerprint import ModelFingerprint
+from .prompt.formats import Message
+from .prompt.tools import Tool
 
 FORMAT = "phi3ov chat"
 FORMAT_VERSION = 1

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from phi3ov import Int4Compression, export_model
-from phi3ov.reference import build_reference
+from phi3ov.reference.build import build_reference
 from tests.conftest import MadeOnce
 
 REPOSITORY = Path(__file__).parents[2]

@@ -32,7 +32,7 @@ print(artifact.manifest.source, artifact.manifest.chat_format, reply.usage.compl
 
 RESOLVE = """
 import json, sys
-from phi3ov.checkpoint import Checkpoint
+from phi3ov.exporter.checkpoint import Checkpoint
 from phi3ov.errors import Phi3OVError
 try:
     found = Checkpoint.resolve(sys.argv[1], revision=sys.argv[2] if len(sys.argv) > 2 else None)

@@ -20,7 +20,7 @@ from phi3ov import (
     export_model,
 )
 from phi3ov.cli import main
-from phi3ov.quality import PROMPTS, QualityReport, compare
+from phi3ov.quality.report import PROMPTS, QualityReport, compare
 
 from ..processor import rounds_activations
 

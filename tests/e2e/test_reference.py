@@ -21,8 +21,8 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from phi3ov import reference
 from phi3ov.errors import ExportError, MissingDependencyError
-from phi3ov.reference import build_reference
-from phi3ov.reference_source import CONTROL_TOKENS
+from phi3ov.reference.build import build_reference
+from phi3ov.reference.source import CONTROL_TOKENS
 
 regex = pytest.importorskip("regex")  # comes with transformers, and without types
 

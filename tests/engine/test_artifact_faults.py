@@ -10,14 +10,8 @@ from typing import Any
 import pytest
 
 import phi3ov
-from phi3ov import (
-    ArtifactError,
-    DeviceError,
-    OptionError,
-    Phi3OVError,
-    load_model,
-)
-from phi3ov.artifact import MODEL_BIN, MODEL_XML
+from phi3ov import ArtifactError, DeviceError, OptionError, Phi3OVError, load_model
+from phi3ov.artifact.folder import MODEL_BIN, MODEL_XML
 
 from .conftest import EXACT, LoadModel, Zoo
 from .truth import prompt_text

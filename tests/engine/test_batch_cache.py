@@ -18,13 +18,13 @@ import openvino
 import openvino_genai
 import pytest
 
-from phi3ov.engine import TokenRequest
-from phi3ov.engine.kv_pool import KVPool
+from phi3ov.answer.token_stream import TokenRequest
+from phi3ov.engine.genai.draft import SpeculationPlan
+from phi3ov.engine.genai.kv_pool import KVPool
+from phi3ov.engine.genai.prefix_cache import CachedSequence, PrefixCache
 from phi3ov.engine.pipeline import generation_config
-from phi3ov.engine.prefix_cache import CachedSequence, PrefixCache
-from phi3ov.engine.speculative import SpeculationPlan
-from phi3ov.engine.worker_batch import Batch
-from phi3ov.engine.worker_protocol import Cancel, Progress, Submit
+from phi3ov.engine.worker.batch import Batch
+from phi3ov.engine.worker.protocol import Cancel, Progress, Submit
 
 from .conftest import Zoo
 from .truth import greedy

@@ -18,11 +18,11 @@ import openvino_genai
 import pytest
 
 from phi3ov import GenerationError, Phi3Chat, Reply
-from phi3ov.artifact import Artifact
-from phi3ov.engine import TokenStream
-from phi3ov.engine.kv_pool import kv_block_bytes
+from phi3ov.answer.token_stream import TokenStream
+from phi3ov.artifact.folder import Artifact
+from phi3ov.engine.genai.kv_pool import kv_block_bytes
+from phi3ov.engine.genai.prefix_cache import CachedSequence
 from phi3ov.engine.pipeline import PipelineEngine, generation_config
-from phi3ov.engine.prefix_cache import CachedSequence
 from phi3ov.model import Phi3Model
 
 from .conftest import LoadModel, Zoo

@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from phi3ov import GenerationError, Phi3Chat, Reply, StateError
-from phi3ov.engine import EngineName, TokenStream
+from phi3ov.answer.token_stream import TokenStream
+from phi3ov.engine.protocol import EngineName
 
 from .conftest import LoadModel, Zoo
 from .truth import greedy, prompt_text

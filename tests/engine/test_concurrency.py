@@ -12,10 +12,12 @@ import openvino_genai
 import pytest
 
 from phi3ov import Phi3Chat, Phi3Model, RequestLimits
-from phi3ov.engine import EngineName, TokenRequest, TokenStream, pipeline
-from phi3ov.engine.kv_pool import KVPool
-from phi3ov.engine.worker_batch import Batch
-from phi3ov.engine.worker_protocol import Submit
+from phi3ov.answer.token_stream import TokenRequest, TokenStream
+from phi3ov.engine import pipeline
+from phi3ov.engine.genai.kv_pool import KVPool
+from phi3ov.engine.protocol import EngineName
+from phi3ov.engine.worker.batch import Batch
+from phi3ov.engine.worker.protocol import Submit
 
 from .conftest import LoadModel, Zoo
 from .test_worker import wait_until

@@ -24,8 +24,10 @@ import openvino_genai
 import pytest
 
 from phi3ov import Artifact, Phi3Chat
-from phi3ov.engine import TokenRequest, pipeline, worker_process
-from phi3ov.engine.worker_protocol import Load, Submit
+from phi3ov.answer.token_stream import TokenRequest
+from phi3ov.engine import pipeline
+from phi3ov.engine.worker import child as worker_process
+from phi3ov.engine.worker.protocol import Load, Submit
 from phi3ov.model import Phi3Model
 
 from .conftest import LoadModel, Zoo

@@ -18,17 +18,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from phi3ov import (
-    Artifact,
-    CompressionError,
-    ExportProgress,
-    Int4Compression,
-    export_model,
-)
-from phi3ov.artifact import MODEL_BIN, MODEL_XML
-from phi3ov.compression import Compression
-from phi3ov.mapped import MappedConstants
-from phi3ov.progress import Phases
+from phi3ov import Artifact, CompressionError, ExportProgress, Int4Compression, export_model
+from phi3ov.artifact.folder import MODEL_BIN, MODEL_XML
+from phi3ov.exporter.mapped_weights import MappedConstants
+from phi3ov.exporter.progress import Phases
+from phi3ov.exporter.recipes import Compression
 
 from .checkpoints import FAMILY, build_checkpoint
 from .conftest import LoadModel, Zoo, left_in
@@ -361,7 +355,7 @@ def test_a_terminal_shows_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr("sys.stderr", terminal)
-    monkeypatch.setattr("phi3ov.progress._REPORT_EVERY_SECONDS", 0)
+    monkeypatch.setattr("phi3ov.exporter.progress._REPORT_EVERY_SECONDS", 0)
     with contextlib.closing(Phases(True)) as phases:
         phases.begin("convert")
         phases.begin("compress")
@@ -405,7 +399,8 @@ def test_weights_are_never_all_in_memory_nor_on_disk_in_full(
         return store(self, values, shape, element_type)
 
     monkeypatch.setattr(MappedConstants, "_store", count)
-    monkeypatch.setattr("phi3ov.mapped._WORTH_MOVING", 64)  # the shapes of reshapes are smaller
+    # The shapes of reshapes are smaller.
+    monkeypatch.setattr("phi3ov.exporter.mapped_weights._WORTH_MOVING", 64)
     largest: dict[str, int] = {}
 
     def look(progress: ExportProgress) -> None:

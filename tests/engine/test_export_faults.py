@@ -38,8 +38,8 @@ from phi3ov import (
     export_model,
     load_model,
 )
-from phi3ov.compression import Compression
-from phi3ov.logits import SourceModel
+from phi3ov.exporter.recipes import Compression
+from phi3ov.quality.logits import SourceModel
 
 from .checkpoints import FAMILY, LONGEST, build_checkpoint
 from .conftest import LoadModel, Zoo, left_in
@@ -291,7 +291,7 @@ def test_too_little_memory_is_noticed_before_the_work(
     zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The message says how much is needed, how much is there, and what to do."""
-    monkeypatch.setattr("phi3ov.workplace.free_memory", lambda: 500_000_000)
+    monkeypatch.setattr("phi3ov.exporter.workplace.free_memory", lambda: 500_000_000)
     words = r"needs about 0\.8 GB of memory, but 0\.5 GB are free\. Close other programs"
     with pytest.raises(ExportError, match=words):
         export_model(zoo.checkpoint(ROW), tmp_path / "made", progress=False)
@@ -338,7 +338,9 @@ _PROCESSES: Any = multiprocessing.get_context(
     "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 )
 if _PROCESSES.get_start_method() == "forkserver":  # so that torch is imported once, not 20 times
-    _PROCESSES.set_forkserver_preload(["phi3ov.compressor", "nncf", "optimum.exporters.openvino"])
+    _PROCESSES.set_forkserver_preload(
+        ["phi3ov.exporter.compress", "nncf", "optimum.exporters.openvino"]
+    )
 
 
 def _export_step_by_step(source: Path, target: Path, connection: Connection) -> None:
@@ -405,7 +407,7 @@ def test_a_tokenizer_that_was_not_converted_names_the_versions(
     zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The usual reason: openvino-tokenizers 2026.4.1 converts none with openvino 2026.4.0."""
-    monkeypatch.setattr("phi3ov.exporter._TOKENIZER_PAIR", ("not_written.xml",))
+    monkeypatch.setattr("phi3ov.exporter.export._TOKENIZER_PAIR", ("not_written.xml",))
     installed = rf"openvino {re.escape(version('openvino'))} and openvino-tokenizers "
     with pytest.raises(ExportError, match=installed + re.escape(version("openvino-tokenizers"))):
         export_model(zoo.checkpoint(ROW), tmp_path / "made", compression="int8", progress=False)

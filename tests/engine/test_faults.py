@@ -15,9 +15,9 @@ import pytest
 
 import phi3ov
 from phi3ov import EngineCrashedError, Message, Phi3Chat
-from phi3ov.artifact import MODEL_BIN
-from phi3ov.engine import EngineName
-from phi3ov.engine.worker import WorkerEngine
+from phi3ov.artifact.folder import MODEL_BIN
+from phi3ov.engine.protocol import EngineName
+from phi3ov.engine.worker.engine import WorkerEngine
 
 from .conftest import LoadModel, Zoo
 from .test_worker import is_running, kill, pid_of, start, wait_until
@@ -96,7 +96,7 @@ def test_a_batch_survives_the_death_of_its_worker(zoo: Zoo, load: LoadModel) -> 
 
 
 _FAILING_STEP = """
-from phi3ov.engine.worker_batch import Batch
+from phi3ov.engine.worker.batch import Batch
 
 step, steps = Batch.step, []
 

@@ -14,11 +14,11 @@ import pytest
 
 import phi3ov
 from phi3ov import OptionError, Phi3Chat, RuntimeConfig
-from phi3ov.engine import EngineName, EngineSetup
-from phi3ov.engine.kv_pool import KVPool, kv_block_bytes, plan_pool
+from phi3ov.engine.genai.draft import SpeculationPlan
+from phi3ov.engine.genai.kv_pool import KVPool, kv_block_bytes, plan_pool
 from phi3ov.engine.pipeline import PipelineEngine, scheduler_config
-from phi3ov.engine.speculative import SpeculationPlan
-from phi3ov.rope import ContextChoice
+from phi3ov.engine.protocol import EngineName, EngineSetup
+from phi3ov.runtime.rope import ContextChoice
 
 from .conftest import EXACT, LoadModel, Zoo
 from .truth import greedy, prompt_text

@@ -21,10 +21,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from phi3ov import Artifact, OptionError, Phi3Chat, UnsupportedModelError
-from phi3ov.artifact import MANIFEST_NAME, MODEL_BIN, MODEL_XML, Manifest, record_files
-from phi3ov.engine import EngineName
+from phi3ov.artifact.folder import MANIFEST_NAME, MODEL_BIN, MODEL_XML, Manifest, record_files
 from phi3ov.engine.pinned import open_pinned
-from phi3ov.rope import choose_context
+from phi3ov.engine.protocol import EngineName
+from phi3ov.runtime.rope import choose_context
 
 from .checkpoints import BORDER, LONGEST, LONGROPE_ROWS
 from .conftest import LoadModel, Zoo

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 
 from phi3ov import LoraAdapter, OptionError
-from phi3ov.engine import EngineName
 from phi3ov.engine.pipeline import scheduler_config
+from phi3ov.engine.protocol import EngineName
 
 from .conftest import EXACT, LoadModel, Zoo
 from .truth import LEAST_MARGIN, load_truth, prompt_text

@@ -12,12 +12,13 @@ import pytest
 
 import phi3ov
 from phi3ov import Artifact, DeviceError, PromptLookup, RuntimeConfig
-from phi3ov.engine import EngineSetup, TokenRequest
-from phi3ov.engine.npu import plan_static
+from phi3ov.answer.token_stream import TokenRequest
+from phi3ov.artifact.ir import WeightSummary
+from phi3ov.engine.genai.npu import plan_static
 from phi3ov.engine.pipeline import PipelineEngine
-from phi3ov.engine.worker import WorkerEngine
-from phi3ov.ir import WeightSummary
-from phi3ov.rope import ContextChoice
+from phi3ov.engine.protocol import EngineSetup
+from phi3ov.engine.worker.engine import WorkerEngine
+from phi3ov.runtime.rope import ContextChoice
 
 from .conftest import Zoo
 

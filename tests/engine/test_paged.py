@@ -18,10 +18,10 @@ import transformers
 
 import phi3ov
 from phi3ov import Phi3Chat, Phi3Model, RestoreError, RuntimeConfig
-from phi3ov.artifact import MODEL_XML
-from phi3ov.engine import TokenRequest
-from phi3ov.engine.paged_model import BLOCK_TOKENS
-from phi3ov.engine.sampling import choose_token, probabilities
+from phi3ov.answer.token_stream import TokenRequest
+from phi3ov.artifact.folder import MODEL_XML
+from phi3ov.engine.paged.model import BLOCK_TOKENS
+from phi3ov.engine.paged.sampling import choose_token, probabilities
 
 from .checkpoints import FAMILY, LONGEST, LONGROPE_ROWS, WINDOW
 from .conftest import LoadModel, Zoo
@@ -77,7 +77,7 @@ def test_a_prefix_of_many_chunks(
     prefix = prompt_text(200, seed=23)
     truth: tuple[int, ...] | None = None
     for chunk in (512, 33, 16):
-        monkeypatch.setattr("phi3ov.engine.paged.PREFILL_CHUNK_TOKENS", chunk)
+        monkeypatch.setattr("phi3ov.engine.paged.engine.PREFILL_CHUNK_TOKENS", chunk)
         model = load_paged(load, zoo.artifact(ROW))
         ids = save(model, prefix, tmp_path / "prefix.kv")
         model.complete(QUESTION, max_new_tokens=2)  # puts something else into the cache

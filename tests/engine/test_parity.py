@@ -8,8 +8,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from phi3ov import Phi3Chat, Tool
-from phi3ov.engine import EngineName
-from phi3ov.tools import describe_tools
+from phi3ov.engine.protocol import EngineName
+from phi3ov.prompt.tools import describe_tools
 
 from .checkpoints import FAMILY, LONGEST, LONGROPE_ROWS
 from .conftest import LoadModel, Zoo
@@ -118,7 +118,7 @@ def test_an_answer_ends_at_each_of_the_stop_tokens(
     engine: EngineName, zoo: Zoo, load: LoadModel
 ) -> None:
     """The engine stops right after whichever stop id comes first, and hands that id over too."""
-    from phi3ov.engine import TokenRequest
+    from phi3ov.answer.token_stream import TokenRequest
 
     model = load(zoo.artifact("phi-3-mini-4k"), engine=engine)
     prompt_ids = model.tokenizer.encode_raw(prompt_text(24))

@@ -10,8 +10,9 @@ import openvino
 import pytest
 
 from phi3ov import RuntimeConfig
-from phi3ov.engine import EngineName, properties
-from phi3ov.engine.properties import KEPT_KERNELS, device_properties
+from phi3ov.engine.protocol import EngineName
+from phi3ov.runtime import properties
+from phi3ov.runtime.properties import KEPT_KERNELS, device_properties
 
 from .conftest import EXACT, LoadModel, Zoo
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from phi3ov import Artifact, CompressionError, Int4Compression, export_model
-from phi3ov.artifact import MODEL_XML
-from phi3ov.calibration import evaluation_text
+from phi3ov.artifact.folder import MODEL_XML
+from phi3ov.artifact.ir import WeightLayer, layer_name, read_weights
 from phi3ov.cli import main
-from phi3ov.ir import WeightLayer, layer_name, read_weights
-from phi3ov.logits import SourceModel
-from phi3ov.quality import QualityReport, compare
+from phi3ov.exporter.calibration import evaluation_text
+from phi3ov.quality.logits import SourceModel
+from phi3ov.quality.report import QualityReport, compare
 
 from .checkpoints import FAMILY, build_checkpoint
 from .conftest import Zoo, left_in
@@ -243,8 +243,8 @@ def test_a_large_source_is_computed_in_float32_as_a_small_one_is(
     for row in (ROW, TIED):
         whole = SourceModel(zoo.checkpoint(row))
         assert _dtypes(whole) == {torch.float32}
-        monkeypatch.setattr("phi3ov.logits._SMALL_BYTES", 0)
-        monkeypatch.setattr("phi3ov.logits._WIDENED_VALUES", 128 * 50)
+        monkeypatch.setattr("phi3ov.quality.logits._SMALL_BYTES", 0)
+        monkeypatch.setattr("phi3ov.quality.logits._WIDENED_VALUES", 128 * 50)
         layered = SourceModel(zoo.checkpoint(row))
         assert _dtypes(layered) == {torch.bfloat16}
         monkeypatch.undo()

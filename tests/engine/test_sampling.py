@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from phi3ov import GenerationOptions, OptionError, Phi3Chat, Phi3Model
-from phi3ov.engine import EngineName, TokenRequest
+from phi3ov.answer.token_stream import TokenRequest
+from phi3ov.engine.protocol import EngineName
 
 from .conftest import LoadModel, Zoo
 from .truth import load_truth, prompt_text

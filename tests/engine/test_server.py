@@ -15,7 +15,7 @@ import pytest
 import uvicorn
 
 import phi3ov
-from phi3ov.engine.worker import WorkerEngine
+from phi3ov.engine.worker.engine import WorkerEngine
 
 from .conftest import EXACT, Zoo
 from .test_worker import wait_until

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from phi3ov.engine import EngineName
+from phi3ov.engine.protocol import EngineName
 
 from .checkpoints import WINDOW, WINDOW_ROWS
 from .conftest import LoadModel, Zoo

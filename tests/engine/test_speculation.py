@@ -10,7 +10,7 @@ import pytest
 
 import phi3ov
 from phi3ov import DraftModel, GenerationOptions, OptionError, Phi3Chat, PromptLookup
-from phi3ov.engine import EngineName
+from phi3ov.engine.protocol import EngineName
 
 from .checkpoints import BORDER, FAMILY, build_checkpoint
 from .conftest import LoadModel, Zoo

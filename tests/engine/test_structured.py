@@ -18,8 +18,8 @@ import pytest
 
 import phi3ov
 from phi3ov import OptionError, Phi3Chat, Phi3Model
-from phi3ov.engine import EngineName
-from phi3ov.engine.vocabulary import loses_first_space, token_bytes
+from phi3ov.engine.genai.vocabulary import loses_first_space, token_bytes
+from phi3ov.engine.protocol import EngineName
 
 from ..unit import fakes
 from . import checkpoints

@@ -20,10 +20,10 @@ from openvino import _offline_transformations
 from transformers import AutoTokenizer
 
 import phi3ov
-from phi3ov.artifact import MODEL_XML
-from phi3ov.chat_format import Message
-from phi3ov.ir import read_weights
-from phi3ov.prompt import ChatTokenizer
+from phi3ov.artifact.folder import MODEL_XML
+from phi3ov.artifact.ir import read_weights
+from phi3ov.prompt.chat_tokenizer import ChatTokenizer
+from phi3ov.prompt.formats import Message
 
 from ..processor import rounds_activations
 from .conftest import Zoo

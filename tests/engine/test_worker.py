@@ -28,10 +28,13 @@ from phi3ov import (
     QueueFullError,
     StateError,
 )
-from phi3ov.engine import EngineSetup, TokenRequest, TokenStream, worker_child, worker_protocol
+from phi3ov.answer.token_stream import TokenRequest, TokenStream
 from phi3ov.engine.pinned import pinned_folder
-from phi3ov.engine.worker import WorkerEngine
-from phi3ov.rope import ContextChoice
+from phi3ov.engine.protocol import EngineSetup
+from phi3ov.engine.worker import parent as worker_child
+from phi3ov.engine.worker import protocol as worker_protocol
+from phi3ov.engine.worker.engine import WorkerEngine
+from phi3ov.runtime.rope import ContextChoice
 
 from .checkpoints import BORDER
 from .conftest import EXACT, LoadModel, Zoo
@@ -569,7 +572,7 @@ def test_noise_on_stdout_does_not_reach_the_protocol() -> None:
     """What prints after the pipes were claimed prints to stderr."""
     code = """
 import os
-from phi3ov.engine.worker_process import _claim_pipes
+from phi3ov.engine.worker.child import _claim_pipes
 commands, reports = _claim_pipes()
 os.write(1, b"native noise\\n")
 print("python noise", flush=True)
@@ -667,7 +670,7 @@ def test_killed_while_loading_leaves_no_folder(
 import os, sys, threading
 import phi3ov
 from pathlib import Path
-from phi3ov.engine.worker_child import WorkerChild
+from phi3ov.engine.worker.parent import WorkerChild
 
 start = WorkerChild._start_process
 

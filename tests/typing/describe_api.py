@@ -20,21 +20,20 @@ import phi3ov
 SNAPSHOT = Path(__file__).with_name("api.txt")
 
 MODULES = {
-    "phi3ov.quality": ("QualityReport", "SampleAnswer", "compare"),
-    "phi3ov.quality_plot": ("draw_histogram",),
+    "phi3ov.quality": ("QualityReport", "SampleAnswer", "compare", "draw_histogram"),
     "phi3ov.reference": ("build_reference",),
-    "phi3ov.artifact": ("FileRecord", "Manifest"),
-    "phi3ov.batch": ("Conversation", "ReportProgress"),
-    "phi3ov.chat_format": ("Role",),
-    "phi3ov.compression": ("Compression",),
-    "phi3ov.engine": ("EngineName",),
-    "phi3ov.generation": ("JsonSchema", "OverflowPolicy", "QueuePolicy", "TimeoutPolicy"),
-    "phi3ov.ir": ("Precision", "WeightLayer", "WeightSummary"),
-    "phi3ov.progress": ("ProgressCallback",),
-    "phi3ov.reply": ("FinishReason",),
-    "phi3ov.rope": ("ContextChoice", "RopeFactors"),
-    "phi3ov.runtime": ("InferencePrecision", "KVCachePrecision", "PerformanceHint"),
-    "phi3ov.speculation": ("Speculation",),
+    "phi3ov.artifact.folder": ("FileRecord", "Manifest"),
+    "phi3ov.batch.runner": ("Conversation", "ReportProgress"),
+    "phi3ov.prompt.formats": ("Role",),
+    "phi3ov.exporter.recipes": ("Compression",),
+    "phi3ov.engine.protocol": ("EngineName",),
+    "phi3ov.answer.options": ("JsonSchema", "OverflowPolicy", "QueuePolicy", "TimeoutPolicy"),
+    "phi3ov.artifact.ir": ("Precision", "WeightLayer", "WeightSummary"),
+    "phi3ov.exporter.progress": ("ProgressCallback",),
+    "phi3ov.answer.reply": ("FinishReason",),
+    "phi3ov.runtime.rope": ("ContextChoice", "RopeFactors"),
+    "phi3ov.runtime.config": ("InferencePrecision", "KVCachePrecision", "PerformanceHint"),
+    "phi3ov.runtime.speculation": ("Speculation",),
 }
 """Public names that are not imported by the package itself; types that signatures name."""
 

@@ -20,16 +20,16 @@ from typing import Any
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from phi3ov.artifact import Artifact, FileRecord, Manifest
-from phi3ov.chat_format import FORMATS, ChatFormat
-from phi3ov.devices import DeviceChoice
-from phi3ov.engine import TokenRequest, TokenStream
+from phi3ov.answer.token_stream import TokenRequest, TokenStream
+from phi3ov.artifact.folder import Artifact, FileRecord, Manifest
 from phi3ov.engine.serial import SerialEngine
-from phi3ov.limits import RequestLimits
 from phi3ov.model import Phi3Model
-from phi3ov.prompt import ChatTokenizer
-from phi3ov.rope import ContextChoice
-from phi3ov.runtime import RuntimeConfig
+from phi3ov.prompt.chat_tokenizer import ChatTokenizer
+from phi3ov.prompt.formats import FORMATS, ChatFormat
+from phi3ov.runtime.config import RuntimeConfig
+from phi3ov.runtime.devices import DeviceChoice
+from phi3ov.runtime.limits import RequestLimits
+from phi3ov.runtime.rope import ContextChoice
 
 # --------------------------------------------------------------------------- templates
 # Copied from the checkpoints' tokenizer_config.json ("chat_template") on the hub.

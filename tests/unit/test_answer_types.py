@@ -15,11 +15,11 @@ from typing import Any, ClassVar, Literal
 import pydantic
 import pytest
 
-from phi3ov.answer_types import build_value, dataclass_schema
+from phi3ov.answer.options import GenerationOptions
 from phi3ov.errors import OptionError
-from phi3ov.generation import GenerationOptions
-from phi3ov.json_grammar import json_grammar
-from phi3ov.structured import AnswerShape
+from phi3ov.structured.json_schema import json_grammar
+from phi3ov.structured.shape import AnswerShape
+from phi3ov.structured.types import build_value, dataclass_schema
 
 from .grammar_sampler import GrammarSampler
 

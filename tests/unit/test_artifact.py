@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from phi3ov.artifact import Artifact, FileRecord, Manifest, hash_file, record_files
+from phi3ov.artifact.folder import Artifact, FileRecord, Manifest, hash_file, record_files
+from phi3ov.artifact.ir import WeightSummary
 from phi3ov.errors import ArtifactError, UnsupportedModelError
-from phi3ov.ir import WeightSummary
-from phi3ov.prompt import ChatTokenizer
+from phi3ov.prompt.chat_tokenizer import ChatTokenizer
 
 from .fakes import MINI
 

@@ -26,8 +26,9 @@ from phi3ov import (
     RequestLimits,
     StateError,
 )
-from phi3ov.batch import Conversation
-from phi3ov.engine import Engine, TokenRequest, TokenStream
+from phi3ov.answer.token_stream import TokenRequest, TokenStream
+from phi3ov.batch.runner import Conversation
+from phi3ov.engine.protocol import Engine
 
 from .fakes import MINI, Answer, FakeEngine, answer_ids, make_model
 

@@ -13,10 +13,10 @@ import pytest
 from filelock import FileLock
 
 from phi3ov import GenerationError, GenerationOptions, Message, OptionError, Phi3Model
-from phi3ov import batch_file as module
-from phi3ov.batch_file import run_batch_file
-from phi3ov.batch_output import describe_reply, locked_output
-from phi3ov.engine import TokenRequest
+from phi3ov.answer.token_stream import TokenRequest
+from phi3ov.batch import file as module
+from phi3ov.batch.file import run_batch_file
+from phi3ov.batch.records import describe_reply, locked_output
 
 from .fakes import MINI, Answer, FakeEngine, answer_ids, make_model
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from phi3ov.answer.options import GenerationOptions
+from phi3ov.answer.reply import ReplyPlan
+from phi3ov.answer.stream import ReplyStream
+from phi3ov.answer.token_stream import TokenRequest, TokenStream
 from phi3ov.chat import Phi3Chat
-from phi3ov.engine import TokenRequest, TokenStream
 from phi3ov.errors import GenerationError, OptionError, QueueFullError
-from phi3ov.generation import GenerationOptions
-from phi3ov.reply import ReplyPlan
-from phi3ov.stream import ReplyStream
-from phi3ov.text import AnswerText
+from phi3ov.prompt.detokenizer import AnswerText
 
 from .fakes import Answer, FakeEngine, answer_ids, make_model
 

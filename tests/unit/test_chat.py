@@ -11,9 +11,9 @@ from typing import cast
 
 import pytest
 
+from phi3ov.answer.options import GenerationOptions, Options
+from phi3ov.answer.token_stream import TokenRequest
 from phi3ov.chat import Phi3Chat
-from phi3ov.chat_format import Message
-from phi3ov.engine import TokenRequest
 from phi3ov.errors import (
     ContextLengthError,
     GenerationError,
@@ -22,7 +22,7 @@ from phi3ov.errors import (
     PromptError,
     StateError,
 )
-from phi3ov.generation import GenerationOptions, Options
+from phi3ov.prompt.formats import Message
 
 from .fakes import MEDIUM, MINI, Answer, FakeEngine, answer_ids, make_model
 

@@ -14,9 +14,9 @@ import pytest
 from huggingface_hub import errors
 from huggingface_hub.utils import _paths
 
-from phi3ov.artifact import vocabulary_size
-from phi3ov.checkpoint import Checkpoint
+from phi3ov.artifact.folder import vocabulary_size
 from phi3ov.errors import ExportError, Phi3OVError, UnsupportedModelError
+from phi3ov.exporter.checkpoint import Checkpoint
 
 CONFIG: dict[str, Any] = {
     "model_type": "phi3",

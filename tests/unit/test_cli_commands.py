@@ -18,12 +18,13 @@ import pytest
 from filelock import FileLock
 
 from phi3ov import Artifact, Phi3Model
-from phi3ov.artifact import record_files
+from phi3ov.answer.token_stream import TokenRequest
+from phi3ov.artifact.folder import record_files
 from phi3ov.cli import COMMANDS, build_parser, main
-from phi3ov.devices import DeviceInfo
-from phi3ov.engine import ENGINES, TokenRequest
-from phi3ov.exporter import ExportReport
-from phi3ov.quality import QualityReport
+from phi3ov.engine.protocol import ENGINES
+from phi3ov.exporter.export import ExportReport
+from phi3ov.quality.report import QualityReport
+from phi3ov.runtime.devices import DeviceInfo
 
 from .fakes import MINI, Answer, FakeEngine, answer_ids, make_model
 from .test_artifact import WEIGHTS, write_manifest
@@ -144,7 +145,7 @@ def test_the_json_of_every_reporting_command_is_written_down(
     )
     numbers: dict[str, Any] = dict.fromkeys(QualityReport.__slots__, 1)
     device = DeviceInfo(name="CPU", full_name="a CPU", memory_bytes=None, precisions=())
-    monkeypatch.setattr("phi3ov.exporter.export_model", lambda *_, **__: report)
+    monkeypatch.setattr("phi3ov.exporter.export.export_model", lambda *_, **__: report)
     monkeypatch.setattr("phi3ov.quality.compare", lambda *_, **__: QualityReport(**numbers))
     monkeypatch.setattr("phi3ov.cli.devices.describe_devices", lambda: (device,))
     monkeypatch.setattr("phi3ov.reference.build_reference", lambda path, **_: path)

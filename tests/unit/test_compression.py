@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from phi3ov.checkpoint import Checkpoint
-from phi3ov.compression import (
+from phi3ov.artifact.ir import WeightLayer
+from phi3ov.errors import CompressionError, OptionError
+from phi3ov.exporter.checkpoint import Checkpoint
+from phi3ov.exporter.recipes import (
     Compression,
     Int4Compression,
     check_compression,
     check_divisible,
     check_weights,
 )
-from phi3ov.errors import CompressionError, OptionError
-from phi3ov.ir import WeightLayer
 
 
 def test_the_default_recipe() -> None:

@@ -9,10 +9,10 @@ import pytest
 
 import phi3ov
 from phi3ov import Artifact, loading
-from phi3ov.devices import DeviceRefusal, choose_device, describe_devices
-from phi3ov.engine import EngineSetup
+from phi3ov.engine.protocol import EngineSetup
 from phi3ov.errors import DeviceError, OptionError
-from phi3ov.prompt import ChatTokenizer
+from phi3ov.prompt.chat_tokenizer import ChatTokenizer
+from phi3ov.runtime.devices import DeviceRefusal, choose_device, describe_devices
 
 from .fakes import MINI, Answer, FakeEngine, make_artifact
 

@@ -11,7 +11,7 @@ import pytest
 
 import phi3ov
 
-NEEDS_A_MODEL = {"phi3ov.chat.Phi3Chat", "phi3ov.reference.build_reference"}
+NEEDS_A_MODEL = {"phi3ov.chat.Phi3Chat", "phi3ov.reference.build.build_reference"}
 """Run elsewhere, by the end-to-end tests, with a real model."""
 
 

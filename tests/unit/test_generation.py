@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import pytest
 
+from phi3ov.answer.options import GenerationOptions, Options
+from phi3ov.answer.reply import Reply, Timings, Usage
 from phi3ov.errors import OptionError
-from phi3ov.generation import GenerationOptions, Options
-from phi3ov.reply import Reply, Timings, Usage
 
 REPLY = Reply(
     text="Hello\nyou",

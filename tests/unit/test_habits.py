@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 import phi3ov
-from phi3ov import ExportError, Int4Compression, chat_format
-from phi3ov.chat_format import ChatFormat, recognize_format
+from phi3ov import ExportError, Int4Compression
 from phi3ov.cli import main
-from phi3ov.compression import PRESETS
-from phi3ov.engine import ENGINES, load_engine
+from phi3ov.engine.protocol import ENGINES, load_engine
+from phi3ov.exporter.recipes import PRESETS
+from phi3ov.prompt import formats as chat_format
+from phi3ov.prompt.formats import ChatFormat, recognize_format
 
 ROOT = Path(__file__).parents[2]
 SOURCE = Path(phi3ov.__file__).parent
@@ -63,7 +64,7 @@ def test_a_recipe_is_added_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None
         raise ExportError("enough")
 
     monkeypatch.setitem(PRESETS, "toy", lambda: Int4Compression(ratio=0.25))
-    monkeypatch.setattr("phi3ov.exporter.export_model", note)
+    monkeypatch.setattr("phi3ov.exporter.export.export_model", note)
     assert main(["export", "source", "output", "--preset", "toy", "--group-size", "64"]) == 1
     assert asked == [Int4Compression(ratio=0.25, group_size=64)]
 

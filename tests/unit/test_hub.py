@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import errors
 
 from phi3ov import Artifact, ExportError, fetch_artifact, push_to_hub
-from phi3ov.artifact import record_files
+from phi3ov.artifact.folder import record_files
 
 from .test_artifact import write_manifest
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from phi3ov.artifact.ir import Precision, WeightLayer
 from phi3ov.cli.info import draw_layers
-from phi3ov.ir import Precision, WeightLayer
 
 
 def _layer(name: str, precision: Precision) -> WeightLayer:

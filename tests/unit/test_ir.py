@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from phi3ov.ir import WeightLayer, WeightSummary, bits_per_weight, read_weights, summarize
+from phi3ov.artifact.ir import WeightLayer, WeightSummary, bits_per_weight, read_weights, summarize
 
 DOWN = "model.layers.0.mlp.down_proj.weight"
 QKV = "model.layers.0.self_attn.qkv_proj.weight"

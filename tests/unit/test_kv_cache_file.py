@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from phi3ov.engine import kv_cache_file
-from phi3ov.engine.kv_cache_file import CacheFile, CacheOrigin, CacheTensor, write_cache
-from phi3ov.fingerprint import ModelFingerprint
+from phi3ov.artifact.fingerprint import ModelFingerprint
+from phi3ov.engine.paged import cache_file as kv_cache_file
+from phi3ov.engine.paged.cache_file import CacheFile, CacheOrigin, CacheTensor, write_cache
 
 ORIGIN = CacheOrigin(
     fingerprint=ModelFingerprint(weights="a", tokenizer="b", chat_format="c"),

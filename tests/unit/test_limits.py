@@ -18,7 +18,7 @@ from phi3ov import (
     RequestLimits,
     load_model,
 )
-from phi3ov.engine import TokenRequest
+from phi3ov.answer.token_stream import TokenRequest
 
 from .fakes import Answer, FakeEngine, answer_ids, make_model
 

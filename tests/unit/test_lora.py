@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from phi3ov import LoraAdapter, OptionError
-from phi3ov.lora import MOST_SCALE, read_adapter
+from phi3ov.runtime.lora import MOST_SCALE, read_adapter
 
 MODEL = {
     "hidden_size": 8,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from phi3ov.mapped import give_back
+from phi3ov.exporter.mapped_weights import give_back
 
 PAGES = 64
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phi3ov import regex_grammar
-from phi3ov.character_sets import Ranges, unite
+from phi3ov.answer.options import GenerationOptions
 from phi3ov.errors import OptionError
-from phi3ov.generation import GenerationOptions
-from phi3ov.grammar import repeat, rules
+from phi3ov.structured import regex as regex_grammar
+from phi3ov.structured.character_sets import Ranges, unite
+from phi3ov.structured.ebnf import repeat, rules
 
 from .grammar_sampler import GrammarSampler
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phi3ov.engine.kv_pool import KVPool
-from phi3ov.engine.prefix_cache import (
+from phi3ov.engine.genai.kv_pool import KVPool
+from phi3ov.engine.genai.prefix_cache import (
     CachedSequence,
     PrefixCache,
     UnfollowedCache,

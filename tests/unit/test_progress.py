@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from phi3ov.progress import ExportProgress, Phases
+from phi3ov.exporter.progress import ExportProgress, Phases
 
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[ExportProgress]:
     """What the callback gets, with every report sent."""
-    monkeypatch.setattr("phi3ov.progress._REPORT_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("phi3ov.exporter.progress._REPORT_EVERY_SECONDS", 0.0)
     return []
 
 

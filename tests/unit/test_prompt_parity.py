@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phi3ov.chat_format import ChatFormat, Message, Role, recognize_format
 from phi3ov.errors import PromptError, UnsupportedModelError
-from phi3ov.prompt import RUST_WHITE_SPACE, ChatTokenizer
-from phi3ov.tokenizer_files import make_tokenizer, parse_definition, read_stop_ids
+from phi3ov.prompt.chat_tokenizer import RUST_WHITE_SPACE, ChatTokenizer
+from phi3ov.prompt.formats import ChatFormat, Message, Role, recognize_format
+from phi3ov.prompt.tokenizer_files import make_tokenizer, parse_definition, read_stop_ids
 
 from .fakes import (
     KITS,

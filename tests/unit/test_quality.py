@@ -11,7 +11,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from phi3ov.quality import (
+from phi3ov.quality.plot import draw_histogram
+from phi3ov.quality.report import (
     KL_EDGES,
     QualityReport,
     SampleAnswer,
@@ -19,7 +20,6 @@ from phi3ov.quality import (
     divergence,
     log_probabilities,
 )
-from phi3ov.quality_plot import draw_histogram
 
 
 def slow_softmax(row: list[float]) -> list[float]:

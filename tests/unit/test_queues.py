@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from phi3ov.engine import TokenRequest, TokenStream
+from phi3ov.answer.token_stream import TokenRequest, TokenStream
 from phi3ov.engine.serial import SerialEngine
-from phi3ov.engine.worker_child import WorkerChild, WorkerStream
-from phi3ov.engine.worker_protocol import (
+from phi3ov.engine.worker.parent import WorkerChild, WorkerStream
+from phi3ov.engine.worker.protocol import (
     Cancel,
     Command,
     Forget,

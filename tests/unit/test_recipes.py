@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from phi3ov.calibration import cut_samples, default_texts, evaluation_text, hash_texts
-from phi3ov.chat_format import FORMATS
-from phi3ov.checkpoint import Checkpoint
-from phi3ov.compression import (
+from phi3ov.artifact.ir import WeightLayer
+from phi3ov.errors import CompressionError, OptionError
+from phi3ov.exporter.calibration import cut_samples, default_texts, evaluation_text, hash_texts
+from phi3ov.exporter.checkpoint import Checkpoint
+from phi3ov.exporter.recipes import (
     Int4Compression,
     check_divisible,
     check_ignored,
@@ -21,9 +22,8 @@ from phi3ov.compression import (
     describe_recipe,
     draw_samples,
 )
-from phi3ov.errors import CompressionError, OptionError
-from phi3ov.ir import WeightLayer
-from phi3ov.prompt import ChatTokenizer
+from phi3ov.prompt.chat_tokenizer import ChatTokenizer
+from phi3ov.prompt.formats import FORMATS
 
 PRESETS = (Int4Compression.accurate(), Int4Compression.small(), Int4Compression.npu())
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from phi3ov.errors import OptionError, UnsupportedModelError
-from phi3ov.rope import (
+from phi3ov.runtime.rope import (
     ContextChoice,
     RopeFactors,
     choose_context,

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from phi3ov.devices import choose_device
 from phi3ov.errors import DeviceError, OptionError
-from phi3ov.runtime import RuntimeConfig
+from phi3ov.runtime.config import RuntimeConfig
+from phi3ov.runtime.devices import choose_device
 
 CPU = {"CPU": "Intel CPU"}
 ONE_GPU = {"CPU": "Intel CPU", "GPU": "Arc"}

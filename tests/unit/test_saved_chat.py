@@ -15,13 +15,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from phi3ov.artifact import MODEL_BIN
+from phi3ov.answer.options import GenerationOptions
+from phi3ov.artifact.fingerprint import ModelFingerprint
+from phi3ov.artifact.folder import MODEL_BIN
 from phi3ov.chat import Phi3Chat
 from phi3ov.errors import OptionError, RestoreError
-from phi3ov.fingerprint import ModelFingerprint
-from phi3ov.generation import GenerationOptions
 from phi3ov.model import Phi3Model
-from phi3ov.tools import Tool
+from phi3ov.prompt.tools import Tool
 
 from .fakes import (
     MINI,

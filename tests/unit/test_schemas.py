@@ -14,9 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from phi3ov.answer.options import GenerationOptions
 from phi3ov.errors import OptionError
-from phi3ov.generation import GenerationOptions
-from phi3ov.json_grammar import json_grammar
+from phi3ov.structured.json_schema import json_grammar
 
 from .grammar_sampler import GrammarSampler
 

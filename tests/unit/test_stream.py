@@ -15,13 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from phi3ov.engine import Engine, TokenRequest, TokenStream
+from phi3ov.answer.options import GenerationOptions, Options
+from phi3ov.answer.reply import Reply
+from phi3ov.answer.stream import ReplyStream
+from phi3ov.answer.token_stream import TokenRequest, TokenStream
+from phi3ov.engine.protocol import Engine
 from phi3ov.engine.serial import SerialEngine, _serve, _State
 from phi3ov.errors import GenerationError, StateError
-from phi3ov.generation import GenerationOptions, Options
 from phi3ov.model import Phi3Model
-from phi3ov.reply import Reply
-from phi3ov.stream import ReplyStream
 
 from .fakes import MINI, Answer, FakeEngine, answer_ids, make_model
 

@@ -16,16 +16,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phi3ov.answer_types import build_value, dataclass_schema
-from phi3ov.character_sets import ANY, Ranges, common, unite, without
+from phi3ov.answer.options import GenerationOptions
+from phi3ov.answer.token_stream import TokenRequest
 from phi3ov.chat import Phi3Chat
-from phi3ov.engine import TokenRequest
-from phi3ov.engine.speculative import SpeculationPlan
+from phi3ov.engine.genai.draft import SpeculationPlan
 from phi3ov.errors import GenerationError, OptionError
-from phi3ov.generation import GenerationOptions
-from phi3ov.grammar import characters
-from phi3ov.json_grammar import json_grammar
-from phi3ov.json_values import integers_between
+from phi3ov.structured.character_sets import ANY, Ranges, common, unite, without
+from phi3ov.structured.ebnf import characters
+from phi3ov.structured.json_schema import json_grammar
+from phi3ov.structured.json_values import integers_between
+from phi3ov.structured.types import build_value, dataclass_schema
 
 from .fakes import Answer, FakeEngine, answer_ids, make_model
 

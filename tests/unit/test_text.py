@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from phi3ov.text import AnswerText, Detokenizer, StopStrings
+from phi3ov.prompt.detokenizer import AnswerText, Detokenizer, StopStrings
 
 from .fakes import MINI, MINI_NFKC, PHI4_KIT, PHI4_MINI_KIT, REFERENCE, Kit
 

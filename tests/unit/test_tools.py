@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from phi3ov.answer.reply import Reply
 from phi3ov.chat import Phi3Chat
-from phi3ov.chat_format import Message
 from phi3ov.errors import OptionError, PromptError
-from phi3ov.prompt import ChatTokenizer
-from phi3ov.reply import Reply
-from phi3ov.tools import Tool, ToolCall, describe_tools, parse_tool_calls
+from phi3ov.prompt.chat_tokenizer import ChatTokenizer
+from phi3ov.prompt.formats import Message
+from phi3ov.prompt.tools import Tool, ToolCall, describe_tools, parse_tool_calls
 
 from .fakes import (
     KITS,

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phi3ov.engine import TokenRequest, worker_protocol
-from phi3ov.engine.fields import ProtocolError
-from phi3ov.engine.worker_process import prompt_tokens_per_step
-from phi3ov.engine.worker_protocol import (
+from phi3ov.answer.token_stream import TokenRequest
+from phi3ov.engine.worker import protocol as worker_protocol
+from phi3ov.engine.worker.child import prompt_tokens_per_step
+from phi3ov.engine.worker.fields import ProtocolError
+from phi3ov.engine.worker.protocol import (
     Cancel,
     Failed,
     Forget,

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from phi3ov import workplace
-from phi3ov.artifact import MANIFEST_NAME
+from phi3ov.artifact.folder import MANIFEST_NAME
 from phi3ov.errors import ExportError
-from phi3ov.workplace import check_target, free_memory, open_workplace, put_into_place
+from phi3ov.exporter import workplace
+from phi3ov.exporter.workplace import check_target, free_memory, open_workplace, put_into_place
 
 
 @pytest.fixture

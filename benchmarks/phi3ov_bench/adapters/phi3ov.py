@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from phi3ov import Reply
-    from phi3ov.engine import EngineName
+    from phi3ov.engine.protocol import EngineName
 
 
 class Phi3OV(Adapter):

@@ -6,9 +6,9 @@ import argparse
 import math
 from typing import Any
 
-from ..engine import ENGINES, EngineName
+from ..engine.protocol import ENGINES, EngineName
 from ..errors import OptionError
-from ..runtime import RuntimeConfig
+from ..runtime.config import RuntimeConfig
 
 
 def add_json(parser: argparse.ArgumentParser, what: str) -> None:

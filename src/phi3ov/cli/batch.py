@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..batch import BatchProgress
+from ..batch.runner import BatchProgress
 from ..errors import OptionError, Phi3OVError
-from ..limits import RequestLimits
+from ..runtime.limits import RequestLimits
 from .arguments import add_json, add_model, loading_options
 from .printing import print_json
 
@@ -47,9 +47,9 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
-    from ..batch_file import answer_lines
-    from ..batch_output import locked_output
-    from ..generation import GenerationOptions
+    from ..answer.options import GenerationOptions
+    from ..batch.file import answer_lines
+    from ..batch.records import locked_output
     from ..loading import load_model
 
     chosen = GenerationOptions(

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError, Phi3OVError
-from ..speculation import DraftModel, PromptLookup, Speculation
+from ..runtime.speculation import DraftModel, PromptLookup, Speculation
 from .arguments import add_json, add_model, gigabytes_to_bytes, loading_options
 from .printing import bold, dim, print_json
 
 if TYPE_CHECKING:
+    from ..answer.reply import LoadTimings, Reply
+    from ..answer.stream import ReplyStream
     from ..chat import Phi3Chat
-    from ..reply import LoadTimings, Reply
-    from ..stream import ReplyStream
     from . import Commands
 
 EXAMPLE = 'phi3ov chat phi3-int4 "What is the capital of France?"'
@@ -57,8 +57,8 @@ def _read_schema(path: Path | None) -> Any:
 
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
+    from ..answer.options import GenerationOptions
     from ..chat import Phi3Chat
-    from ..generation import GenerationOptions
     from ..loading import load_model
 
     if options.json and options.message is None:
@@ -138,7 +138,7 @@ def _answer(chat: Phi3Chat, message: str, *, show: bool = True) -> Reply:
 
 
 def _answer_once(chat: Phi3Chat, message: str, *, as_json: bool) -> None:
-    from ..batch_output import describe_reply
+    from ..batch.records import describe_reply
 
     reply = _answer(chat, message, show=not as_json)
     if as_json:

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from ..devices import describe_devices
+from ..runtime.devices import describe_devices
 from .arguments import add_json
 from .printing import gigabytes
 

@@ -19,7 +19,7 @@ EXAMPLE = "phi3ov export microsoft/Phi-3-mini-4k-instruct phi3-int4 --preset acc
 
 def add(commands: Commands) -> None:
     """Declare the command and its arguments."""
-    from ..compression import PRESETS
+    from ..exporter.recipes import PRESETS
 
     parser = commands.add_parser("export", help="checkpoint to an exported folder")
     parser.add_argument("source", help="a checkpoint folder or a hub id")
@@ -50,8 +50,8 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
-    from ..compression import PRESETS, Compression, Int4Compression
-    from ..exporter import export_model
+    from ..exporter.export import export_model
+    from ..exporter.recipes import PRESETS, Compression, Int4Compression
 
     texts = tuple(read_text(path) for path in options.calibrate or ())
     chosen: dict[str, Any] = {

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ..artifact import Artifact
-from ..ir import Precision, WeightLayer
-from ..rope import has_longrope, original_context
+from ..artifact.folder import Artifact
+from ..artifact.ir import Precision, WeightLayer
+from ..runtime.rope import has_longrope, original_context
 from .arguments import add_json
 from .printing import bold, flatten
 
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _gather_info(artifact: Artifact) -> dict[str, Any]:
-    from ..prompt import ChatTokenizer
+    from ..prompt.chat_tokenizer import ChatTokenizer
 
     tokenizer = ChatTokenizer.from_folder(artifact.path, artifact.chat_format)
     manifest = artifact.manifest

@@ -36,8 +36,7 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
-    from ..quality import compare
-    from ..quality_plot import draw_histogram
+    from ..quality import compare, draw_histogram
 
     if options.svg is not None:
         check_writable(options.svg)  # the comparison takes minutes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from ..artifact import Artifact
+from ..artifact.folder import Artifact
 from ..errors import Phi3OVError
 from .arguments import add_json
 from .printing import print_json

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import openvino
 
-from ..artifact import MODEL_BIN, MODEL_XML
+from ..artifact.folder import MODEL_BIN, MODEL_XML
 from ..errors import OptionError
-from ..rope import original_context, pin_factors
+from ..runtime.rope import original_context, pin_factors
 
 if TYPE_CHECKING:
-    from ..artifact import Artifact
-    from ..rope import ContextChoice
+    from ..artifact.folder import Artifact
+    from ..runtime.rope import ContextChoice
 
 
 class PinnedModel(NamedTuple):

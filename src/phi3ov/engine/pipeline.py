@@ -15,18 +15,19 @@ import openvino
 import openvino_genai
 
 from ..errors import DeviceError, GenerationError, OptionError
-from ..lora import AdapterFile, read_adapter
-from .kv_pool import plan_pool
-from .npu import is_npu, plan_static
+from ..runtime.lora import AdapterFile, read_adapter
+from ..runtime.properties import compiling, device_properties
+from .genai.draft import plan_speculation
+from .genai.kv_pool import plan_pool
+from .genai.npu import is_npu, plan_static
+from .genai.prefix_cache import follow_cache
+from .genai.vocabulary import grammar_tokenizer, loses_first_space
 from .pinned import open_pinned
-from .prefix_cache import follow_cache
-from .properties import compiling, device_properties
 from .serial import SerialEngine
-from .speculative import plan_speculation
-from .vocabulary import grammar_tokenizer, loses_first_space
 
 if TYPE_CHECKING:
-    from . import EngineSetup, TokenRequest, TokenStream
+    from ..answer.token_stream import TokenRequest, TokenStream
+    from .protocol import EngineSetup
 
 PREFILL_CHUNK_TOKENS = 512
 """Prompt tokens per forward pass: bounds the memory that a long prompt takes."""

@@ -13,9 +13,9 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 
+from ..answer.token_stream import TokenRequest, TokenStream
 from ..errors import GenerationError, Phi3OVError, QueueFullError, StateError
-from ..limits import RequestLimits
-from . import TokenRequest, TokenStream
+from ..runtime.limits import RequestLimits
 
 RunRequest = Callable[[TokenStream], None]
 """Generates for one stream: puts ids, looks at ``stream.cancelled`` after each, and returns."""

@@ -13,14 +13,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingDependencyError, OptionError
-from ..patches import su_rope_accepted
-from ..quiet import quiet_tools
+from ..runtime.properties import compiling, device_properties
+from ..thirdparty.patches import su_rope_accepted
+from ..thirdparty.quiet import quiet_tools
 from .pinned import open_pinned
-from .properties import compiling, device_properties
 from .serial import SerialEngine
 
 if TYPE_CHECKING:
-    from . import EngineSetup, TokenRequest, TokenStream
+    from ..answer.token_stream import TokenRequest, TokenStream
+    from .protocol import EngineSetup
 
 
 class TransformersEngine(SerialEngine):

@@ -1,0 +1,247 @@
+"""What a caller may choose for an answer: `GenerationOptions`, plain values that are checked.
+
+What comes back is ``reply.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, TypedDict, get_args
+
+from ..errors import OptionError
+from ..structured.shape import AnswerShape, answer_shape, copy_schema
+from ..validation import is_number, require_integer
+
+OverflowPolicy = Literal["raise", "clamp", "drop_oldest"]
+"""What to do when prompt and answer do not fit the context; see `GenerationOptions`."""
+
+TimeoutPolicy = Literal["drop", "keep"]
+"""Whether a turn whose time was over enters the history; see `GenerationOptions`."""
+
+QueuePolicy = Literal["raise", "wait"]
+"""What to do when as many requests wait as may; see `GenerationOptions`."""
+
+
+MOST_CANDIDATES = 64
+"""The most answers that one request may draw."""
+LEAST_ABOVE_ZERO = 1e-30
+"""The least size of a number that is not 0: in the 32 bits of engines, smaller ones become 0, or
+scores that are divided by them infinite."""
+
+
+JsonSchema = dict[str, Any] | type[Any]
+"""A JSON schema, or a dataclass or pydantic model that stands for its own."""
+
+
+class Options(TypedDict, total=False):
+    """The fields of `GenerationOptions`, each optional: the changes for one call."""
+
+    max_new_tokens: int
+    stop: tuple[str, ...]
+    temperature: float
+    top_p: float
+    top_k: int | None
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    seed: int | None
+    candidates: int
+    logprobs: bool
+    json_schema: JsonSchema | None
+    regex: str | None
+    choices: tuple[str, ...] | None
+    on_overflow: OverflowPolicy
+    timeout_seconds: float | None
+    on_timeout: TimeoutPolicy
+    on_full_queue: QueuePolicy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationOptions:
+    """How an answer is generated; the defaults are greedy decoding of up to 1024 tokens.
+
+    Attributes:
+        max_new_tokens: The most tokens an answer may have, the stop token included; at least 1.
+        stop: Strings that end the answer. They may span tokens and are never shown, not even
+            in part.
+        temperature: 0 takes the likeliest token each time (greedy). Above 0 the next token is
+            drawn at random from the distribution sharpened (below 1) or flattened (above 1).
+            At most 100, and above 0 at least 1e-30.
+        top_p: Draw only from the likeliest tokens that together reach this probability,
+            in (0, 1]; needs a temperature above 0.
+        top_k: Draw only from this many likeliest tokens; None for all of them; needs a
+            temperature above 0.
+        min_p: Draw only from tokens at least this share as likely as the likeliest, in [0, 1);
+            0.0 is off; needs a temperature above 0.
+        repetition_penalty: Divides the score of tokens that prompt or answer already hold
+            (multiplies it where it is negative); 1.0 is off, must be above 0.
+        presence_penalty: Moves the score of tokens that the answer already holds towards zero
+            by this much, -2 to 2; 0.0 is off. This is openvino-genai's rule: a negative score
+            rises, where other libraries would lower it further.
+        frequency_penalty: The same, times how often the answer holds the token.
+        seed: Makes the drawing repeatable, 0 to 2**32 - 1; needs a temperature above 0. None
+            draws a new seed, which the reply records.
+        candidates: How many answers to draw, each with a seed of its own: ``seed``,
+            ``seed + 1`` and so on. More than one needs a temperature above 0. The first is
+            the reply and is streamed; all are in `Reply.candidates`.
+        logprobs: Report how likely the model found each token (`Reply.logprobs`); needs
+            ``engine="worker"`` or ``"paged"``.
+        json_schema: The answer is JSON that fits this schema: a dictionary, a dataclass or a
+            pydantic model. `Reply.parsed` is its value, or an instance of the class. Needs
+            ``engine="pipeline"`` or ``"worker"``, as do the next two.
+        regex: The answer matches this regular expression from its beginning to its end.
+        choices: The answer is one of these strings.
+        on_overflow: When prompt and ``max_new_tokens`` exceed the context: ``"raise"`` a
+            `ContextLengthError`, ``"clamp"`` ``max_new_tokens`` to what fits, or
+            ``"drop_oldest"`` turns (whole turns, never the system prompt). The reply says
+            what was done (`Reply.max_new_tokens`, `Reply.dropped_turns`).
+        timeout_seconds: How long the answer may take from now, waiting for others included;
+            None for as long as it takes. When the time is over, the reply holds what there
+            is, possibly nothing, with the finish reason ``"timeout"``.
+        on_timeout: ``"drop"`` a turn whose time was over, so that the history stays as it was,
+            or ``"keep"`` it with the partial answer; needs ``timeout_seconds``.
+        on_full_queue: When as many requests wait as `RequestLimits` allows: ``"raise"`` a
+            `QueueFullError`, or ``"wait"`` behind them.
+
+    Raises:
+        OptionError: A value is out of its range, or contradicts another.
+
+    Example:
+        >>> GenerationOptions(temperature=0.7, seed=1).max_new_tokens
+        1024
+        >>> GenerationOptions(top_p=0.9)
+        Traceback (most recent call last):
+            ...
+        phi3ov.errors.OptionError: top_p=0.9 has no effect at temperature=0.0 (greedy decoding). \
+Set a temperature above 0, or leave top_p out.
+    """
+
+    max_new_tokens: int = 1024
+    stop: tuple[str, ...] = ()
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    candidates: int = 1
+    logprobs: bool = False
+    json_schema: JsonSchema | None = field(default=None, hash=False)
+    regex: str | None = None
+    choices: tuple[str, ...] | None = None
+    on_overflow: OverflowPolicy = "raise"
+    timeout_seconds: float | None = None
+    on_timeout: TimeoutPolicy = "drop"
+    on_full_queue: QueuePolicy = "raise"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            raise OptionError(
+                f"stop={self.stop!r} is a string; give a tuple: stop=({self.stop!r},)"
+            )
+        if not isinstance(self.stop, tuple | list):
+            raise OptionError(f"stop={self.stop!r} must be a tuple of strings.")
+        object.__setattr__(self, "stop", tuple(self.stop))
+        require_integer("max_new_tokens", self.max_new_tokens, least=1)
+        if any(not isinstance(text, str) or not text for text in self.stop):
+            raise OptionError(f"stop={self.stop!r} must hold non-empty strings only.")
+        _require_number("temperature", self.temperature, least=0.0, most=100.0)
+        _require_number("top_p", self.top_p, above=0.0, most=1.0)
+        _require_number("min_p", self.min_p, least=0.0, below=1.0)
+        _require_number("repetition_penalty", self.repetition_penalty, above=0.0, most=100.0)
+        _require_number("presence_penalty", self.presence_penalty, least=-2.0, most=2.0)
+        _require_number("frequency_penalty", self.frequency_penalty, least=-2.0, most=2.0)
+        require_integer("candidates", self.candidates, least=1, most=MOST_CANDIDATES)
+        if not isinstance(self.logprobs, bool):
+            raise OptionError(f"logprobs={self.logprobs!r} must be True or False.")
+        if self.top_k is not None:
+            require_integer("top_k", self.top_k, least=1, most=2**31 - 1)
+        if self.seed is not None:
+            require_integer("seed", self.seed, least=0, most=2**32 - 1)
+        for name, choices in _POLICIES.items():
+            if getattr(self, name) not in choices:
+                listed = " or ".join((", ".join(map(repr, choices[:-1])), repr(choices[-1])))
+                raise OptionError(f"{name}={getattr(self, name)!r} is not {listed}.")
+        if self.timeout_seconds is not None:
+            _require_number("timeout_seconds", self.timeout_seconds, above=0.0, most=1e6)
+        elif self.on_timeout != "drop":
+            raise OptionError(
+                f"on_timeout={self.on_timeout!r} has no effect without timeout_seconds. Set "
+                "timeout_seconds, or leave on_timeout out."
+            )
+        if self.temperature == 0:
+            self._refuse_sampling_options()
+        self._check_shape()
+
+    def _check_shape(self) -> None:
+        object.__setattr__(self, "json_schema", copy_schema(self.json_schema))
+        if isinstance(self.choices, list):
+            object.__setattr__(self, "choices", tuple(self.choices))
+        if self.shape() is not None and self.stop:
+            raise OptionError(
+                f"stop={self.stop!r} contradicts json_schema, regex and choices: it would cut the "
+                "answer off within. Leave stop out."
+            )
+
+    def shape(self) -> AnswerShape | None:
+        """Return what ``json_schema``, ``regex`` or ``choices`` ask for; None without them."""
+        return answer_shape(json_schema=self.json_schema, regex=self.regex, choices=self.choices)
+
+    def _refuse_sampling_options(self) -> None:
+        for name, neutral in _SAMPLING_ONLY.items():
+            value = getattr(self, name)
+            if value != neutral:
+                raise OptionError(
+                    f"{name}={value} has no effect at temperature=0.0 (greedy decoding). "
+                    f"Set a temperature above 0, or leave {name} out."
+                )
+
+    def changed(self, changes: Options) -> GenerationOptions:
+        """Return these options with the ``changes`` of one call.
+
+        Raises:
+            OptionError: A name is not an option, or a value is not allowed.
+        """
+        known = {one.name for one in fields(self)}
+        for name in changes:
+            if name not in known:
+                raise OptionError(
+                    f"{name!r} is not an option. Options: {', '.join(sorted(known))}."
+                )
+        return replace(self, **changes)
+
+
+_POLICIES: dict[str, tuple[str, ...]] = {
+    "on_overflow": get_args(OverflowPolicy),
+    "on_timeout": get_args(TimeoutPolicy),
+    "on_full_queue": get_args(QueuePolicy),
+}
+
+
+_SAMPLING_ONLY = {"top_p": 1.0, "top_k": None, "min_p": 0.0, "seed": None, "candidates": 1}
+"""What needs a temperature above 0, and the value that says nothing."""
+
+
+def _require_number(
+    name: str,
+    value: object,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    most: float = math.inf,
+    below: float = math.inf,
+) -> None:
+    if not is_number(value) or not (least <= value <= most and above < value < below):
+        low = f"above {above}" if above > -math.inf else f"at least {least}"
+        high = f"below {below}" if below < math.inf else f"at most {most}"
+        raise OptionError(f"{name}={value!r} must be a number {low} and {high}.")
+    if 0 < abs(value) < LEAST_ABOVE_ZERO:
+        zero = "" if above >= 0 else "0, or "
+        raise OptionError(
+            f"{name}={value!r} is too near to 0 for engines, which calculate in 32 bits. Give "
+            f"{zero}at least {LEAST_ABOVE_ZERO}."
+        )

@@ -1,0 +1,185 @@
+"""What comes back: the finished answer, `Reply`, with its `Usage` and `Timings`.
+
+The answer while it is being made is ``stream.py``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..errors import GenerationError
+from ..prompt.tools import ToolCall
+from ..structured.shape import AnswerShape
+
+FinishReason = Literal["stop", "length", "cancelled", "timeout"]
+"""Why an answer ended: by itself, at its token limit, cancelled, or at its time limit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """How many tokens an answer took.
+
+    Attributes:
+        prompt_tokens: Tokens of the whole prompt, history included.
+        cached_tokens: How many of those the engine did not have to read again; with speculation
+            at most too low (docs/how-it-works.md, "Cached tokens").
+        completion_tokens: Tokens that the model produced, a stop token included.
+        accepted_tokens: How many of those were proposed by `PromptLookup` or a `DraftModel`, and
+            so took no pass over the weights of their own.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    accepted_tokens: int = 0
+
+    @property
+    def tokens_per_pass(self) -> float:
+        """Tokens per pass over the weights; 1.0 without speculation, 0.0 without tokens."""
+        passes = self.completion_tokens - self.accepted_tokens
+        return self.completion_tokens / passes if passes else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """How long an answer took, in seconds from the moment it was asked for.
+
+    Attributes:
+        first_token_seconds: Until the first token; waiting for other requests is part of it.
+        total_seconds: Until the last token.
+        tokens_per_second: Rate of decoding: tokens after the first over the time after it;
+            0.0 when there was at most one token.
+    """
+
+    first_token_seconds: float
+    total_seconds: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadTimings:
+    """How long a model took to load, in seconds.
+
+    Attributes:
+        read_seconds: Manifest, tokenizer and choice of the device.
+        compile_seconds: The engine: reading the IR and compiling it for the device.
+        verify_seconds: Waiting for the checksums after that; they run beside it.
+        warm_up_seconds: The first tokens, for which weights are repacked; 0.0 without warm-up.
+    """
+
+    read_seconds: float = 0.0
+    compile_seconds: float = 0.0
+    verify_seconds: float = 0.0
+    warm_up_seconds: float = 0.0
+
+    @property
+    def total_seconds(self) -> float:
+        """All of it."""
+        return self.read_seconds + self.compile_seconds + self.verify_seconds + self.warm_up_seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """One finished answer; ``str(reply)`` is its text.
+
+    Attributes:
+        text: The answer, without control tokens and without the stop string.
+        token_ids: The ids that the model produced, without the stop token.
+        finish_reason: ``"stop"`` (the model or a stop string ended it); or the answer is
+            incomplete: ``"length"`` (``max_new_tokens`` was reached), ``"cancelled"`` or
+            ``"timeout"`` (``timeout_seconds`` were over).
+        stopped_by: The control token or the stop string that ended it; None otherwise.
+        usage: Token counts.
+        timings: Durations.
+        max_new_tokens: The limit in force, which is lower than the one asked for when
+            ``on_overflow="clamp"`` had to act.
+        dropped_turns: How many of the oldest turns ``on_overflow="drop_oldest"`` left out.
+        seed: The seed that the tokens were drawn with; None for greedy decoding.
+        tool_calls: The calls that the model asked for; see `Tool`.
+        logprobs: With ``logprobs=True``: for each of ``token_ids`` the natural logarithm of
+            the probability that the model gave it, before temperature, penalties, filters
+            and grammar. None otherwise.
+        parsed: With ``json_schema``: the value of the answer, as a dictionary (or what else
+            the schema allows) or as an instance of the class that was given. With ``regex``
+            and ``choices``: the text. None where the answer was cut off, which
+            ``finish_reason`` says, because then it is no whole value.
+        candidates: With ``candidates=n``: all n answers in the order of their seeds, this one
+            first. Empty otherwise.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    stopped_by: str | None
+    usage: Usage
+    timings: Timings
+    max_new_tokens: int
+    dropped_turns: int = 0
+    seed: int | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[float, ...] | None = None
+    parsed: Any = None
+    candidates: tuple[Reply, ...] = ()
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplyPlan:
+    """What is known of an answer before its first token; `ReplyStream` completes it."""
+
+    prompt_tokens: int
+    max_new_tokens: int
+    dropped_turns: int = 0
+    seed: int | None = None
+    logprobs: bool = False
+    shape: AnswerShape | None = None
+
+    def parse(self, text: str) -> Any:
+        """Return the value of a finished answer; None if it was not asked to have a shape.
+
+        Raises:
+            GenerationError: A class that stands for a schema has rules of its own.
+        """
+        if self.shape is None:
+            return None
+        try:
+            return self.shape.parse(text)
+        except Exception as error:
+            raise GenerationError(
+                f"The answer has the shape that was asked for, and its type refuses it: {error}"
+            ) from error
+
+
+class Meter:
+    """Counts what has been read of an answer; when it came, the engine's side has noted."""
+
+    def __init__(self, asked_at: float, put_at: Sequence[float]) -> None:
+        """Measure from ``asked_at``; ``put_at`` grows by one with each pass of the engine."""
+        self.completion_tokens = 0
+        self.passes = 0
+        self._asked_at = asked_at
+        self._put_at = put_at
+
+    def usage(self, *, prompt_tokens: int, cached_tokens: int) -> Usage:
+        """Return what the answer took so far."""
+        return Usage(
+            prompt_tokens=prompt_tokens,
+            cached_tokens=cached_tokens,
+            completion_tokens=self.completion_tokens,
+            accepted_tokens=self.completion_tokens - self.passes,
+        )
+
+    def timings(self) -> Timings:
+        """Return the durations of the answer so far."""
+        times = self._put_at[: self.passes] or (time.perf_counter(),)
+        after_first, seconds = self.completion_tokens - 1, times[-1] - times[0]
+        return Timings(
+            first_token_seconds=times[0] - self._asked_at,
+            total_seconds=times[-1] - self._asked_at,
+            tokens_per_second=after_first / seconds if after_first > 0 and seconds > 0 else 0.0,
+        )

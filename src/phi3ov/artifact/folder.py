@@ -1,0 +1,308 @@
+"""What an exported folder contains: the manifest ``phi3ov.json`` and the check against it.
+
+An artifact is a folder that `phi3ov.export_model` made. It holds the OpenVINO model and
+tokenizer, the checkpoint's own tokenizer and configs, and the manifest, which records where it
+came from, what was asked for, what the model really holds, and size and SHA-256 of every file.
+Making one is ``exporter.py``'s work, running one is ``model.py``'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..errors import ArtifactError
+from ..prompt.formats import FORMATS, ChatFormat
+from .ir import WeightLayer, WeightSummary, bits_per_weight, summarize
+
+_LOGGER = logging.getLogger("phi3ov")
+
+MANIFEST_NAME = "phi3ov.json"
+MODEL_XML = "openvino_model.xml"
+MODEL_BIN = "openvino_model.bin"
+FORMAT_VERSION = 1
+"""Version of the manifest; a folder of another version is refused."""
+
+_CHUNK_BYTES = 8 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRecord:
+    """Size and SHA-256 of one file, as they were when the export finished.
+
+    Attributes:
+        size_bytes: Its size.
+        sha256: Its SHA-256, as 64 hexadecimal digits.
+    """
+
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The content of ``phi3ov.json``.
+
+    Attributes:
+        source: Hub id or folder that was exported.
+        revision: Branch, tag or commit that was asked for; None for a folder.
+        commit: The commit that the revision stood for; None for a folder.
+        source_bytes: Bytes of the checkpoint's weights.
+        recipe: The compression asked for, by its field names.
+        weights: What the model really holds, by precision and group size.
+        chat_format: Name of the chat format that the checkpoint's own template writes.
+        system_messages: What that template does with system messages.
+        versions: Versions of the tools that made the export.
+        files: Every other file of the folder, by its path with forward slashes.
+        layers: Every weight of the model, one by one.
+        format_version: Version of this manifest.
+    """
+
+    source: str
+    revision: str | None
+    commit: str | None
+    source_bytes: int
+    recipe: Mapping[str, Any]
+    weights: tuple[WeightSummary, ...]
+    chat_format: str
+    system_messages: str
+    versions: Mapping[str, str]
+    files: Mapping[str, FileRecord]
+    layers: tuple[WeightLayer, ...] = ()
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        """Return the manifest as the text of ``phi3ov.json``: the same for the same content."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Parse the text of ``phi3ov.json``.
+
+        Raises:
+            ArtifactError: It is no manifest, or one of another version.
+        """
+        try:
+            values = json.loads(text)
+            version = values["format_version"]
+            if version != FORMAT_VERSION:
+                raise ArtifactError(
+                    f"{MANIFEST_NAME} has format_version={version!r}; this phi3ov reads "
+                    f"{FORMAT_VERSION}. Export the checkpoint again, or install the phi3ov that "
+                    "made it."
+                )
+            values["weights"] = tuple(WeightSummary(**one) for one in values["weights"])
+            values["layers"] = tuple(WeightLayer(**one) for one in values.get("layers", ()))
+            values["files"] = {name: FileRecord(**one) for name, one in values["files"].items()}
+            unknown = values.keys() - {field.name for field in fields(cls)}
+            if unknown:
+                raise TypeError(f"unknown fields {sorted(unknown)}")
+            return cls(**values)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            if isinstance(error, ArtifactError):
+                raise
+            raise ArtifactError(f"{MANIFEST_NAME} cannot be read: {error!r}.") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """An exported folder whose manifest has been read.
+
+    Attributes:
+        path: The folder.
+        manifest: What ``phi3ov.json`` says.
+        config: The checkpoint's ``config.json``.
+    """
+
+    path: Path
+    manifest: Manifest
+    config: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path) -> Artifact:
+        """Read the manifest of an exported folder and check that every file is there, whole.
+
+        Sizes are compared, contents are not: that is `verify`'s work.
+
+        Raises:
+            ArtifactError: The folder is none that phi3ov exported, or files are missing or of
+                another size; lists all of them.
+
+        Example:
+            >>> Artifact.open("models/no-such-folder")
+            Traceback (most recent call last):
+                ...
+            phi3ov.errors.ArtifactError: models/no-such-folder is not a folder. Export a \
+checkpoint into it first: phi3ov.export_model(source, 'models/no-such-folder').
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            raise ArtifactError(
+                f"{folder} is not a folder. Export a checkpoint into it first: "
+                f"phi3ov.export_model(source, {str(path)!r})."
+            )
+        manifest_path = folder / MANIFEST_NAME
+        try:
+            if manifest_path.is_file():
+                manifest = Manifest.from_json(manifest_path.read_text(encoding="utf-8"))
+            else:
+                manifest = _describe_foreign(folder)
+        except UnicodeDecodeError as error:
+            raise ArtifactError(f"{manifest_path} is not UTF-8: {error}.") from error
+        except OSError as error:
+            raise ArtifactError(f"{folder} cannot be read: {error}.") from error
+        problems = [
+            problem
+            for name, record in manifest.files.items()
+            for problem in _size_problems(folder, name, record)
+        ]
+        if problems:
+            raise ArtifactError(f"{folder} is not as it was exported:", problems=tuple(problems))
+        try:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise ArtifactError(f"{folder / 'config.json'} cannot be read: {error!r}.") from error
+        if not isinstance(config, dict):
+            raise ArtifactError(f"{folder / 'config.json'} holds no JSON object.")
+        return cls(path=folder, manifest=manifest, config=config)
+
+    @property
+    def chat_format(self) -> ChatFormat:
+        """The chat format that the manifest names.
+
+        Raises:
+            ArtifactError: This phi3ov does not know it.
+        """
+        for chat_format in FORMATS:
+            if (chat_format.name, chat_format.system_messages) == (
+                self.manifest.chat_format,
+                self.manifest.system_messages,
+            ):
+                return chat_format
+        raise ArtifactError(
+            f"chat_format={self.manifest.chat_format!r} with system_messages="
+            f"{self.manifest.system_messages!r} is none that this phi3ov knows."
+        )
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of token ids that the model knows: rows of its embedding matrix."""
+        return vocabulary_size(self.config)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files together, the manifest left out."""
+        if not self.has_checksums:
+            return sum(path.stat().st_size for path in self.path.iterdir() if path.is_file())
+        return sum(record.size_bytes for record in self.manifest.files.values())
+
+    @property
+    def has_checksums(self) -> bool:
+        """Whether there is a manifest to compare the files with; phi3ov's own exports have one."""
+        return bool(self.manifest.files)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Average bits that one parameter takes, scales and zero points included."""
+        return bits_per_weight(self.manifest.weights)
+
+    def verify(self) -> None:
+        """Read every file and compare it with its SHA-256 in the manifest.
+
+        Raises:
+            ArtifactError: Something is missing or changed; lists every problem. Or there is
+                no manifest to compare with.
+        """
+        if not self.has_checksums:
+            raise ArtifactError(
+                f"{self.path} has no {MANIFEST_NAME}: phi3ov did not export it, so there is "
+                "nothing to compare its files with."
+            )
+        problems = []
+        for name, record in self.manifest.files.items():
+            path = self.path / PurePosixPath(name)
+            found = _size_problems(self.path, name, record)
+            if not found and hash_file(path) != record.sha256:
+                found = [f"{name}: its content has changed (SHA-256 differs)"]
+            problems += found
+        if problems:
+            raise ArtifactError(f"{self.path} is not as it was exported:", problems=tuple(problems))
+
+
+def _describe_foreign(folder: Path) -> Manifest:
+    """Describe a folder without a manifest as far as that can be done.
+
+    Raises:
+        ArtifactError: It is no OpenVINO export.
+        UnsupportedModelError: Its chat format is none that phi3ov knows.
+    """
+    from .foreign import UNKNOWN, describe_layers, render_format
+
+    if not (folder / MODEL_XML).is_file():
+        hint = "Export the checkpoint with phi3ov.export_model()."
+        if (folder / "config.json").is_file():
+            hint = "It holds a checkpoint: export it first with phi3ov.export_model()."
+        raise ArtifactError(f"{folder} has no {MANIFEST_NAME}. {hint}")
+    layers = describe_layers(folder)
+    chat_format = render_format(folder)
+    _LOGGER.warning(
+        "%s was not exported by phi3ov: its source, its recipe and whether a file has changed "
+        "are unknown.",
+        folder,
+    )
+    return Manifest(
+        source=UNKNOWN,
+        revision=None,
+        commit=None,
+        source_bytes=0,
+        recipe={"mode": UNKNOWN},
+        weights=summarize(layers),
+        layers=layers,
+        chat_format=chat_format.name,
+        system_messages=chat_format.system_messages,
+        versions={},
+        files={},
+    )
+
+
+def vocabulary_size(config: Mapping[str, Any]) -> int:
+    """Return the number of token ids of a checkpoint's ``config.json``, which may leave it out."""
+    return int(config.get("vocab_size", 32064))  # Phi3Config's own default
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file as a hexadecimal string; the interpreter lock is free."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def record_files(folder: Path) -> dict[str, FileRecord]:
+    """Return size and SHA-256 of every file below ``folder``, the manifest left out."""
+    return {
+        path.relative_to(folder).as_posix(): FileRecord(
+            size_bytes=path.stat().st_size, sha256=hash_file(path)
+        )
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST_NAME
+    }
+
+
+def _size_problems(folder: Path, name: str, record: FileRecord) -> list[str]:
+    parts = PurePosixPath(name)
+    if parts.is_absolute() or ".." in parts.parts or "\\" in name or ":" in name:
+        return [f"{name}: leads out of the folder"]
+    path = folder / parts
+    if not path.is_file():
+        return [f"{name}: missing"]
+    size_bytes = path.stat().st_size
+    if size_bytes != record.size_bytes:
+        return [f"{name}: {size_bytes} bytes instead of {record.size_bytes}"]
+    return []

@@ -1,0 +1,71 @@
+"""Exported folders that phi3ov did not make, such as OpenVINO's own int4 repositories.
+
+They have no manifest, so what phi3ov can find out is found out, and the rest is called unknown:
+the weights are read from the IR and the chat format from the folder's own template, but where
+it came from, how it was made, and whether a file has changed since, nobody can say.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree.ElementTree import ParseError
+
+from ..errors import ArtifactError, Phi3OVError, UnsupportedModelError
+from ..exporter.checkpoint import check_config
+from ..prompt.formats import ChatFormat, recognize_format
+from .ir import WeightLayer, read_weights
+
+UNKNOWN = "unknown"
+_NEEDED = ("openvino_model.xml", "openvino_model.bin", "config.json", "tokenizer.json")
+
+
+def describe_layers(folder: Path) -> tuple[WeightLayer, ...]:
+    """Return what the IR in ``folder`` holds.
+
+    Raises:
+        ArtifactError: Files are missing or damaged, or the IR holds no weights that phi3ov
+            recognizes.
+        UnsupportedModelError: ``config.json`` is of no Phi-3 that phi3ov supports.
+    """
+    missing = tuple(f"{name}: missing" for name in _NEEDED if not (folder / name).is_file())
+    if missing:
+        raise ArtifactError(f"{folder} is no complete OpenVINO export:", problems=missing)
+    name = "config.json"
+    try:
+        check_config(json.loads((folder / name).read_text(encoding="utf-8")))
+        name = "openvino_model.xml"
+        layers = read_weights(folder / name)
+    except UnsupportedModelError:
+        raise
+    except (OSError, ValueError, KeyError, RecursionError, ParseError) as error:
+        raise ArtifactError(f"{folder}: {name} cannot be read: {error!r}.") from error
+    if not layers:
+        raise ArtifactError(f"{folder}: openvino_model.xml holds no weights of a language model.")
+    return layers
+
+
+def render_format(folder: Path) -> ChatFormat:
+    """Return the chat format that the folder's own template writes, rendered by openvino-genai.
+
+    Raises:
+        UnsupportedModelError: It is none that phi3ov knows.
+        ArtifactError: There is no template, or tokenizer or template cannot be read.
+    """
+    import openvino_genai
+
+    try:
+        tokenizer = openvino_genai.Tokenizer(str(folder))
+        if not tokenizer.chat_template:
+            raise ArtifactError(f"{folder} has no chat template, so no chat format is known.")
+        return recognize_format(
+            lambda messages: str(
+                tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+            )
+        )
+    except Phi3OVError:
+        raise
+    except Exception as error:  # genai's; RuntimeError as a rule
+        raise ArtifactError(
+            f"{folder}: openvino-genai cannot use its tokenizer or chat template: {error}"
+        ) from error

@@ -1,0 +1,189 @@
+"""The model hub: downloads with clear errors, and publishing an artifact with a model card.
+
+What to download, and what it must hold, is said by ``checkpoint.py`` and ``artifact.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ExportError
+
+if TYPE_CHECKING:
+    from .folder import Artifact
+
+_ARTIFACT_FILES = ("*.json", "*.jinja", "*.xml", "openvino_*.bin", "tokenizer.model")
+
+_WAY_OUT = (
+    "Check the connection, its proxy and HF_HUB_OFFLINE, or give a local folder; a download that "
+    "was cut off goes on where it stopped."
+)
+
+
+def is_hub_id(source: str | Path) -> bool:
+    """Whether ``source`` reads like a hub id: ``owner/name``.
+
+    Example:
+        >>> is_hub_id("microsoft/Phi-3-mini-4k-instruct"), is_hub_id("models/a/b")
+        (True, False)
+    """
+    if not isinstance(source, str):
+        return False
+    owner, slash, name = source.partition("/")
+    plain = not any(
+        part in ("", ".", "..") or "\\" in part or ":" in part for part in (owner, name)
+    )
+    return bool(slash) and plain and "/" not in name
+
+
+def download(repo_id: str, *, revision: str | None, files: Sequence[str]) -> Path:
+    """Return a local folder with those ``files`` of a hub repository; its name is the commit.
+
+    Files that are in the local cache already are not fetched again, and a download that was
+    cut off goes on where it stopped.
+
+    Args:
+        repo_id: Such as ``microsoft/Phi-3-mini-4k-instruct``.
+        revision: Branch, tag or commit; None for the default branch.
+        files: Names or patterns of the files that are needed. Files in sub-folders are not, by
+            whatever name.
+
+    Raises:
+        ExportError: The repository is not there, gated, or cannot be reached.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                repo_id,
+                revision=revision,
+                allow_patterns=list(files),
+                ignore_patterns=["*/*"],  # to the hub's patterns a slash is a letter
+            )
+        )
+    except errors.GatedRepoError as error:
+        raise ExportError(
+            f"{repo_id} is gated: accept its terms on its hub page, then log in with "
+            "`hf auth login` or set HF_TOKEN."
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise ExportError(f"{repo_id} has no revision={revision!r}.") from error
+    except errors.RepositoryNotFoundError as error:
+        raise ExportError(
+            f"source={repo_id!r}: there is no such folder here and no such model on the hub (or it "
+            "is private: log in with `hf auth login`)."
+        ) from error
+    except errors.HFValidationError as error:
+        raise ExportError(
+            f"source={repo_id!r} is neither a folder nor a hub id: {error}"
+        ) from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        raise ExportError(
+            f"{repo_id} could not be downloaded ({type(error).__name__}), and it is not in the "
+            f"local cache. {_WAY_OUT}"
+        ) from error
+    except Exception as error:  # httpx's, xet's, the disk's: the hub's client has many underneath
+        raise ExportError(
+            f"{repo_id} could not be downloaded ({type(error).__name__}: {error}). {_WAY_OUT}"
+        ) from error
+
+
+def fetch_artifact(repo_id: str, *, revision: str | None = None) -> Artifact:
+    """Download an exported folder and return it, for ``load_model(artifact.path)``.
+
+    A folder that phi3ov exported has a manifest with checksums. One that it did not, such as
+    OpenVINO's own int4 repositories, is read as far as it can be; its source and recipe, and
+    whether a file has changed since, are unknown, and `Artifact.manifest` says so.
+
+    Args:
+        repo_id: The hub repository.
+        revision: Branch, tag or commit; None for the default branch.
+
+    Raises:
+        ExportError: The repository is not there, gated, or cannot be reached.
+        ArtifactError: It holds no exported model, or files are missing.
+
+    Example:
+        >>> artifact = fetch_artifact("me/phi3-int4-ov")  # doctest: +SKIP
+        >>> model = load_model(artifact.path)  # doctest: +SKIP
+    """
+    from .folder import Artifact
+
+    return Artifact.open(download(repo_id, revision=revision, files=_ARTIFACT_FILES))
+
+
+def push_to_hub(
+    artifact: Artifact, repo_id: str, *, private: bool = False, revision: str | None = None
+) -> str:
+    """Publish an artifact, verified first, with a model card, and return the commit's address.
+
+    Args:
+        artifact: What to publish.
+        repo_id: Where to; it is made if it is not there.
+        private: Whether a repository that is made is private.
+        revision: The branch to commit to; None for the default branch.
+
+    Raises:
+        ArtifactError: The artifact is not as it was exported.
+        ExportError: The hub refused.
+
+    Example:
+        >>> push_to_hub(Artifact.open("models/phi3-int4"), "me/phi3-int4-ov")  # doctest: +SKIP
+        'https://huggingface.co/me/phi3-int4-ov/commit/...'
+    """
+    import huggingface_hub
+
+    artifact.verify()
+    api = huggingface_hub.HfApi()
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        commit = api.create_commit(
+            repo_id,
+            operations=[
+                *(
+                    huggingface_hub.CommitOperationAdd(name, artifact.path / name)
+                    for name in [*artifact.manifest.files, "phi3ov.json"]
+                ),
+                huggingface_hub.CommitOperationAdd(
+                    "README.md", model_card(artifact, repo_id).encode()
+                ),
+            ],
+            commit_message=f"Export of {artifact.manifest.source} with phi3ov",
+            revision=revision,
+        )
+    except Exception as error:  # as in `download`
+        raise ExportError(
+            f"{repo_id} could not be published to: {type(error).__name__}: {error}"
+        ) from error
+    return str(commit.commit_url)
+
+
+def model_card(artifact: Artifact, repo_id: str) -> str:
+    """Return the text of a model card: where the artifact is from and what it really holds."""
+    manifest = artifact.manifest
+    origin = manifest.source if manifest.commit else Path(manifest.source).name
+    base_model = f"base_model: {manifest.source}\n" if manifest.commit else ""
+    rows = "".join(
+        f"| {one.precision} | {one.group_size or 'row'} | {one.layers} | {one.parameters:,} |\n"
+        for one in manifest.weights
+    )
+    tools = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+    return (
+        f"---\nlibrary_name: phi3ov\npipeline_tag: text-generation\n{base_model}"
+        "tags: [openvino, phi3ov]\n---\n\n"
+        f"# {origin}, for OpenVINO\n\n"
+        f"Exported with phi3ov from `{origin}`"
+        f"{f', commit `{manifest.commit}`' if manifest.commit else ''}. The licence is the "
+        "original model's.\n\n"
+        "```python\nimport phi3ov\n\n"
+        f'artifact = phi3ov.fetch_artifact("{repo_id}")\n'
+        "model = phi3ov.load_model(artifact.path)\n"
+        'print(phi3ov.Phi3Chat(model).generate("Hello"))\n```\n\n'
+        f"Recipe: `{dict(manifest.recipe)}`. {artifact.bits_per_weight:.2f} bits per weight.\n\n"
+        "| weights | values per scale | layers | parameters |\n|---|---|---|---|\n"
+        f"{rows}\nMade with {tools}. `phi3ov.json` holds the SHA-256 of every file.\n"
+    )

@@ -1,0 +1,1 @@
+"""Many independent conversations: in memory (`runner`) and from a JSONL file (`file`)."""

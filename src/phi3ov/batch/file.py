@@ -1,0 +1,231 @@
+r"""A batch in files: conversations in a JSONL file, records in another, resumable at any moment.
+
+Input, one JSON object a line (empty lines are skipped)::
+
+    {"id": "a1", "messages": [{"role": "user", "content": "Hello"}], "options": {"seed": 7}}
+    {"prompt": "Hello"}
+
+``messages`` is a conversation, or ``prompt`` one user message; both are text, in which nothing
+becomes a control token. ``id``, a string or an integer, comes back with the record. ``options``
+are fields of `GenerationOptions` for this line.
+
+Output, one JSON object a line, in the order in which answers end: ``line`` (of the input, from
+1), ``id``, and the reply as `describe_reply` writes it: ``text``, ``finish_reason``, ``usage``,
+``timings`` and ``seed``, and ``parsed``, ``logprobs`` and ``candidates`` where they were asked for;
+or ``error`` with ``type``, ``message`` and ``partial_text``.
+
+A record is written when its answer is complete, as one line. So a run that ended in whatever way
+leaves records and at most one torn line, which the next run cuts off before it goes on with the
+lines that have no record. A file beside the output says what the records belong to: the input's
+SHA-256, the options and the model's fingerprint. Where one of them differs, nothing is done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+from ..answer.options import GenerationOptions
+from ..answer.reply import Reply
+from ..errors import Phi3OVError, PromptError
+from ..prompt.formats import Message, require_text
+from .records import claim_output, encode_record, locked_output, repair_output
+from .runner import BatchProgress, BatchRequest, ReportProgress
+
+if TYPE_CHECKING:
+    from ..answer.options import Options
+    from ..model import Phi3Model
+
+MAX_LINE_BYTES = 16 * 1024 * 1024
+"""More than the longest conversation of the family; a longer line is an error record."""
+
+_FIELDS = ("id", "messages", "prompt", "options")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Line:
+    """One line of the input.
+
+    Attributes:
+        number: Its number, from 1.
+        id: What the caller calls it.
+        request: What it asks for.
+        error: Why that cannot be told; the request is empty then.
+    """
+
+    number: int
+    id: str | int | None = None
+    request: BatchRequest = BatchRequest(messages=())  # noqa: RUF009 - immutable
+    error: Phi3OVError | None = None
+
+
+def run_batch_file(
+    model: Phi3Model,
+    source: Path,
+    target: Path,
+    options: GenerationOptions,
+    report: ReportProgress = lambda _progress: None,
+) -> BatchProgress:
+    """Answer the lines of ``source`` that have no record in ``target`` yet.
+
+    Args:
+        model: Answers them.
+        source: The input, as the module describes it.
+        target: The output; new, or begun by an earlier run.
+        options: For every line, unless it has its own.
+        report: Called after each record; counts those of earlier runs too.
+
+    Returns:
+        How many lines have a record now, and in how many of them it is an error.
+
+    Raises:
+        OptionError: ``target`` belongs to another input, other options or another model, is no
+            output of a batch, or is being written by another process.
+        StateError: The model is closed.
+        EngineCrashedError: Three lines in a row crashed the engine; what there was is recorded.
+    """
+    with locked_output(target):
+        return answer_lines(model, source, target, options, report)
+
+
+def answer_lines(
+    model: Phi3Model,
+    source: Path,
+    target: Path,
+    options: GenerationOptions,
+    report: ReportProgress,
+) -> BatchProgress:
+    """Do the work of `run_batch_file` for a caller who holds `locked_output`."""
+    with source.open("rb") as lines:
+        total, checksum = _survey(lines)
+        claim_output(target, _describe(model, options, checksum))
+        done = repair_output(target)
+        now = BatchProgress(done=len(done), failed=sum(done.values()), total=total)
+        report(now)
+        with target.open("ab") as records:
+            for line, outcome in _answer(model, lines, done, options):
+                records.write(encode_record(line.number, line.id, outcome))
+                records.flush()  # a kill from now on leaves the record
+                failed = now.failed + isinstance(outcome, Phi3OVError)
+                now = BatchProgress(done=now.done + 1, failed=failed, total=total)
+                report(now)
+    return now
+
+
+def _answer(
+    model: Phi3Model, lines: BinaryIO, done: dict[int, bool], options: GenerationOptions
+) -> Iterator[tuple[_Line, Reply | Phi3OVError]]:
+    """Yield the outcome of each line that is not ``done``, as answers end."""
+    asked: dict[int, _Line] = {}
+
+    def requests() -> Iterator[BatchRequest]:
+        pending = (one for one in _raw_lines(lines) if one[0] not in done)
+        for index, (number, raw) in enumerate(pending):
+            asked[index] = _parse(number, raw)
+            yield asked[index].request
+
+    changes = {one.name: getattr(options, one.name) for one in fields(options)}
+    changes["on_full_queue"] = "wait"
+    for result in model.iter_batch(requests(), **cast("Options", changes)):
+        line = asked.pop(result.index)
+        yield line, line.error or result.outcome
+
+
+def _raw_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield number and bytes of each line that is not empty; of one that is too long, a part."""
+    number = 0
+    while raw := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        end = raw
+        while not end.endswith(b"\n") and (end := file.readline(MAX_LINE_BYTES)):
+            pass
+        if raw.strip():
+            yield number, raw
+
+
+def _parse(number: int, raw: bytes) -> _Line:
+    identity: str | int | None = None
+    try:
+        if len(raw) > MAX_LINE_BYTES:
+            raise PromptError(f"The line is longer than {MAX_LINE_BYTES} bytes.")
+        values = _parse_json(raw)
+        identity = _read_id(values)
+        options = values.get("options", {})
+        if not isinstance(options, dict):
+            raise PromptError(f"options={_short(options)} is no JSON object.")
+        request = BatchRequest(messages=_read_messages(values), options=cast("Options", options))
+        return _Line(number=number, id=identity, request=request)
+    except Phi3OVError as error:
+        return _Line(number=number, id=identity, error=error)
+
+
+def _parse_json(raw: bytes) -> dict[str, Any]:
+    try:
+        values = json.loads(raw)
+    except (ValueError, RecursionError) as error:  # no UTF-8 either
+        raise PromptError(f"The line is no JSON: {error}.") from error
+    if not isinstance(values, dict):
+        raise PromptError(f"The line is no JSON object: {_short(values)}.")
+    return values
+
+
+def _read_id(values: dict[str, Any]) -> str | int | None:
+    identity = values.get("id")
+    if isinstance(identity, bool) or not isinstance(identity, str | int | None):
+        raise PromptError(f"id={_short(identity)} is neither a string nor an integer.")
+    if isinstance(identity, str):
+        require_text("id", identity)
+    return identity
+
+
+def _read_messages(values: dict[str, Any]) -> list[Message]:
+    unknown = sorted(values.keys() - set(_FIELDS))
+    if unknown:
+        listed = ", ".join(map(_short, unknown))
+        raise PromptError(f"Unknown fields: {listed}. Known: {', '.join(_FIELDS)}.")
+    if ("messages" in values) == ("prompt" in values):
+        raise PromptError("The line must have either 'messages' or 'prompt'.")
+    if "prompt" in values:
+        return [Message("user", values["prompt"])]
+    messages = values["messages"]
+    if not isinstance(messages, list):
+        raise PromptError(f"messages={_short(messages)} is no JSON array.")
+    for one in messages:
+        if not isinstance(one, dict) or one.keys() != {"role", "content"}:
+            raise PromptError(f"{_short(one)} is no message: it needs 'role' and 'content' alone.")
+    return [Message(one["role"], one["content"]) for one in messages]
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _survey(lines: BinaryIO) -> tuple[int, str]:
+    """Return how many lines there are to answer, and the file's SHA-256."""
+    digest = hashlib.sha256()
+    while part := lines.read(2**20):
+        digest.update(part)
+    lines.seek(0)
+    total = sum(1 for _ in _raw_lines(lines))
+    lines.seek(0)
+    return total, digest.hexdigest()
+
+
+def _describe(model: Phi3Model, options: GenerationOptions, checksum: str) -> dict[str, Any]:
+    """Return what answers depend on; where and how the model runs is no part of it."""
+    chosen = asdict(options)
+    del chosen["on_full_queue"]
+    shape = options.shape()
+    if shape is not None and isinstance(options.json_schema, type):
+        chosen["json_schema"] = shape.grammar  # what a class stands for
+    return {
+        "input": checksum,
+        "options": chosen,
+        "model": model.fingerprint.to_values(),
+        "context": asdict(model.context),
+    }

@@ -1,0 +1,152 @@
+"""A batch's output: records as lines, one writer, and what they are records of.
+
+Reading the input and answering it is ``batch_file.py``, whose docstring describes both files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..answer.reply import Reply
+from ..atomic_file import replace_file
+from ..errors import GenerationError, OptionError, Phi3OVError
+
+
+def describe_reply(reply: Reply) -> dict[str, Any]:
+    """Return a reply as plain values, for JSON; what was not asked for is left out."""
+    record = _describe_answer(reply)
+    if reply.candidates:
+        record["candidates"] = [_describe_answer(one) for one in reply.candidates]
+    return record
+
+
+def _describe_answer(reply: Reply) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "text": reply.text,
+        "finish_reason": reply.finish_reason,
+        "usage": asdict(reply.usage),
+        "timings": asdict(reply.timings),
+        "seed": reply.seed,
+    }
+    if reply.parsed is not None:  # an instance of a class is written as the JSON that it was
+        is_text = isinstance(reply.parsed, str)
+        record["parsed"] = reply.parsed if is_text else json.loads(reply.text)
+    if reply.logprobs is not None:
+        record["logprobs"] = list(reply.logprobs)
+    return record
+
+
+def encode_record(line: int, identity: str | int | None, outcome: Reply | Phi3OVError) -> bytes:
+    """Return the line of the output that says what became of one line of the input."""
+    record: dict[str, Any] = {"line": line, "id": identity}
+    if isinstance(outcome, Phi3OVError):
+        partial = outcome.partial_text if isinstance(outcome, GenerationError) else ""
+        record["error"] = {
+            "type": type(outcome).__name__,
+            "message": str(outcome),
+            "partial_text": partial,
+        }
+    else:
+        record |= describe_reply(outcome)
+    try:
+        return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # an error quotes a lone surrogate; escaped, JSON holds it
+        return json.dumps(record).encode() + b"\n"
+
+
+def claim_output(target: Path, job: dict[str, Any]) -> None:
+    """Check that ``target`` is new or belongs to this job, and write down that it does."""
+    claim = target.with_name(target.name + ".job")
+    job = json.loads(json.dumps(job))  # as it will be read
+    if target.exists() and target.stat().st_size > 0:
+        before = _read_claim(claim, target)
+        differing = [name for name in job if before.get(name) != job[name]]
+        if differing:
+            raise OptionError(
+                f"{target} was begun with different {' and '.join(differing)}. Run it with what "
+                "it was begun with, or choose another output."
+            )
+        return
+    with replace_file(claim) as file:
+        file.write(json.dumps(job, indent=2).encode() + b"\n")
+
+
+def _read_claim(claim: Path, target: Path) -> dict[str, Any]:
+    try:
+        before = json.loads(claim.read_bytes())
+    except (OSError, ValueError) as error:
+        raise OptionError(
+            f"{target} exists, and {claim.name} beside it does not say that a batch began it. "
+            "Choose another output."
+        ) from error
+    if not isinstance(before, dict):
+        raise OptionError(f"{claim} is damaged. Choose another output.")
+    return before
+
+
+def repair_output(target: Path) -> dict[int, bool]:
+    """Cut off a torn last line; return each recorded line and whether its record is an error."""
+    done: dict[int, bool] = {}
+    with target.open("a+b") as records:
+        records.seek(0)
+        good = 0
+        while raw := records.readline():
+            record = _read_record(raw)
+            if record is None:
+                if records.read(1):
+                    raise OptionError(
+                        f"{target} is damaged: what follows byte {good} is no record of a batch. "
+                        "Choose another output."
+                    )
+                break
+            number, failed = record
+            if number in done:
+                raise OptionError(f"{target} is damaged: line {number} has two records.")
+            done[number] = failed
+            good += len(raw)
+        records.truncate(good)
+    return done
+
+
+def _read_record(raw: bytes) -> tuple[int, bool] | None:
+    """Return the line that a record is of and whether it is an error; None if it is torn."""
+    if not raw.endswith(b"\n"):
+        return None
+    try:
+        record = json.loads(raw)
+    except ValueError:
+        return None
+    if not isinstance(record, dict) or type(record.get("line")) is not int:
+        return None
+    return record["line"], "error" in record
+
+
+@contextlib.contextmanager
+def locked_output(target: Path) -> Iterator[None]:
+    """Be the only one who writes ``target``, whose folder is made if need be.
+
+    The lock's file, which is empty, stays beside it: whoever waits for it would else lock a file
+    that has been removed, and the next one another.
+
+    Raises:
+        OptionError: Another process is writing it, or nothing can be written there.
+    """
+    from filelock import FileLock, Timeout  # huggingface-hub brings it
+
+    lock = FileLock(target.with_name(f".{target.name}.lock"), timeout=0)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise OptionError(f"Another process is writing {target}. Wait for it to end.") from error
+    except OSError as error:
+        raise OptionError(f"{target} cannot be written: {error}. Choose another output.") from error
+    try:
+        yield
+    finally:
+        lock.release()

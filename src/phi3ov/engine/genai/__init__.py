@@ -1,0 +1,1 @@
+"""What the two engines on openvino-genai share: cache sizes, grammars, drafts, NPU settings."""

@@ -1,0 +1,150 @@
+"""How openvino-genai is told to speculate, for both engines that run it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...artifact.folder import Artifact
+from ...errors import OptionError
+from ...runtime.rope import ContextChoice, RopeFactors, choose_context
+from ...runtime.speculation import DraftModel, PromptLookup
+
+if TYPE_CHECKING:
+    from ...answer.token_stream import TokenRequest
+    from ..protocol import EngineSetup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeculationPlan:
+    """What an engine needs to know of it, in plain values that can be sent to a child.
+
+    Attributes:
+        candidate_tokens: Tokens proposed for each pass; 0 is no speculation.
+        ngram_tokens: Longest run that prompt lookup looks for; 0 is no prompt lookup.
+        draft_folder: The draft model's folder; empty is none.
+        draft_factors: The LongRoPE factors of the draft model.
+    """
+
+    candidate_tokens: int = 0
+    ngram_tokens: int = 0
+    draft_folder: str = ""
+    draft_factors: RopeFactors = "none"
+
+    @property
+    def spare_tokens(self) -> int:
+        """Places that a sequence may take beyond its tokens: the proposed ones and one more."""
+        return self.candidate_tokens + 1 if self.candidate_tokens else 0
+
+    def configure(self, config: Any) -> None:
+        """Set what genai wants in the configuration of each request."""
+        if self.candidate_tokens:
+            config.num_assistant_tokens = self.candidate_tokens
+        if self.ngram_tokens:
+            config.max_ngram_size = self.ngram_tokens
+
+    def check(self, request: TokenRequest) -> None:
+        """Refuse what genai cannot do while it speculates.
+
+        Raises:
+            OptionError: The request asks for what depends on each token before the next; or it
+                has a draft model and draws its tokens: genai then draws others than without a
+                draft, and fails where a prompt is cached whole.
+        """
+        for name in ("grammar", "logprobs", "presence_penalty", "frequency_penalty"):
+            if self.candidate_tokens and getattr(request, name):
+                given = "json_schema, regex or choices" if name == "grammar" else name
+                raise OptionError(
+                    f"{given} cannot be had together with speculation: whether genai takes back "
+                    "what rejected tokens did to it has not been shown. Load the model without."
+                )
+        if self.draft_folder and request.temperature > 0:
+            raise OptionError(
+                f"temperature={request.temperature}: with a draft model only greedy decoding "
+                "(temperature=0) is right. Load the model without DraftModel; PromptLookup "
+                "takes any temperature."
+            )
+
+    @contextmanager
+    def properties(
+        self,
+        device: str,
+        properties: Mapping[str, str],
+        *,
+        context_tokens: int,
+        inside: str | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Give what genai's pipeline is built with, the draft model pinned like the model.
+
+        Args:
+            device: Where the draft model runs, too.
+            properties: OpenVINO's properties.
+            context_tokens: The context.
+            inside: Where to make a temporary folder; None is the system's place.
+        """
+        if self.draft_folder:
+            import openvino_genai
+
+            from ..pinned import pinned_folder
+
+            context = ContextChoice(tokens=context_tokens, factors=self.draft_factors)
+            with pinned_folder(Artifact.open(self.draft_folder), context, inside=inside) as folder:
+                yield {"draft_model": openvino_genai.draft_model(str(folder), device, **properties)}
+        elif self.ngram_tokens:
+            yield {"prompt_lookup": True}
+        else:
+            yield {}
+
+
+def plan_speculation(setup: EngineSetup) -> SpeculationPlan:
+    """Return the plan for ``setup``.
+
+    Raises:
+        OptionError: The draft model has another tokenizer, or less context.
+        ArtifactError: The draft model's folder is not what was exported.
+    """
+    chosen = setup.speculation
+    if isinstance(chosen, PromptLookup):
+        return SpeculationPlan(
+            candidate_tokens=chosen.candidate_tokens, ngram_tokens=chosen.ngram_tokens
+        )
+    if isinstance(chosen, DraftModel):
+        draft = Artifact.open(chosen.path)
+        if draft.has_checksums:
+            draft.verify()
+        _require_same_tokens(setup.artifact, draft)
+        try:
+            context = choose_context(draft.config, setup.context.tokens)
+        except OptionError as error:
+            raise OptionError(f"The draft model {draft.path}: {error}") from error
+        return SpeculationPlan(
+            candidate_tokens=chosen.candidate_tokens,
+            draft_folder=str(draft.path.resolve()),
+            draft_factors=context.factors,
+        )
+    return SpeculationPlan()
+
+
+def _require_same_tokens(model: Artifact, draft: Artifact) -> None:
+    """Require that each id is the same token to both; genai compares the length of one text."""
+    ours, theirs = model.config.get("vocab_size"), draft.config.get("vocab_size")
+    if ours != theirs:
+        raise OptionError(
+            f"The draft model {draft.path} has vocab_size={theirs}, the model has {ours}. "
+            "A draft model needs the model's own tokenizer."
+        )
+    ours, theirs = (_read_tokens(one.path) for one in (model, draft))
+    if ours != theirs:
+        raise OptionError(
+            f"The draft model {draft.path} has another tokenizer than {model.path}. A draft model "
+            "needs the model's own tokenizer."
+        )
+
+
+def _read_tokens(folder: Path) -> Any:
+    definition = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    return {name: definition.get(name) for name in ("model", "added_tokens", "normalizer")}

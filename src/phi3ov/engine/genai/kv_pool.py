@@ -1,0 +1,152 @@
+"""How large the KV cache is: bytes that the caller allows, in blocks of genai's paged attention.
+
+Without a bound genai allocates what the requests at hand need and overwrites the oldest blocks of
+finished ones for the next, so that chats that share a model push each other's prefixes out. A
+fixed number of blocks is used up first, then the block that was not needed for longest goes. The
+memory is reserved, not touched: the system gives a page when a block is first written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import openvino
+
+from ...artifact.folder import MODEL_XML, Artifact
+from ...errors import OptionError
+
+if TYPE_CHECKING:
+    from ..protocol import EngineSetup
+    from .draft import SpeculationPlan
+
+BLOCK_TOKENS = {"CPU": 32, "GPU": 16}
+"""Tokens per block of genai's KV cache (its ``cpu_block_size`` and ``gpu_block_size``)."""
+
+_SCALE_BYTES = 8
+"""Scale and zero point of quantized values, float32 each: one pair per channel of a block's keys
+and per token of its values (OpenVINO's CPU plugin)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVPool:
+    """The blocks of a KV cache.
+
+    Attributes:
+        blocks: How many there are.
+        block_tokens: Tokens that a block holds.
+        block_bytes: Bytes that a block takes, in all layers together.
+        spare_tokens: Tokens beyond prompt and answer that a request may take for a while: those
+            that speculation proposes.
+    """
+
+    blocks: int
+    block_tokens: int
+    block_bytes: int
+    spare_tokens: int = 0
+
+    def blocks_for(self, tokens: int) -> int:
+        """Return how many blocks a request of so many tokens, answer included, takes at most."""
+        return -(-(tokens + self.spare_tokens) // self.block_tokens) + 1
+
+
+def plan_pool(
+    setup: EngineSetup,
+    properties: Mapping[str, str],
+    speculation: SpeculationPlan,
+    *,
+    contexts: int,
+    most_bytes: int,
+) -> KVPool:
+    """Return the pool for ``setup``.
+
+    Args:
+        setup: What is loaded; ``cache_bytes`` None asks for the default.
+        properties: The OpenVINO properties that it is compiled with.
+        speculation: The draft model, whose cache is part of the bytes, and its candidates.
+        contexts: How many full contexts the default has room for.
+        most_bytes: What the default takes at most, unless one context takes more.
+
+    Returns:
+        As many blocks as the bytes hold, at least one full context's.
+
+    Raises:
+        OptionError: ``cache_bytes`` does not hold one full context, so that requests would be
+            accepted that can never be answered.
+    """
+    block_tokens = block_tokens_of(setup.device)
+    block_bytes = kv_block_bytes(setup.artifact, setup.device, properties)
+    if speculation.draft_folder:  # genai gives both models the same number of blocks
+        draft = Artifact.open(speculation.draft_folder)
+        block_bytes += kv_block_bytes(draft, setup.device, properties)
+    one = KVPool(
+        blocks=1,
+        block_tokens=block_tokens,
+        block_bytes=block_bytes,
+        spare_tokens=speculation.spare_tokens,
+    )
+    least = one.blocks_for(setup.context.tokens)
+    if setup.cache_bytes is None:
+        blocks = max(least, min(contexts * least, most_bytes // block_bytes))
+    else:
+        blocks = setup.cache_bytes // block_bytes
+        if blocks < least:
+            room = (blocks - 1) * block_tokens - speculation.spare_tokens
+            way_out = f", or load it with context_tokens={room} at most" if room > 0 else ""
+            raise OptionError(
+                f"cache_bytes={setup.cache_bytes} does not hold one context of "
+                f"{setup.context.tokens} tokens. Give at least {least * block_bytes}{way_out}."
+            )
+    return replace(one, blocks=blocks)
+
+
+def block_tokens_of(device: str) -> int:
+    """Return how many tokens a block holds on ``device``."""
+    return BLOCK_TOKENS.get(device.partition(".")[0], 32)
+
+
+def kv_block_bytes(artifact: Artifact, device: str, properties: Mapping[str, str]) -> int:
+    """Return the bytes that one block of the KV cache takes, in all layers together."""
+    config = artifact.config
+    heads = int(config["num_attention_heads"])
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    head = int(config.get("head_dim") or int(config["hidden_size"]) // heads)
+    tokens = block_tokens_of(device)
+    exported = _exported_precision(artifact)
+    in_bytes = 0
+    for part, scales in (("KEY", head), ("VALUE", tokens)):
+        bits = _precision_of(part, device, properties, exported).bitwidth
+        quantized = bits <= 8
+        in_bytes += tokens * head * bits // 8 + (scales * _SCALE_BYTES if quantized else 0)
+    return int(config["num_hidden_layers"]) * kv_heads * in_bytes
+
+
+def _precision_of(
+    part: str, device: str, properties: Mapping[str, str], exported: str | None
+) -> Any:
+    """Return keys' or values' type: the caller's word, else the export's, else the device's."""
+    named = (
+        properties.get(f"{part}_CACHE_PRECISION")
+        or properties.get("KV_CACHE_PRECISION")
+        or exported
+    )
+    if named is not None:
+        found = getattr(openvino.Type, named, None)
+        if not isinstance(found, openvino.Type):
+            raise OptionError(
+                f"{part}_CACHE_PRECISION is {named!r}, which OpenVINO has no type for."
+            )
+        return found
+    core = openvino.Core()
+    if "KV_CACHE_PRECISION" in core.get_property(device, "SUPPORTED_PROPERTIES"):
+        return core.get_property(device, "KV_CACHE_PRECISION")
+    return openvino.Type.f16
+
+
+def _exported_precision(artifact: Artifact) -> str | None:
+    """Return the precision that optimum-intel wrote into the IR (``runtime_options``), if any."""
+    xml = (artifact.path / MODEL_XML).read_text(encoding="utf-8")
+    found = re.search(r'<KV_CACHE_PRECISION value="(\w+)"', xml)
+    return found and found.group(1)

@@ -1,0 +1,162 @@
+"""The vocabulary as bytes, in the form in which openvino-genai's grammars take it.
+
+genai reads the texts of tokens out of the detokenizer beside the model. That one serves to show
+text: control tokens stand in it as if somebody could write them, bytes of a byte-fallback
+vocabulary (Llama's, so Phi-3's) as ``<0x0A>``, and spaces as ``▁``. A grammar over such texts
+lets through what is then shown otherwise. So genai gets a detokenizer made here, in which each
+token is the bytes that `phi3ov.prompt.ChatTokenizer` shows for it, and control tokens are none.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino_genai
+
+from ...prompt.tokenizer_files import is_control, read_stop_ids
+
+_DETOKENIZER = "openvino_detokenizer"
+_OPERATION_SETS = {
+    "VocabDecoder": "extension",
+    "FuzeRagged": "extension",
+    "StringTensorPack": "opset15",
+}
+
+
+def grammar_tokenizer(folder: Path, *, inside: str | None = None, drafted: bool = False) -> Any:
+    """Return genai's tokenizer for the artifact in ``folder``, good for grammars alone.
+
+    Args:
+        folder: The artifact's.
+        inside: Where it is written for a moment; None for the system's temporary folder.
+        drafted: Whether there is a draft model: genai then compares the two models' own
+            tokenizers, and phi3ov refuses grammars, so it is the artifact's own.
+    """
+    if drafted:
+        return openvino_genai.Tokenizer(str(folder))
+    texts = token_bytes(_read_definition(folder))
+    with tempfile.TemporaryDirectory(
+        prefix="phi3ov-", dir=inside, ignore_cleanup_errors=True
+    ) as name:
+        made = Path(name)
+        xml, weights = _detokenizer(texts)
+        (made / f"{_DETOKENIZER}.xml").write_text(xml, encoding="utf-8")
+        (made / f"{_DETOKENIZER}.bin").write_bytes(weights)
+        stop_ids = read_stop_ids(folder) or [0]
+        (made / "config.json").write_text(json.dumps({"eos_token_id": stop_ids[0]}))
+        return openvino_genai.Tokenizer(str(made))
+
+
+def loses_first_space(folder: Path) -> bool:
+    """Whether an answer's text loses a space at its beginning, as in Llama's vocabularies.
+
+    Then a grammar must ask for that space.
+    """
+    decoder = _read_definition(folder).get("decoder") or {}
+    steps = decoder.get("decoders", [decoder])
+    return any(step.get("type") == "Strip" and step.get("start", 0) > 0 for step in steps)
+
+
+def _read_definition(folder: Path) -> dict[str, Any]:
+    definition: dict[str, Any] = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    return definition
+
+
+def token_bytes(definition: dict[str, Any]) -> list[bytes]:
+    """Return the bytes of each id of a ``tokenizer.json``; none for control tokens."""
+    vocabulary: dict[str, int] = definition["model"]["vocab"]
+    added = {token["id"]: token for token in definition.get("added_tokens", [])}
+    texts = [b""] * (max([*vocabulary.values(), *added]) + 1)
+    fallback = bool(definition["model"].get("byte_fallback"))
+    letters = _byte_letters()
+    for text, token_id in vocabulary.items():
+        byte = re.fullmatch(r"<0x([0-9A-F]{2})>", text) if fallback else None
+        if byte is not None:
+            texts[token_id] = bytes([int(byte[1], 16)])
+        elif fallback:
+            texts[token_id] = text.replace("▁", " ").encode()
+        elif all(letter in letters for letter in text):
+            texts[token_id] = bytes(letters[letter] for letter in text)
+    for token_id, token in added.items():
+        control = is_control(token)
+        texts[token_id] = b"" if control else token["content"].encode()
+    return texts
+
+
+def _byte_letters() -> dict[str, int]:
+    """Return the letters by which byte-level vocabularies write bytes (GPT-2's table)."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    letters = {chr(byte): byte for byte in shown}
+    return letters | {chr(256 + index): byte for index, byte in enumerate(hidden)}
+
+
+def _detokenizer(texts: Sequence[bytes]) -> tuple[str, bytes]:
+    """Return an IR that looks up ``texts``: its XML and its weights."""
+    ends = np.cumsum([len(text) for text in texts], dtype=np.int32)
+    begins = np.concatenate([np.zeros(1, np.int32), ends[:-1]])
+    skipped = np.zeros(1, np.int32)
+    chars = np.frombuffer(b"".join(texts), dtype=np.uint8)
+    layers, offset = [_layer(0, "Parameter", 'shape="?,?" element_type="i64"', [], [("I64", 2)])], 0
+    convert = _layer(1, "Convert", 'destination_type="i32"', [("I64", 2)], [("I32", 2)])
+    layers.append(convert)
+    constants = (begins, ends, chars, skipped)
+    for number, array in enumerate(constants, start=2):
+        kind = "u8" if array.dtype == np.uint8 else "i32"
+        data = f'element_type="{kind}" shape="{array.size}" offset="{offset}" size="{array.nbytes}"'
+        layers.append(_layer(number, "Const", data, [], [(kind.upper(), -array.size)]))
+        offset += array.nbytes
+    inputs = [("I32", 2), *(("U8" if a.dtype == np.uint8 else "I32", -a.size) for a in constants)]
+    ragged = [("I32", 1)] * 4
+    string = [("I32", 1), ("I32", 1), ("U8", 1)]
+    layers += [
+        _layer(6, "VocabDecoder", 'skip_tokens=""', inputs, [*ragged, ("U8", 1)]),
+        _layer(7, "FuzeRagged", "", ragged, [("I32", 1)] * 2),
+        _layer(8, "StringTensorPack", "", string, [("STRING", 1)]),
+        _layer(9, "Result", "", [("STRING", 1)], []),
+    ]
+    edges = [(0, 0, 1, 0), (1, 1, 6, 0), *((2 + i, 0, 6, 1 + i) for i in range(4))]
+    edges += [*((6, 5 + i, 7, i) for i in range(4)), (7, 4, 8, 0), (7, 5, 8, 1), (6, 9, 8, 2)]
+    edges.append((8, 3, 9, 0))
+    joined = "".join(
+        f'<edge from-layer="{a}" from-port="{b}" to-layer="{c}" to-port="{d}"/>'
+        for a, b, c, d in edges
+    )
+    xml = (
+        f'<?xml version="1.0"?><net name="detokenizer" version="11"><layers>{"".join(layers)}'
+        f"</layers><edges>{joined}</edges></net>"
+    )
+    return xml, b"".join(array.tobytes() for array in constants)
+
+
+def _layer(
+    number: int,
+    kind: str,
+    data: str,
+    inputs: list[tuple[str, int]],
+    outputs: list[tuple[str, int]],
+) -> str:
+    """Return a layer; a port is its precision and its rank, or minus its one dimension's size."""
+
+    def ports(some: list[tuple[str, int]], start: int) -> str:
+        return "".join(
+            f'<port id="{start + index}" precision="{precision}">'
+            + (f"<dim>{-rank}</dim>" if rank < 0 else "<dim>-1</dim>" * rank)
+            + "</port>"
+            for index, (precision, rank) in enumerate(some)
+        )
+
+    version = _OPERATION_SETS.get(kind, "opset1")
+    return (
+        f'<layer id="{number}" name="{kind}_{number}" type="{kind}" version="{version}">'
+        + (f"<data {data}/>" if data else "")
+        + (f"<input>{ports(inputs, 0)}</input>" if inputs else "")
+        + (f"<output>{ports(outputs, len(inputs))}</output>" if outputs else "")
+        + "</layer>"
+    )

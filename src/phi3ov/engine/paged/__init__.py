@@ -1,0 +1,1 @@
+"""``engine="paged"``: openvino alone, with a KV cache that can be saved to a file."""

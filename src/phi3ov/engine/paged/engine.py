@@ -1,0 +1,197 @@
+"""The engine whose KV cache can be saved: openvino's paged attention without openvino-genai.
+
+One answer at a time and one cached sequence, of which a new prompt keeps all that it begins
+with, to the token. For what the default engine does faster or besides, see ``pipeline.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...answer.token_stream import TokenRequest, TokenStream
+from ...errors import DeviceError, OptionError, RestoreError
+from ..serial import SerialEngine
+from .cache_file import CacheFile, CacheOrigin, write_cache
+from .model import BLOCK_TOKENS, PagedModel
+from .sampling import choose_token, logprob
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ...artifact.fingerprint import ModelFingerprint
+    from ..protocol import EngineSetup
+
+PREFILL_CHUNK_TOKENS = 512
+"""Prompt tokens per forward pass: bounds memory, and the wait until a cancellation is seen."""
+
+
+class PagedEngine(SerialEngine):
+    """Generates with openvino and keeps, saves and restores the KV cache of one sequence."""
+
+    def __init__(self, setup: EngineSetup) -> None:
+        """Compile the setup's model.
+
+        Raises:
+            DeviceError: The device is no CPU, or OpenVINO could not compile the model for it.
+            OptionError: A property was set that the device does not take, or ``cache_bytes``.
+            UnsupportedModelError: The rope factors of ``setup.context`` cannot be had, or the graph
+                is not as phi3ov knows it.
+        """
+        device, artifact, context = setup.device, setup.artifact, setup.context
+        setup.refuse(
+            "paged",
+            cache_bytes="keeps one sequence, which takes what it needs",
+            speculation="reads one token per pass",
+            adapter="takes no LoRA adapter",
+        )
+        if device.partition(".")[0] != "CPU":
+            raise DeviceError(
+                f"engine='paged' runs on the CPU only, and device={device!r} was chosen. Load with "
+                "device='CPU', or with engine='pipeline'."
+            )
+        model = PagedModel(artifact, device=device, config=setup.config, context=context)
+        runner = _Runner(model)
+        self._runner = runner
+        self._context_tokens = context.tokens
+        self._vocabulary_size = artifact.vocabulary_size
+        super().__init__(runner.run, free=runner.free, name="paged", limits=setup.limits)
+
+    def submit(
+        self, request: TokenRequest, *, timeout_seconds: float | None = None, wait: bool = False
+    ) -> TokenStream:
+        """Queue ``request`` and return its stream at once; see `Engine.submit`."""
+        if request.grammar is not None:
+            raise OptionError(
+                "json_schema, regex and choices cannot be had from engine='paged', which has no "
+                "grammars. Load the model with engine='pipeline' or 'worker'."
+            )
+        return super().submit(request, timeout_seconds=timeout_seconds, wait=wait)
+
+    def save_cache(
+        self, token_ids: Sequence[int], path: Path, fingerprint: ModelFingerprint
+    ) -> None:
+        """Read ``token_ids`` if they are not in the cache, and write their cache to ``path``."""
+        self._do(lambda: self._runner.save(token_ids, path, fingerprint))
+
+    def restore_cache(
+        self, path: Path, fingerprint: ModelFingerprint, *, verify: bool
+    ) -> tuple[int, ...]:
+        """Make the cache that of a file; return the ids that need not be read again."""
+        restored: list[tuple[int, ...]] = []
+
+        def restore() -> None:
+            origin = self._runner.origin(fingerprint)
+            try:
+                file = CacheFile.open(path, origin, vocabulary_size=self._vocabulary_size)
+                if len(file.token_ids) > self._context_tokens:
+                    raise ValueError(
+                        f"it holds {len(file.token_ids)} tokens, and the context has "
+                        f"{self._context_tokens}."
+                    )
+                self._runner.restore(file, verify=verify)
+            except ValueError as error:
+                raise RestoreError(path, str(error)) from error
+            restored.append(file.token_ids)
+
+        self._do(restore)
+        return restored[0]
+
+    def forget_cache(self) -> None:
+        """Empty the cache, after the requests before this call."""
+        self._do(self._runner.forget)
+
+
+class _Runner:
+    """Owns the native model and its cache; lives on the engine's thread once it is built."""
+
+    def __init__(self, model: PagedModel) -> None:
+        self._model = model
+        self._cached_ids: list[int] = []  # what the cache holds
+
+    def free(self) -> None:
+        """Give the model and its cache back; nothing may follow."""
+        del self._model
+
+    def run(self, stream: TokenStream) -> None:
+        """Generate for one stream; called on the engine's thread."""
+        request = stream.request
+        stream.cached_tokens = self._keep(request.prompt_ids, len(request.prompt_ids) - 1)
+        self._model.reserve(
+            len(request.prompt_ids) + request.max_new_tokens, keep=len(self._cached_ids)
+        )
+        generator = np.random.default_rng(request.seed)
+        seen_ids = list(request.prompt_ids)
+        most = len(seen_ids) + request.max_new_tokens
+        logits = self._read(request.prompt_ids[stream.cached_tokens :], stream)
+        while logits is not None and not stream.cancelled:
+            token = choose_token(logits, request, seen_ids, generator)
+            seen_ids.append(token)
+            if request.logprobs:
+                stream.logprobs.append(logprob(logits, token))
+            stream.put([token])
+            if token in request.stop_ids or len(seen_ids) == most:
+                return
+            logits = self._read([token], stream)
+
+    def origin(self, fingerprint: ModelFingerprint) -> CacheOrigin:
+        """Return what the cache's numbers depend on."""
+        return CacheOrigin(
+            fingerprint=fingerprint, numerics=self._model.numerics, layout=self._model.layout
+        )
+
+    def save(self, token_ids: Sequence[int], path: Path, fingerprint: ModelFingerprint) -> None:
+        """Write the cache of ``token_ids``."""
+        # The last, unfilled block is read again into zeros: what other tokens left in it is
+        # nobody's business, and in a quantized cache it has a part in the scales.
+        whole = len(token_ids) - len(token_ids) % BLOCK_TOKENS
+        kept = self._keep(token_ids, whole)
+        kept -= kept % BLOCK_TOKENS
+        del self._cached_ids[kept:]
+        self._model.reserve(len(token_ids), keep=kept)
+        used = math.ceil(len(token_ids) / BLOCK_TOKENS)
+        for buffer in self._model.buffers:
+            buffer[kept // BLOCK_TOKENS : used] = 0
+        self._read(token_ids[kept:], None)
+        buffers = [buffer[:used] for buffer in self._model.buffers]
+        write_cache(path, self.origin(fingerprint), token_ids, buffers)
+
+    def restore(self, file: CacheFile, *, verify: bool) -> None:
+        """Take over the cache of ``file``."""
+        self._cached_ids = []
+        self._model.reserve(len(file.token_ids), keep=0)
+        used = math.ceil(len(file.token_ids) / BLOCK_TOKENS)
+        file.read_into([buffer[:used] for buffer in self._model.buffers], verify=verify)
+        self._cached_ids = [*file.token_ids]
+
+    def forget(self) -> None:
+        """Give the cache's memory back."""
+        self._cached_ids = []
+        self._model.release()
+
+    def _keep(self, token_ids: Sequence[int], most: int) -> int:
+        """Keep what the cache and ``token_ids`` begin with together; return how many ids."""
+        equal = 0
+        for one, other in zip(self._cached_ids, token_ids[:most], strict=False):
+            if one != other:
+                break
+            equal += 1
+        del self._cached_ids[equal:]
+        return equal
+
+    def _read(
+        self, token_ids: Sequence[int], stream: TokenStream | None
+    ) -> NDArray[np.float32] | None:
+        """Read ids after those in the cache; return the logits, or None where cancelled."""
+        logits = None
+        for start in range(0, len(token_ids), PREFILL_CHUNK_TOKENS):
+            if stream is not None and stream.cancelled:
+                return None
+            chunk = token_ids[start : start + PREFILL_CHUNK_TOKENS]
+            logits = self._model.read(chunk, past=len(self._cached_ids))
+            self._cached_ids += chunk
+        return logits

@@ -1,0 +1,163 @@
+"""The model with paged attention on openvino alone, and a KV cache that phi3ov owns.
+
+openvino-genai runs the same graph but keeps its cache to itself, and a stateful model's
+``query_state()`` hands out float32 copies, whatever the cache holds. Here keys and values lie in
+numpy buffers of the precision that the device computes with, so they can be written to a file
+and read back bit for bit; see ``kv_cache_file.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import openvino
+from numpy.typing import NDArray
+
+from ...errors import UnsupportedModelError
+from ...runtime.properties import compiling, device_properties
+from ..pinned import open_pinned
+from .cache_file import CacheTensor
+
+if TYPE_CHECKING:
+    from ...artifact.folder import Artifact
+    from ...runtime.config import RuntimeConfig
+    from ...runtime.rope import ContextChoice
+
+BLOCK_TOKENS = 32
+"""Tokens per block of the cache, as genai's ``cpu_block_size``."""
+
+_ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
+
+_PRECISIONS = (
+    "INFERENCE_PRECISION_HINT",
+    "KEY_CACHE_PRECISION",
+    "VALUE_CACHE_PRECISION",
+    "KEY_CACHE_GROUP_SIZE",
+    "VALUE_CACHE_GROUP_SIZE",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE",
+)
+
+
+class PagedModel:
+    """A compiled model that reads tokens into its cache and tells what may come next.
+
+    Attributes:
+        layout: The cache's tensors, in the order of `buffers`.
+        buffers: Their bytes, one row per block.
+        numerics: What decides the numbers in the cache besides the model: versions, device,
+            rope factors and precisions.
+    """
+
+    def __init__(
+        self, artifact: Artifact, *, device: str, config: RuntimeConfig, context: ContextChoice
+    ) -> None:
+        """Compile the artifact's model; see `PagedEngine`."""
+        core = openvino.Core()
+        properties = device_properties(config, core, device)
+        self._pinned = open_pinned(artifact, context)  # its weights must outlive the model
+        with compiling(artifact.path, device):
+            model = core.read_model(self._pinned.xml.encode(), self._pinned.weights)
+            _page_attention(model)
+            compiled = core.compile_model(model, device, properties)
+        self.layout: tuple[CacheTensor, ...] = tuple(
+            _describe(port) for port in compiled.inputs if "_cache." in port.get_any_name()
+        )
+        self.numerics: Mapping[str, str] = {
+            "openvino": openvino.get_version(),
+            "device": f"{device} {core.get_property(device, 'FULL_DEVICE_NAME')}",
+            "rope_factors": context.factors,
+        } | {name: str(compiled.get_property(name)) for name in _PRECISIONS}
+        self._most_blocks = math.ceil(context.tokens / BLOCK_TOKENS)
+        self._request = compiled.create_infer_request()
+        self.buffers: tuple[NDArray[np.uint8], ...] = tuple(
+            np.zeros((0, tensor.block_bytes), np.uint8) for tensor in self.layout
+        )
+
+    def reserve(self, tokens: int, *, keep: int) -> None:
+        """Make room for so many ``tokens``, keeping what the first ``keep`` of them hold."""
+        needed = math.ceil(tokens / BLOCK_TOKENS)
+        if needed > len(self.buffers[0]):
+            # Twice as many, so that what follows need not move it: memory not written takes none.
+            blocks = max(needed, min(2 * needed, self._most_blocks))
+            self._allocate(blocks, keep=math.ceil(keep / BLOCK_TOKENS))
+
+    def release(self) -> None:
+        """Give the cache's memory back."""
+        self._allocate(1, keep=0)
+
+    def _allocate(self, blocks: int, *, keep: int) -> None:
+        """Make all buffers so many ``blocks`` long; the first ``keep`` blocks stay."""
+        # All of them before any is taken over: memory may run out in the middle.
+        buffers = tuple(_zeros(blocks, tensor.block_bytes) for tensor in self.layout)
+        for new, old in zip(buffers, self.buffers, strict=True):
+            new[:keep] = old[:keep]
+        for tensor, new in zip(self.layout, buffers, strict=True):
+            shape = openvino.Shape([blocks, *tensor.block_shape])
+            precision = getattr(openvino.Type, tensor.precision)
+            # The request keeps the tensor, and the tensor its buffer.
+            self._request.set_tensor(
+                tensor.name, openvino.Tensor(new.reshape(-1), shape, precision)
+            )
+        self.buffers = buffers
+
+    def read(self, token_ids: Sequence[int], *, past: int) -> NDArray[np.float32]:
+        """Read ``token_ids`` after the ``past`` tokens in the cache; there must be room.
+
+        Returns:
+            The logits after the last of them, of shape [vocabulary]; valid until the next call.
+        """
+        tokens = past + len(token_ids)
+        blocks = math.ceil(tokens / BLOCK_TOKENS)
+        inputs = {
+            "input_ids": np.array(token_ids, np.int64),
+            "position_ids": np.arange(past, tokens, dtype=np.int64),
+            "past_lens": np.array([past], np.int32),
+            "subsequence_begins": np.array([0, len(token_ids)], np.int32),
+            "block_indices": np.arange(blocks, dtype=np.int32),
+            "block_indices_begins": np.array([0, blocks], np.int32),
+            "max_context_len": np.array(tokens, np.int32),
+        }
+        for name, values in inputs.items():
+            self._request.set_tensor(name, openvino.Tensor(values))
+        self._request.infer()
+        logits: NDArray[np.float32] = self._request.get_tensor("logits").data.reshape(-1)
+        return logits
+
+
+def _page_attention(model: Any) -> None:
+    """Change a stateful model into one with paged attention and logits of the last token only."""
+    from openvino import _offline_transformations, opset13
+
+    _offline_transformations.paged_attention_transformation(model)
+    head = model.output("logits").node.input_value(0).get_node()
+    if head.get_type_name() != "MatMul":
+        raise UnsupportedModelError(
+            f"The IR's logits come from a {head.get_type_name()}; engine='paged' knows exports "
+            "whose logits come from a MatMul. Load it with engine='pipeline'."
+        )
+    begin, end, step, axis = (opset13.constant([value]) for value in (-1, 2**31 - 1, 1, 0))
+    last = opset13.slice(head.input_value(0), begin, end, step, axis)
+    head.input(0).replace_source_output(last.output(0))
+    model.validate_nodes_and_infer_types()
+
+
+def _describe(port: Any) -> CacheTensor:
+    shape = tuple(dimension.get_length() for dimension in list(port.get_partial_shape())[1:])
+    precision = port.get_element_type()
+    return CacheTensor(
+        name=port.get_any_name(),
+        precision=precision.get_type_name(),
+        block_shape=shape,
+        block_bytes=math.prod(shape) * precision.bitwidth // 8,
+    )
+
+
+def _zeros(blocks: int, block_bytes: int) -> NDArray[np.uint8]:
+    """Return aligned zeros; the system hands their memory out when it is first written."""
+    size = blocks * block_bytes
+    raw = np.zeros(size + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + size].reshape(blocks, block_bytes)

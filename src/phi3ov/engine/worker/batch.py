@@ -1,0 +1,286 @@
+"""The running batch in the worker engine's process: genai's continuous batching, step by step.
+
+Who talks to the parent is ``child.py``. `Batch` takes its commands, begins requests in
+the order in which they came, each only when the KV cache has room for its longest answer, and
+collects after every step what each of them got.
+
+It also decides which prompts a step reads, because genai's own way is not safe. genai finds
+blocks of its cache by the ids that they shall hold, from the moment at which they are given to a
+request, and
+
+- a prompt that it has read in part leaves blocks that are found and were never filled, if the
+  request is cancelled then: the next one with that prompt gets a wrong answer;
+- two prompts that begin with the same begun block, such as forks of one conversation, are both
+  read into that one block.
+
+So a prompt that one step cannot read whole is given to genai in pieces that end with a block, as
+requests of one token that find in the cache what the ones before them left; and a prompt that
+would be read into another's begun block waits for the next step. Whatever happens between two
+steps, every block that can be found is filled.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..genai.prefix_cache import CachedSequence, follow_cache
+from .fields import ProtocolError
+from .protocol import Cancel, Command, Forget, Progress, Submit
+
+if TYPE_CHECKING:
+    from ..genai.draft import SpeculationPlan
+    from ..genai.kv_pool import KVPool
+
+
+@dataclass(slots=True)
+class _Running:
+    """A request that has a place in the batch.
+
+    Attributes:
+        command: What was asked for.
+        blocks: Blocks of the KV cache that are kept for it.
+        cached_tokens: Prompt ids that were cached when it began.
+        known_tokens: Prompt ids that are cached, those of the pieces that were read included.
+        answering: Whether genai has the whole prompt, not a piece of it.
+        handle: genai's handle; None between two pieces.
+        sequence: What the cache knows of it; None between two pieces.
+    """
+
+    command: Submit
+    blocks: int
+    cached_tokens: int | None = None
+    known_tokens: int = 0
+    answering: bool = False
+    handle: Any = None
+    sequence: CachedSequence | None = None
+
+
+class Batch:
+    """The requests that run together, and those that wait for a place, first come, first served."""
+
+    def __init__(
+        self,
+        open_pipeline: Callable[[], Any],
+        pool: KVPool,
+        max_running: int,
+        prompt_tokens: int,
+        speculation: SpeculationPlan | None = None,
+        *,
+        leading_space: bool = False,
+    ) -> None:
+        """Answer on what ``open_pipeline`` returns, at most ``max_running`` requests at once.
+
+        Args:
+            open_pipeline: Opens genai's pipeline, also anew.
+            pool: Its KV cache.
+            max_running: The most requests in the batch.
+            prompt_tokens: The most prompt tokens that a step reads, beside the tokens that running
+                answers read: at least a block. The pipeline's ``max_num_batched_tokens`` must be
+                enough for both.
+            speculation: What is proposed for each pass.
+            leading_space: Whether the text of an answer loses a space at its beginning.
+        """
+        self._open_pipeline = open_pipeline
+        self._pool = pool
+        self._speculation = speculation
+        self._leading_space = leading_space
+        self._max_running = max_running
+        self._prompt_tokens = prompt_tokens
+        self._waiting: deque[Submit | Forget] = deque()
+        self._running: dict[int, _Running] = {}  # in the order in which genai has them
+        self._leaving: list[_Running] = []  # cancelled ones, which genai frees with the next step
+        self._ended: list[Progress] = []  # between two steps
+        self._forget()
+
+    def _forget(self) -> None:
+        self._pipeline: Any = None  # frees the old one first
+        self._pipeline = self._open_pipeline()
+        self._cache = follow_cache(self._pool)
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do, nor to report."""
+        busy = self._waiting or self._running or self._ended
+        # genai frees a cancelled request at the end of the next step
+        return not busy and not self._pipeline.has_non_finished_requests()
+
+    def accept(self, command: Command) -> None:
+        """Take a request, cancel one, or forget the cache in its turn."""
+        if isinstance(command, Submit | Forget):
+            self._waiting.append(command)
+        elif isinstance(command, Cancel):
+            self._cancel(command.number)
+        else:
+            raise ProtocolError("Load came twice.")
+
+    def step(self) -> list[Progress]:
+        """Fill free places, compute one step, and return what came out."""
+        self._read_prompts()
+        if self._pipeline.has_non_finished_requests():
+            sequences = [one.sequence for one in self._running.values() if one.sequence is not None]
+            self._cache.step(sequences, self._prompt_tokens)
+            self._pipeline.step()
+        progress, self._ended = self._ended, []
+        for running in list(self._running.values()):
+            progress += self._collect(running)
+        for running in self._leaving:  # genai frees them after those that ended by themselves
+            if running.sequence is not None:
+                self._cache.end(running.sequence)
+        self._leaving = []
+        return progress
+
+    def _cancel(self, number: int) -> None:
+        waiting = [
+            command
+            for command in self._waiting
+            if isinstance(command, Submit) and command.number == number
+        ]
+        if number in self._running:
+            running = self._running.pop(number)
+            if running.handle is not None:
+                running.handle.cancel()
+            self._leaving.append(running)
+        elif waiting:
+            self._waiting.remove(waiting[0])
+        else:
+            return  # it ended by itself meanwhile
+        self._end(number)
+
+    def _end(self, number: int, *, error: str | None = None) -> None:
+        self._ended.append(Progress(number=number, token_ids=(), ended=True, error=error))
+
+    # --- what the next step reads -------------------------------------------------------------
+
+    def _read_prompts(self) -> None:
+        """Give genai as much of the prompts as the next step reads, first come, first served."""
+        left = self._prompt_tokens
+        unread: list[CachedSequence] = []
+        for running in list(self._running.values()):
+            if not running.answering:  # one at most: the last that began
+                left -= self._give(running, self._end_of_piece(running, left), unread)
+        while self._waiting and self._has_room_for(self._waiting[0]):
+            first = self._waiting[0]
+            if isinstance(first, Forget):
+                self._forget()
+            else:
+                running = _Running(first, self._blocks_for(first))
+                end = self._end_of_piece(running, left)
+                if not end or self._cache.writes_beside(first.request.prompt_ids, unread):
+                    break
+                self._running[first.number] = running
+                left -= self._give(running, end, unread)
+            self._waiting.popleft()
+
+    def _has_room_for(self, command: Submit | Forget) -> bool:
+        """Whether it can begin, and every running request still reach its longest answer.
+
+        genai would begin more, drop one in the middle when no block is left, and compute it
+        again later; or find none that it may drop, and fail.
+        """
+        if isinstance(command, Forget):
+            # genai frees a cancelled request at the end of the next step
+            return not self._running and not self._pipeline.has_non_finished_requests()
+        taken = sum(one.blocks for one in (*self._leaving, *self._running.values()))
+        enough = taken + self._blocks_for(command) <= self._pool.blocks
+        return enough and len(self._running) < self._max_running
+
+    def _blocks_for(self, command: Submit) -> int:
+        request = command.request
+        return self._pool.blocks_for(len(request.prompt_ids) + request.max_new_tokens)
+
+    def _end_of_piece(self, running: _Running, left: int) -> int:
+        """Return up to where a step reads a prompt that may read so many tokens.
+
+        All of it, or up to the end of a block; 0 if that is nothing.
+        """
+        prompt_ids = running.command.request.prompt_ids
+        start = max(self._cache.reusable(prompt_ids), running.known_tokens)
+        end = start + left
+        if end >= len(prompt_ids):
+            return len(prompt_ids) if left else 0
+        end -= end % self._pool.block_tokens
+        return end if end > start else 0
+
+    def _give(self, running: _Running, end: int, unread: list[CachedSequence]) -> int:
+        """Give genai a prompt up to ``end``; return how much of it the next step reads.
+
+        Args:
+            running: Whose prompt it is.
+            end: The prompt's length, or the end of a block.
+            unread: Gets what the cache knows of it.
+        """
+        import numpy as np
+        import openvino
+
+        from ...answer.token_stream import TokenRequest
+        from ..pipeline import generation_config
+
+        number, request = running.command.number, running.command.request
+        running.answering = end == len(request.prompt_ids)
+        if not running.answering:
+            piece_ids = request.prompt_ids[:end]
+            request = TokenRequest(prompt_ids=piece_ids, max_new_tokens=1, stop_ids=frozenset())
+        config = generation_config(request, leading_space=self._leading_space)
+        if self._speculation is not None:
+            self._speculation.configure(config)
+        if request.stop_ids:  # or genai would take those of the folder's generation_config.json
+            config.eos_token_id = max(request.stop_ids)
+        else:
+            config.ignore_eos = True
+        prompt = openvino.Tensor(np.array([request.prompt_ids], dtype=np.int64))
+        try:
+            running.handle = self._pipeline.add_request(number, prompt, config)
+        except RuntimeError as error:
+            del self._running[number]
+            self._end(number, error=str(error))
+            return 0
+        running.sequence = self._cache.begin(request.prompt_ids)
+        if running.cached_tokens is None:
+            running.cached_tokens = running.sequence.reused
+        unread.append(running.sequence)
+        return end - running.sequence.reused
+
+    # --- what came out of it ------------------------------------------------------------------
+
+    def _collect(self, running: _Running) -> list[Progress]:
+        """Return what a request got in this step, if it got something."""
+        import openvino_genai
+
+        if running.sequence is None:
+            return []
+        number, handle = running.command.number, running.handle
+        token_ids: list[int] = []
+        logprobs: list[float] = []
+        while handle.can_read():
+            output = next(iter(handle.read().values()))
+            token_ids += output.generated_ids
+            logprobs += output.generated_log_probs
+        running.sequence.ids += token_ids
+        status = handle.get_status()
+        ended = status != openvino_genai.GenerationStatus.RUNNING
+        if ended:
+            self._cache.end(running.sequence)
+        if ended and not running.answering:
+            running.known_tokens = running.sequence.prompt_tokens
+            running.handle = running.sequence = None
+            return []
+        if not token_ids and not ended:
+            return []
+        error = None
+        if ended:
+            del self._running[number]
+            if status == openvino_genai.GenerationStatus.IGNORED:
+                error = "The KV cache has no room for this request."
+        return [
+            Progress(
+                number=number,
+                token_ids=tuple(token_ids),
+                logprobs=tuple(logprobs) if running.command.request.logprobs else (),
+                cached_tokens=running.cached_tokens or 0,
+                ended=ended,
+                error=error,
+            )
+        ]

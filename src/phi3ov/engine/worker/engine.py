@@ -1,0 +1,169 @@
+"""Many answers at once: openvino-genai's continuous batching, in a process of its own.
+
+genai's ``step()`` holds the interpreter lock for as long as it computes, so it runs in a child
+process, whose side is ``child.py``. Requests join and leave the running batch; at most
+``max_running`` are in it, the others wait their turn. If the child dies, open streams end with
+`EngineCrashedError` and the next request starts a new child.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import openvino
+
+from ...answer.token_stream import TokenRequest, TokenStream
+from ...errors import DeviceError, OptionError, QueueFullError, StateError
+from ...runtime.lora import read_adapter
+from ...runtime.properties import device_properties
+from ..genai.draft import plan_speculation
+from ..genai.kv_pool import plan_pool
+from ..genai.npu import is_npu
+from .parent import WorkerChild, WorkerStream
+from .protocol import Load
+
+if TYPE_CHECKING:
+    from ..protocol import EngineSetup
+
+MAX_RUNNING = 32
+"""Requests in the batch, unless `RequestLimits` says otherwise; more bring a CPU little."""
+
+CACHED_CONTEXTS = 16
+MOST_CACHE_BYTES = 4 * 1024**3
+"""The default KV cache: room for so many full contexts, but not more bytes than this."""
+
+
+class WorkerEngine:
+    """Generates many answers at once, in a child process."""
+
+    def __init__(self, setup: EngineSetup) -> None:
+        """Start the child and wait until it has compiled the model for the device.
+
+        Raises:
+            DeviceError: OpenVINO could not compile the model for the device.
+            OptionError: A property was set that the device does not take; ``cache_bytes`` holds
+                less than one context; or the program is frozen (PyInstaller and its like), so
+                that there is no Python to start.
+            UnsupportedModelError: The rope factors of ``setup.context`` cannot be had.
+            EngineCrashedError: The child died meanwhile.
+        """
+        if getattr(sys, "frozen", False):  # sys.executable would start the whole program again
+            raise OptionError(
+                "engine='worker' starts Python, which a frozen program does not have. Use "
+                "engine='pipeline'."
+            )
+        limits = setup.limits
+        self.max_running: int = MAX_RUNNING if limits.max_running is None else limits.max_running
+        if is_npu(setup.device):
+            raise DeviceError(
+                f"engine='worker' batches with paged attention, which device={setup.device!r} "
+                "does not have. Use engine='pipeline' there."
+            )
+        properties = device_properties(setup.config, openvino.Core(), setup.device)
+        self._speculation = plan_speculation(setup)
+        adapter = (
+            None if setup.adapter is None else read_adapter(setup.adapter, setup.artifact.config)
+        )
+        pool = plan_pool(
+            setup,
+            properties,
+            self._speculation,
+            contexts=CACHED_CONTEXTS,
+            most_bytes=MOST_CACHE_BYTES,
+        )
+        load = Load(
+            folder=str(setup.artifact.path.resolve()),
+            device=setup.device,
+            properties=properties,
+            context_tokens=setup.context.tokens,
+            factors=setup.context.factors,
+            max_running=self.max_running,
+            blocks=pool.blocks,
+            block_tokens=pool.block_tokens,
+            candidate_tokens=self._speculation.candidate_tokens,
+            ngram_tokens=self._speculation.ngram_tokens,
+            draft_folder=self._speculation.draft_folder,
+            draft_factors=self._speculation.draft_factors,
+            adapter="" if adapter is None else str(adapter.weights),
+            adapter_scale=1.0 if adapter is None else adapter.scale,
+            sys_path=_package_folders(),
+        )
+        self._state = _State(load, limit=self.max_running + limits.max_waiting)
+        self._finalizer = weakref.finalize(self, _shut_down, self._state)  # also at exit
+        try:
+            self._state.living_child().wait_until_loaded()
+        except BaseException:
+            self.close()
+            raise
+
+    def submit(
+        self, request: TokenRequest, *, timeout_seconds: float | None = None, wait: bool = False
+    ) -> TokenStream:
+        """Send ``request`` to the child and return its stream at once; see `Engine.submit`."""
+        self._speculation.check(request)
+        state = self._state
+        with state.lock:
+            if state.closing:
+                raise StateError("The model is closed. Load it again with phi3ov.load_model().")
+            child = state.living_child()
+            if not wait and child.open_requests() >= state.limit:
+                raise QueueFullError(child.open_requests())
+            state.last_number += 1
+            return child.submit(state.last_number, request, timeout_seconds)
+
+    def forget_cache(self) -> None:
+        """Build the pipeline anew when the requests before this call have ended."""
+        state = self._state
+        with state.lock:
+            if state.child is not None and state.child.usable:  # a new child has forgotten all
+                state.child.forget_cache()
+
+    def close(self) -> None:
+        """End every stream and the child. May be called twice."""
+        self._finalizer()
+
+
+class _State:
+    """What engine, threads and finalizer share; nothing here keeps the engine alive."""
+
+    def __init__(self, load: Load, *, limit: int) -> None:
+        self.load = load
+        self.limit = limit
+        self.lock = threading.RLock()  # a finalizer may run where it is held
+        self.closing = False
+        self.child: WorkerChild | None = None
+        self.last_number = 0
+
+    def living_child(self) -> WorkerChild:
+        """Return the child, a new one if it died."""
+        with self.lock:
+            if self.child is None or not self.child.usable:
+                self.child = WorkerChild(self.load, self.lock, limit=self.limit)
+            return self.child
+
+
+def _shut_down(state: _State) -> None:
+    with state.lock:
+        state.closing = True
+        child, state.child = state.child, None
+        streams: list[WorkerStream] = []
+        if child is not None:
+            streams = child.take_streams()
+    for stream in streams:
+        stream.cancel()
+        stream.end()
+    if child is not None:
+        child.stop()
+
+
+def _package_folders() -> tuple[str, ...]:
+    """Return ``sys.path``, which notebooks and tests change at run time, for another folder."""
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # the current folder has been removed
+        return tuple(one for one in sys.path if Path(one).is_absolute())
+    return tuple(str(here / one) for one in sys.path)

@@ -1,0 +1,310 @@
+"""The worker engine's child process as its parent sees it: one connection, from start to death."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, cast
+
+from ... import errors
+from ...answer.token_stream import TokenRequest, TokenStream
+from ...errors import EngineCrashedError, GenerationError, OptionError, Phi3OVError
+from .fields import ProtocolError
+from .protocol import (
+    MAX_LINE_BYTES,
+    Cancel,
+    Failed,
+    Forget,
+    Load,
+    Progress,
+    Ready,
+    Submit,
+    decode_report,
+    encode,
+    read_lines,
+)
+
+_LOGGER = logging.getLogger("phi3ov")
+_PATIENCE_SECONDS = 2.0
+"""How long a child that shall end has, before it is terminated and then killed."""
+_LAST_WORDS = 12
+_START = (  # phi3ov's folder last: what else is installed beside it must not shadow Python's own
+    "import sys; sys.path[:] = [*filter(None, sys.path), sys.argv[1]]; "
+    "from phi3ov.engine.worker.child import main; main()"
+)
+_MAX_WORDS_BYTES = 2000
+
+
+class WorkerStream(TokenStream):
+    """A stream whose cancelling goes to the child."""
+
+    def __init__(
+        self,
+        request: TokenRequest,
+        number: int,
+        outbox: queue.SimpleQueue[bytes | None],
+        *,
+        timeout_seconds: float | None,
+    ) -> None:
+        """Open the stream of request ``number``; ``outbox`` leads to the child."""
+        super().__init__(request, timeout_seconds=timeout_seconds)
+        self._number = number
+        self._outbox = outbox
+
+    def cancel(self) -> None:
+        """Ask the child to stop; it does so within one step. For any thread."""
+        if not self._cancelled:
+            super().cancel()
+            self._outbox.put(encode(Cancel(number=self._number)))
+
+
+class WorkerChild:
+    """One child process and the three threads that write to it, read from it, and keep its log."""
+
+    def __init__(self, load: Load, lock: AbstractContextManager[bool], *, limit: int) -> None:
+        """Start a child that loads ``load``.
+
+        Args:
+            load: Its first command.
+            lock: Guards `streams`, what is unsent, and `dead`.
+            limit: How many requests the child is given at once; the others wait here.
+
+        Raises:
+            EngineCrashedError: The system starts no process.
+        """
+        self.streams: dict[int, WorkerStream] = {}
+        self.dead: bool = False
+        self.outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()  # lines
+        self._lock = lock
+        self._limit = limit
+        self._sent: set[int] = set()  # the child has them; numbers, as keys of `streams`
+        self._unsent: deque[tuple[int | None, bytes]] = deque()  # lines; a request's has a number
+        self._loaded = threading.Event()
+        self._failure: Phi3OVError | None = None
+        self._log: deque[str] = deque(maxlen=_LAST_WORDS)
+        with ExitStack() as stack:
+            if {load.factors, load.draft_factors} != {"none"}:  # it may die before it cleans up
+                made = tempfile.TemporaryDirectory(prefix="phi3ov-", ignore_cleanup_errors=True)
+                load = replace(load, work_folder=stack.enter_context(made))
+            self.process: subprocess.Popen[bytes] = self._start_process()
+            self._remove_work_folder = stack.pop_all().close
+        self.outbox.put(encode(load))
+        self._keeper = self._start_thread(self._keep_log)
+        self._start_thread(self._write)
+        self._reader = self._start_thread(self._read)
+
+    def _start_process(self) -> subprocess.Popen[bytes]:
+        packages = Path(__file__).resolve().parents[3]  # where phi3ov is found
+        try:
+            return subprocess.Popen(
+                [sys.executable, "-S", "-c", _START, str(packages)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd=packages,  # the current folder may have been removed
+            )
+        except OSError as error:
+            raise EngineCrashedError(f"The worker process could not be started: {error}") from error
+
+    def _start_thread(self, target: Callable[[], None]) -> threading.Thread:
+        name = f"phi3ov-worker{target.__name__}"
+        thread = threading.Thread(target=target, name=name, daemon=True)
+        thread.start()
+        return thread
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can be given requests."""
+        return not self.dead and self.process.poll() is None
+
+    def open_requests(self) -> int:
+        """Count what runs and what waits and is still wanted; called under the lock."""
+        waiting = (self.streams[number] for number, _ in self._unsent if number is not None)
+        return len(self._sent) + sum(not stream.cancelled for stream in waiting)
+
+    def submit(
+        self, number: int, request: TokenRequest, timeout_seconds: float | None
+    ) -> WorkerStream:
+        """Send a request, or keep it until the child has room; called under the lock.
+
+        Raises:
+            OptionError: It does not fit a line.
+        """
+        line = encode(Submit(number=number, request=request))
+        if len(line) > MAX_LINE_BYTES:  # the child would end, and with it everybody's answer
+            raise OptionError(
+                f"The request takes {len(line)} bytes, and the worker takes {MAX_LINE_BYTES}: its "
+                "json_schema, regex or choices make a grammar that is too long. Give a shorter one."
+            )
+        stream = WorkerStream(request, number, self.outbox, timeout_seconds=timeout_seconds)
+        self.streams[number] = stream
+        self._unsent.append((number, line))
+        self._send_more()
+        return stream
+
+    def forget_cache(self) -> None:
+        """Send that, too, in its turn; called under the lock."""
+        self._unsent.append((None, encode(Forget())))
+        self._send_more()
+
+    def take_streams(self) -> list[WorkerStream]:
+        """Return the open streams, for the caller to end, and forget them; under the lock."""
+        streams, self.streams = list(self.streams.values()), {}
+        self._sent.clear()
+        self._unsent.clear()
+        return streams
+
+    def _send_more(self) -> None:
+        while self._unsent and len(self._sent) < self._limit:
+            number, line = self._unsent.popleft()
+            if number is None:
+                self.outbox.put(line)
+                continue
+            stream = self.streams[number]
+            if stream.cancelled:
+                del self.streams[number]
+                stream.end()
+            else:
+                self._sent.add(number)
+                self.outbox.put(line)
+                if stream.cancelled:  # just now, by another thread: its Cancel went ahead
+                    self.outbox.put(encode(Cancel(number=number)))
+
+    def wait_until_loaded(self) -> None:
+        """Wait for the model; raises what the child or its death said instead."""
+        while not self._loaded.wait(0.5):  # wakes up, or Windows would not see Ctrl-C
+            pass
+        if self._failure is not None:
+            raise self._failure
+
+    def stop(self) -> None:
+        """Ask the child to end, then make it."""
+        self.outbox.put(None)
+        for force in (self.process.terminate, self.process.kill):
+            try:
+                self.process.wait(_PATIENCE_SECONDS)
+                break
+            except subprocess.TimeoutExpired:
+                force()
+        if threading.current_thread() is not self._reader:
+            self._reader.join()
+
+    def _write(self) -> None:
+        pipe = cast("IO[bytes]", self.process.stdin)
+        try:
+            with pipe:
+                while (line := self.outbox.get()) is not None:
+                    pipe.write(line)
+                    pipe.flush()
+        except OSError:
+            pass  # the child is gone, and `_read` sees to that
+
+    def _keep_log(self) -> None:
+        """Keep the last words of the child, which native libraries may have said."""
+        with cast("IO[bytes]", self.process.stderr) as pipe:
+            while line := pipe.readline(_MAX_WORDS_BYTES):
+                words = line.decode(errors="replace").rstrip()
+                self._log.append(words)
+                _LOGGER.debug("worker %d: %s", self.process.pid, words)
+
+    def _read(self) -> None:
+        why = ""
+        try:
+            with cast("IO[bytes]", self.process.stdout) as pipe:
+                for line in read_lines(pipe):
+                    self._take(line)
+        except ProtocolError as error:
+            why = f" after it had sent what no worker sends ({error})"
+            self.process.kill()
+        except Exception as error:  # noqa: BLE001 - no reader of a stream may hang
+            why = f" because its parent cannot go on ({error!r})"
+            self.process.kill()
+        self._bury(why)
+
+    def _take(self, line: bytes) -> None:
+        report = decode_report(line)
+        if isinstance(report, Ready):
+            self._remove_work_folder()
+            self._loaded.set()
+        elif isinstance(report, Failed) and self._loaded.is_set():
+            self._log.append(report.message)  # it ends, as from a crash: for the next a new child
+        elif isinstance(report, Failed):
+            self._failure = _translate(report)
+        else:
+            with self._lock:
+                for progress in report.progress:
+                    self._advance(progress)
+
+    def _advance(self, progress: Progress) -> None:
+        stream = self.streams.get(progress.number)
+        if stream is None:
+            return  # `_shut_down` has ended it
+        stream.begun = True
+        stream.cached_tokens = max(stream.cached_tokens, progress.cached_tokens)
+        stream.logprobs += progress.logprobs
+        if progress.token_ids:
+            stream.put(list(progress.token_ids))
+        if progress.ended:
+            del self.streams[progress.number]
+            self._sent.discard(progress.number)
+            self._send_more()
+            failed = progress.error is not None
+            stream.end(GenerationError(f"The engine failed: {progress.error}") if failed else None)
+        stream.expire()  # also where nobody reads
+
+    def _bury(self, why: str) -> None:
+        """End what is open; runs when the child has closed its end, which only its end does."""
+        try:
+            code = self.process.wait(_PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            code = self.process.wait()
+        self._remove_work_folder()
+        self._keeper.join(_PATIENCE_SECONDS)  # longer only if the child has left children
+        self.outbox.put(None)
+        crash = f"The worker process died{why}: {_describe_exit(code)}."
+        if self._log:
+            crash += " Its last words:\n" + "\n".join(self._log)
+        with self._lock:
+            self.dead = True
+            streams = self.take_streams()
+        for stream in streams:  # an error of its own each: it will hold the partial text
+            if self._failure is None:
+                stream.end(EngineCrashedError(crash))
+            else:
+                stream.end(GenerationError(f"The engine failed: {self._failure}"))
+        if self._failure is None:
+            self._failure = EngineCrashedError(crash)
+        self._loaded.set()
+
+
+def _translate(report: Failed) -> Phi3OVError:
+    """Return the error that the child raised; what it calls otherwise is a `GenerationError`."""
+    kind = getattr(errors, report.error, None)
+    if report.error in ("ContextLengthError", "MissingDependencyError") or not (
+        isinstance(kind, type) and issubclass(kind, Phi3OVError)
+    ):
+        return GenerationError(report.message)
+    return kind(report.message)
+
+
+def _describe_exit(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    if name == "SIGKILL":
+        return "SIGKILL, as the system does where memory runs out"
+    return name

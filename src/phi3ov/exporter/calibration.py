@@ -1,0 +1,105 @@
+"""Text for data-aware compression, and for measuring what a compression cost.
+
+Both come from Python's own language reference (``pydoc_data.topics``), English with code in it:
+every other topic for calibration, and for measuring what only the rest says, so that no recipe
+is measured on the text that it was fitted to. Better text for a model with another purpose is
+text of that purpose. The topics differ between versions of Python, so the manifest records the
+SHA-256 of what was used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CompressionError, OptionError
+
+if TYPE_CHECKING:
+    from ..prompt.chat_tokenizer import ChatTokenizer
+
+
+def default_texts() -> tuple[str, ...]:
+    """Return the calibration texts that are used when none are given.
+
+    Raises:
+        OptionError: This Python was installed without its help texts.
+
+    Example:
+        >>> len(default_texts()) > 30
+        True
+    """
+    return _topics(0)
+
+
+def evaluation_text() -> str:
+    """Return the text that quality is measured on when none is given.
+
+    No paragraph of it is in `default_texts`: topics quote each other, so whole topics are not
+    enough to keep the two apart.
+    """
+    seen = {paragraph for text in default_texts() for paragraph in text.split("\n\n")}
+    paragraphs = dict.fromkeys(one for text in _topics(1) for one in text.split("\n\n"))
+    return "\n\n".join(one for one in paragraphs if one not in seen)
+
+
+def _topics(first: int) -> tuple[str, ...]:
+    try:
+        from pydoc_data.topics import topics
+    except ImportError as error:
+        raise OptionError(
+            "text=None needs Python's own help texts (pydoc_data), and this Python was installed "
+            "without them. Give text of your own."
+        ) from error
+    return tuple(text.strip() for _, text in sorted(topics.items()))[first::2]
+
+
+def hash_texts(texts: Sequence[str]) -> str:
+    """Return the SHA-256 of ``texts``, which tells where one ends, as a hexadecimal string."""
+    digest = hashlib.sha256()
+    for text in texts:
+        encoded = text.encode("utf-8")
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest.hexdigest()
+
+
+def cut_samples(
+    tokenizer: ChatTokenizer, texts: Sequence[str], *, num_samples: int, sample_tokens: int
+) -> list[list[int]]:
+    """Cut ``texts`` into at most ``num_samples`` runs of exactly ``sample_tokens`` tokens.
+
+    The texts are joined by empty lines and encoded as ordinary text. Where there are more runs
+    than asked for, they are taken evenly from beginning to end: nothing is random.
+
+    Raises:
+        CompressionError: The texts together are shorter than one sample.
+    """
+    ids = tokenizer.encode_text("\n\n".join(texts))
+    available = len(ids) // sample_tokens
+    if not available:
+        raise CompressionError(
+            f"texts hold {len(ids)} tokens, less than one sample of sample_tokens={sample_tokens}. "
+            "Give more text, or smaller samples."
+        )
+    taken = min(num_samples, available)
+    starts = [index * available // taken * sample_tokens for index in range(taken)]
+    return [ids[start : start + sample_tokens] for start in starts]
+
+
+def decoder_inputs(model: Any, samples: Sequence[Sequence[int]]) -> Iterator[dict[str, Any]]:
+    """Yield what an OpenVINO stateful decoder reads for each sample, as a batch of one.
+
+    NNCF resets the state before every sample, so each one begins a sequence of its own.
+    """
+    import numpy as np
+
+    names = {name for port in model.inputs for name in port.get_names()}
+    for sample in samples:
+        ids = np.asarray([sample], dtype=np.int64)
+        inputs = {
+            "input_ids": ids,
+            "attention_mask": np.ones_like(ids),
+            "position_ids": np.arange(ids.shape[1], dtype=np.int64)[None],
+            "beam_idx": np.zeros(1, dtype=np.int32),
+        }
+        yield {name: value for name, value in inputs.items() if name in names}

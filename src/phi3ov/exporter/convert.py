@@ -1,0 +1,69 @@
+"""Checkpoint to OpenVINO graph, by optimum's exporter, compressed before it is written.
+
+optimum would write the whole model in full precision, to be read again for compression: twice
+the checkpoint's size through the disk. Here the graph is compressed when optimum comes to its
+last step, ``save_model``. The graph's weights are the checkpoint's own files until then, mapped:
+not one of them has been copied into memory.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ..artifact.folder import MODEL_XML
+from ..errors import ExportError
+from ..thirdparty.patches import replaced
+from .checkpoint import Checkpoint
+
+
+def convert(checkpoint: Checkpoint, output: Path, rewrite: Callable[[Any], None]) -> None:
+    """Convert the checkpoint to an IR and a tokenizer pair in the folder ``output``.
+
+    optimum's exporter takes a quantization config too, but compresses nothing with it and says
+    nothing; so compression is a step of its own.
+
+    Args:
+        checkpoint: What to convert.
+        output: The folder to write.
+        rewrite: Called with the ``openvino.Model`` before it is written, to change it in place.
+
+    Raises:
+        ExportError: This version of optimum writes its model in another way.
+    """
+    from optimum.exporters.openvino import main_export
+    from optimum.intel import OVConfig
+
+    exporter = importlib.import_module("optimum.exporters.openvino.convert")
+    save_model = exporter.save_model
+    rewritten = False
+
+    def rewrite_and_save(model: Any, path: Any, *arguments: Any, **options: Any) -> None:
+        nonlocal rewritten
+        if Path(path).name == MODEL_XML:
+            rewrite(model)
+            rewritten = True
+            save_model(model, path, compress_to_fp16=False)
+        else:  # the tokenizer pair
+            save_model(model, path, *arguments, **options)
+
+    with replaced(exporter, "save_model", rewrite_and_save):
+        main_export(
+            str(checkpoint.path),
+            output=output,
+            task="text-generation-with-past",
+            trust_remote_code=False,
+            local_files_only=True,
+            ov_config=OVConfig(dtype="auto"),
+            stateful=True,
+            convert_tokenizer=True,
+            library_name="transformers",
+        )
+    if not rewritten:
+        raise ExportError(
+            f"optimum-intel {metadata.version('optimum-intel')} does not save its model through "
+            "openvino.save_model. Install a version that phi3ov[export] asks for."
+        )

@@ -1,0 +1,273 @@
+"""Checkpoint to artifact: `export_model` converts, compresses, verifies, and then renames.
+
+The steps, each a phase that progress reports:
+
+1. check the checkpoint, the recipe, disk and memory (nothing has been written yet);
+2. convert the checkpoint to an OpenVINO graph over its own, mapped weights (``converter.py``);
+3. analyse: NNCF decides which weights get which precision, and runs calibration text;
+4. compress the weights, one by one, into a mapped file (``compressor.py``, ``mapped.py``);
+5. write the compressed model;
+6. collect the files that travel along;
+7. verify: read the result back, is it really what was asked for? Write the manifest, and rename
+   the folder into place.
+
+All work happens in a folder beside the target. An export either is what was asked for, or it
+raises and leaves nothing behind but the empty file of its lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ..artifact.folder import MANIFEST_NAME, MODEL_XML, Artifact, Manifest, record_files
+from ..artifact.ir import WeightSummary, read_weights, summarize
+from ..errors import ExportError, MissingDependencyError, Phi3OVError
+from ..prompt.chat_tokenizer import ChatTokenizer
+from ..prompt.formats import ChatFormat, recognize_format
+from ..thirdparty.patches import su_rope_accepted
+from ..thirdparty.quiet import quiet_tools, quiet_warnings
+from .checkpoint import Checkpoint
+from .compress import compress
+from .convert import convert
+from .mapped_weights import MappedConstants
+from .progress import Phases, ProgressCallback
+from .recipes import (
+    Compression,
+    Int4Compression,
+    check_compression,
+    check_divisible,
+    check_ignored,
+    check_weights,
+    describe_recipe,
+    draw_samples,
+)
+from .workplace import check_room, check_target, describe_free_disk, open_workplace, put_into_place
+
+_TRAVELS_ALONG = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+)
+_TOKENIZER_PAIR = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
+_TOOLS = (
+    "phi3ov",
+    "openvino",
+    "openvino-tokenizers",
+    "optimum-intel",
+    "nncf",
+    "transformers",
+    "torch",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportReport:
+    """What an export made.
+
+    Attributes:
+        artifact: The exported folder.
+        source_bytes: Bytes of the checkpoint's weights.
+        artifact_bytes: Bytes of the exported folder.
+        weights: What the model really holds, by precision and group size.
+        phase_seconds: How long each phase took.
+    """
+
+    artifact: Artifact
+    source_bytes: int
+    artifact_bytes: int
+    weights: tuple[WeightSummary, ...]
+    phase_seconds: Mapping[str, float]
+
+
+def export_model(
+    source: str | Path,
+    output: str | Path,
+    *,
+    compression: Compression = Int4Compression(),  # noqa: B008 - immutable
+    revision: str | None = None,
+    overwrite: bool = False,
+    progress: bool | ProgressCallback = True,
+    log: str | Path | None = None,
+) -> ExportReport:
+    """Export a Phi-3 checkpoint to a folder that `phi3ov.load_model` loads.
+
+    Args:
+        source: A local checkpoint folder, or a hub id.
+        output: The folder to make.
+        compression: `Int4Compression`, ``"int8"`` or ``"fp16"`` (no compression).
+        revision: Branch, tag or commit of a hub id.
+        overwrite: Replace ``output`` if it is an artifact already.
+        progress: True shows on stderr a bar per phase, or a line where that is no terminal; a
+            callable gets `ExportProgress`, and what it raises ends the export and comes out.
+        log: A file to append to what optimum, NNCF and transformers log and warn of meanwhile;
+            None drops it, errors excepted.
+
+    Raises:
+        ExportError: Source or target cannot be used, disk or memory is too small (checked
+            before the work starts), or a tool failed.
+        CompressionError: The recipe does not fit the model; names the layers.
+        UnsupportedModelError: The checkpoint is no Phi-3 that phi3ov supports.
+        MissingDependencyError: ``phi3ov[export]`` is not installed.
+
+    Example:
+        >>> report = export_model("microsoft/Phi-3-mini-4k-instruct", "phi3")  # doctest: +SKIP
+        >>> report.artifact.bits_per_weight  # doctest: +SKIP
+        5.8
+    """
+    _require_tools()
+    target = Path(output).absolute()
+    with contextlib.closing(Phases(progress)) as phases:
+        phases.begin("check")
+        check_target(target, overwrite=overwrite)
+        check_compression(compression)
+        checkpoint = Checkpoint.resolve(source, revision=revision)
+        with open_workplace(target) as work:
+            check_room(checkpoint, compression, work)
+            try:
+                with quiet_tools(log), su_rope_accepted():
+                    job = _plan(checkpoint, compression)
+                    _convert_and_compress(job, work, phases)
+                phases.begin("collect files")
+                _collect_files(job.checkpoint, work / "converted", work / "made")
+                phases.begin("verify")
+                weights = _verify(job, work / "made")
+                put_into_place(work / "made", target, work, overwrite=overwrite)
+            except Phi3OVError:
+                raise
+            except Exception as error:
+                phases.raise_callers()
+                raise ExportError(
+                    f"Exporting {source} failed in the phase {phases.current!r}: "
+                    f"{type(error).__name__}: {error}. Nothing was left at {target}. "
+                    f"{describe_free_disk(target)}"
+                ) from error
+        artifact = Artifact.open(target)
+        return ExportReport(
+            artifact=artifact,
+            source_bytes=job.checkpoint.weights_bytes,
+            artifact_bytes=artifact.size_bytes,
+            weights=weights,
+            phase_seconds=phases.finish(),
+        )
+
+
+def _require_tools() -> None:
+    for module, package in (("optimum.intel", "optimum-intel"), ("nncf", "nncf")):
+        if sys.modules.get(module) is not None:
+            continue
+        try:
+            with quiet_warnings():  # of the tools' own imports
+                importlib.import_module(module)
+        except ImportError as error:
+            raise MissingDependencyError(
+                package, purpose="export_model()", command='pip install "phi3ov[export]"'
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What is to be exported, checked as far as that goes without converting it."""
+
+    checkpoint: Checkpoint
+    compression: Compression
+    samples: Sequence[Sequence[int]]
+    chat_format: ChatFormat
+
+
+def _plan(checkpoint: Checkpoint, compression: Compression) -> _Job:
+    checkpoint.check_tensors()
+    if isinstance(compression, Int4Compression):
+        check_ignored(checkpoint, compression)
+        check_divisible(checkpoint, compression)
+    chat_format = _recognize_format(checkpoint)
+    tokenizer = ChatTokenizer.from_folder(checkpoint.path, chat_format)  # raises if unusable
+    samples = draw_samples(checkpoint, compression, tokenizer)
+    return _Job(checkpoint, compression, samples, chat_format)
+
+
+def _recognize_format(checkpoint: Checkpoint) -> ChatFormat:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+    except Exception as error:
+        raise ExportError(
+            f"transformers cannot read the tokenizer of {checkpoint.path}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not tokenizer.chat_template:
+        raise ExportError(f"{checkpoint.path} has no chat template, so no chat format is known.")
+    return recognize_format(
+        lambda messages: str(
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        )
+    )
+
+
+def _convert_and_compress(job: _Job, work: Path, phases: Phases) -> None:
+    """Write the compressed model and its tokenizer pair into ``work/converted``."""
+    phases.begin("convert")
+    with contextlib.closing(MappedConstants(work / "compressed.bin")) as mapped:
+
+        def rewrite(model: Any) -> None:
+            compress(model, job.compression, job.samples, mapped, phases)
+            phases.begin("write")
+
+        convert(job.checkpoint, work / "converted", rewrite)
+
+
+def _collect_files(checkpoint: Checkpoint, converted: Path, made: Path) -> None:
+    """Put an artifact together: the model, its tokenizer pair, and the checkpoint's own files.
+
+    The config is the checkpoint's, because the exporter writes a changed context length.
+    """
+    made.mkdir()
+    for name in (MODEL_XML, *_TOKENIZER_PAIR):
+        if not (converted / name).is_file():
+            raise ExportError(
+                f"openvino-tokenizers could not convert the tokenizer of {checkpoint.path}: "
+                f"it wrote no {name}. It must be of openvino's version; installed are "
+                f"openvino {metadata.version('openvino')} and openvino-tokenizers "
+                f"{metadata.version('openvino-tokenizers')}."
+            )
+        for part in (name, name.replace(".xml", ".bin")):
+            os.replace(converted / part, made / part)
+    for name in _TRAVELS_ALONG:
+        if (checkpoint.path / name).is_file():
+            shutil.copyfile(checkpoint.path / name, made / name)
+
+
+def _verify(job: _Job, made: Path) -> tuple[WeightSummary, ...]:
+    """Check that the model in ``made`` is what was asked for, and write its manifest."""
+    layers = read_weights(made / MODEL_XML)
+    check_weights(layers, job.compression)
+    weights = summarize(layers)
+    manifest = Manifest(
+        source=job.checkpoint.source,
+        revision=job.checkpoint.revision,
+        commit=job.checkpoint.commit,
+        source_bytes=job.checkpoint.weights_bytes,
+        recipe=describe_recipe(job.compression, job.samples),
+        weights=weights,
+        layers=layers,
+        chat_format=job.chat_format.name,
+        system_messages=job.chat_format.system_messages,
+        versions={tool: metadata.version(tool) for tool in _TOOLS},
+        files=record_files(made),
+    )
+    (made / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8", newline="\n")
+    return weights

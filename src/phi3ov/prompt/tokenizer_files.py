@@ -1,0 +1,79 @@
+"""What a folder's files say of its tokenizer: ``tokenizer.json``, control tokens, stop ids."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+def is_control(token: Mapping[str, Any]) -> bool:
+    """Whether an added token of a ``tokenizer.json`` is a control token: special, or ``<...>``."""
+    return bool(token["special"] or re.fullmatch(r"<.+>", token["content"]))
+
+
+def parse_definition(tokenizer_json: str) -> dict[str, Any]:
+    """Return a ``tokenizer.json`` as a dict, with a list of added tokens in any case.
+
+    Raises:
+        UnsupportedModelError: It is no JSON object.
+    """
+    try:
+        definition = json.loads(tokenizer_json)
+        return dict(definition) | {"added_tokens": list(definition.get("added_tokens", []))}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UnsupportedModelError(f"tokenizer.json cannot be read: {error!r}.") from error
+
+
+def make_tokenizer(definition: Mapping[str, Any]) -> Tokenizer:
+    """Return the tokenizer that a ``tokenizer.json`` defines.
+
+    Raises:
+        UnsupportedModelError: It defines none.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_str(json.dumps(definition))
+    except Exception as error:  # tokenizers raises Exception itself
+        raise UnsupportedModelError(f"tokenizer.json is no tokenizer: {error}.") from error
+
+
+def read_stop_ids(folder: Path) -> list[int]:
+    """Return all stop ids of ``generation_config.json`` and ``config.json``."""
+    found: list[int] = []
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        value: Any = None
+        if path.is_file():
+            value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        found += [value] if isinstance(value, int) else list(value or [])
+    return sorted(set(found))
+
+
+def read_eos_token(folder: Path) -> str | None:
+    """Return the end-of-text token of ``tokenizer_config.json``; None where it names none."""
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return None
+    token: Any = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def byte_tokens(definition: Mapping[str, Any]) -> frozenset[int]:
+    """Return the ids that stand for one byte each: none without byte fallback."""
+    model = definition.get("model", {})
+    if not model.get("byte_fallback"):
+        return frozenset()
+    return frozenset(
+        token_id
+        for text, token_id in model["vocab"].items()
+        if re.fullmatch(r"<0x[0-9A-F]{2}>", text)
+    )

@@ -1,0 +1,123 @@
+"""Tools that a model may call: descriptions into the prompt, calls out of the answer.
+
+Only Phi-4-mini was trained with a tool format: the descriptions stand as JSON in the system
+message, and the model answers with ``<|tool_call|>[{"name": ..., "arguments": {...}}]``.
+Where they stand is ``chat_format.py``; nothing here runs a tool.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import OptionError
+from ..plain_json import plain_json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """A function that the model may ask to be called.
+
+    Attributes:
+        name: What the model calls it.
+        description: What it does, for the model to read.
+        parameters: Name of each parameter to its description, such as
+            ``{"city": {"description": "Name of the city", "type": "str"}}``. A mapping of any
+            kind; the tool keeps a copy of it in plain dictionaries and lists.
+
+    Raises:
+        OptionError: The name is empty, name or description is no text, or the parameters are
+            nothing that JSON can hold.
+    """
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.name == "":
+            raise OptionError(f"name={self.name!r} of a tool is empty.")
+        for field_name, kind in (("name", str), ("description", str), ("parameters", Mapping)):
+            value = getattr(self, field_name)
+            if not isinstance(value, kind):
+                raise OptionError(
+                    f"{field_name}={value!r:.80} of a tool is of type {type(value).__name__}, not "
+                    f"{kind.__name__}."
+                )
+            try:
+                object.__setattr__(self, field_name, plain_json(value))
+            except ValueError as error:
+                raise OptionError(
+                    f"{field_name}={value!r:.80} of the tool {self.name!r:.80} is no JSON: {error}."
+                ) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A call that the model asked for.
+
+    Attributes:
+        name: The tool's name, as the model wrote it: check that you offered it.
+        arguments: The arguments, as the model wrote them: check them before use.
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+def describe_tools(tools: Sequence[Tool]) -> str:
+    """Return the descriptions as the JSON that Phi-4-mini's model card shows.
+
+    Example:
+        >>> describe_tools([Tool(name="now", description="Current time")])
+        '[{"name": "now", "description": "Current time", "parameters": {}}]'
+
+    Raises:
+        OptionError: One is no `Tool`.
+    """
+    for one in tools:
+        if not isinstance(one, Tool):
+            raise OptionError(
+                f"tools holds {one!r:.80} of type {type(one).__name__}. Make a Tool of it: "
+                "Tool(name=..., description=..., parameters=...)."
+            )
+    values = [
+        {"name": one.name, "description": one.description, "parameters": one.parameters}
+        for one in tools
+    ]
+    return json.dumps(values, ensure_ascii=False)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON, though Python reads it")
+
+
+def parse_tool_calls(text: str) -> tuple[ToolCall, ...] | None:
+    """Return the calls in what stood between the tool-call tokens, or None if it is no call.
+
+    The model writes a JSON list of objects, sometimes without the brackets, with ``name`` and
+    ``arguments``.
+
+    Example:
+        >>> parse_tool_calls('[{"name": "now", "arguments": {}}]')
+        (ToolCall(name='now', arguments={}),)
+        >>> parse_tool_calls("let me think") is None
+        True
+    """
+    stripped = text.strip()
+    try:
+        listed = stripped if stripped.startswith("[") else f"[{stripped}]"
+        values = json.loads(listed, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return None
+    calls = []
+    for value in values:
+        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+            return None
+        arguments = value.get("arguments")
+        if not isinstance(arguments, dict):
+            return None
+        calls.append(ToolCall(name=value["name"], arguments=arguments))
+    return tuple(calls) or None

@@ -1,0 +1,310 @@
+"""How much an export lost against its source, measured token by token.
+
+`compare` runs both over the same text and returns a `QualityReport`. The source runs in
+float32 in transformers, the export in OpenVINO with float32 arithmetic and a float32 cache and
+without dynamic quantization of activations, so that **only the weights differ**. What the faster
+arithmetic of an answer adds is in the figures when `compare` is given its `RuntimeConfig`.
+Pictures are ``plot.py``.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..artifact.folder import Artifact
+from ..errors import ExportError, MissingDependencyError, OptionError, Phi3OVError
+from ..exporter.calibration import evaluation_text
+from ..exporter.checkpoint import Checkpoint
+from ..prompt.chat_tokenizer import ChatTokenizer
+from ..prompt.formats import Message
+from ..runtime.config import RuntimeConfig
+from .logits import EXACT, ExportedModel, Logits, SourceModel
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+PROMPTS = (
+    "What is the capital of France?",
+    "Write one sentence about the sea.",
+    "Give me three tips for better sleep.",
+)
+"""What the sample answers answer when nothing else is asked."""
+
+KL_EDGES = tuple(10.0 ** (exponent / 2) for exponent in range(-12, 5))
+"""Upper edges, in nats, of the bars of ``kl_histogram``; the last bar is open."""
+
+_ROWS = 16
+"""Tokens whose probabilities are in memory at once, as float64."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleAnswer:
+    """The greedy answers of both to one prompt, cut off after some tokens."""
+
+    prompt: str
+    source: str
+    artifact: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QualityReport:
+    """What `compare` found. ``print(report)`` shows it as a table.
+
+    Attributes:
+        source: What was exported.
+        artifact: The exported folder.
+        tokens: Number of predictions that were compared.
+        window_tokens: Length of the runs of text, each read from an empty context.
+        properties: The OpenVINO properties that the export was computed with.
+        source_perplexity: exp of the mean negative log-likelihood of the text, in the source.
+        artifact_perplexity: The same, in the export.
+        mean_kl: Mean of KL(source || artifact) over the predictions, in nats.
+        p99_kl: Its 99th percentile, interpolated linearly.
+        top1_agreement: Share of the predictions, 0 to 1, whose likeliest token is the same.
+        source_bytes: Bytes of the checkpoint's weights.
+        artifact_bytes: Bytes of the exported folder.
+        bits_per_weight: Average bits of one parameter, scales and zero points included.
+        kl_histogram: Number of predictions up to each edge of `KL_EDGES`, and above the last.
+        samples: Paired answers.
+    """
+
+    source: str
+    artifact: str
+    tokens: int
+    window_tokens: int
+    properties: Mapping[str, str]
+    source_perplexity: float
+    artifact_perplexity: float
+    mean_kl: float
+    p99_kl: float
+    top1_agreement: float
+    source_bytes: int
+    artifact_bytes: int
+    bits_per_weight: float
+    kl_histogram: tuple[int, ...]
+    samples: tuple[SampleAnswer, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain values, for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        rows = [
+            ("", "source", "artifact"),
+            ("bytes", f"{self.source_bytes:,}", f"{self.artifact_bytes:,}"),
+            ("bits per weight", "", f"{self.bits_per_weight:.2f}"),
+            ("perplexity", f"{self.source_perplexity:.3f}", f"{self.artifact_perplexity:.3f}"),
+            ("KL mean (nats)", "", f"{self.mean_kl:.5f}"),
+            ("KL 99th percentile", "", f"{self.p99_kl:.5f}"),
+            ("same first choice", "", f"{self.top1_agreement:.2%}"),
+        ]
+        lines = [f"{name:20}{source:>16}{artifact:>16}" for name, source, artifact in rows]
+        lines.append(f"over {self.tokens:,} predictions in windows of {self.window_tokens} tokens")
+        said = ", ".join(f"{name}={value}" for name, value in self.properties.items())
+        lines.append(f"the artifact computed with {said}")
+        for sample in self.samples:
+            lines += ["", f"> {sample.prompt}"]
+            lines += [f"  source:   {_one_line(sample.source)}"]
+            lines += [f"  artifact: {_one_line(sample.artifact)}"]
+        return "\n".join(lines)
+
+
+def compare(
+    source: str | Path,
+    artifact: str | Path,
+    *,
+    text: str | None = None,
+    window_tokens: int = 512,
+    max_tokens: int = 8192,
+    prompts: Sequence[str] = PROMPTS,
+    config: RuntimeConfig | None = None,
+    progress: bool = True,
+) -> QualityReport:
+    """Measure how much ``artifact`` lost against ``source``.
+
+    Text is cut into windows that are read one by one, so memory is bounded by the two models
+    and one window of logits. The weights of a source above 1 GiB stay in their own precision in
+    memory and are widened layer by layer.
+
+    Args:
+        source: The checkpoint: a folder or a hub id.
+        artifact: The folder that was exported from it.
+        text: What to read; None takes `calibration.evaluation_text`, which no recipe is
+            calibrated on by default.
+        window_tokens: Tokens per window; the rest of the text that fills none is left out.
+        max_tokens: Read this much at most.
+        prompts: User messages for the sample answers; empty for none.
+        config: How OpenVINO computes the export on the CPU; None is as exactly as it can.
+            ``RuntimeConfig()`` is the arithmetic that answers are made with by default.
+        progress: Print a line per window to stderr.
+
+    Raises:
+        OptionError: A number is out of range, the text is too short, or the two do not
+            encode it alike.
+        ArtifactError: The exported folder is incomplete or changed.
+        ExportError: The source cannot be used, or a tool failed.
+        UnsupportedModelError: The source is no Phi-3 that phi3ov supports.
+        MissingDependencyError: ``phi3ov[export]`` is not installed.
+
+    Example:
+        >>> print(compare("microsoft/Phi-3-mini-4k-instruct", "phi3"))  # doctest: +SKIP
+    """
+    _require_tools()
+    exported = Artifact.open(artifact)
+    if exported.has_checksums:
+        exported.verify()
+    manifest = exported.manifest
+    same = str(source) == manifest.source  # then the very commit that was exported
+    checkpoint = Checkpoint.resolve(source, revision=manifest.commit if same else None)
+    tokenizer = ChatTokenizer.from_folder(exported.path, exported.chat_format)
+    text = evaluation_text() if text is None else text
+    ids = tokenizer.encode_text(text)
+    if ids != ChatTokenizer.from_folder(checkpoint.path, exported.chat_format).encode_text(text):
+        raise OptionError(
+            f"source={str(source)!r} and artifact={str(artifact)!r} encode the text differently, "
+            "so the one was not exported from the other, and their tokens cannot be compared."
+        )
+    windows = _cut_windows(ids, window_tokens, max_tokens, checkpoint)
+    prompt_ids = [tokenizer.encode_prompt([Message("user", prompt)]) for prompt in prompts]
+    try:
+        left, right = SourceModel(checkpoint.path), ExportedModel(exported.path, config or EXACT)
+        tally = _Tally()
+        for number, window in enumerate(windows, start=1):
+            tally.add(left.logits(window), right.logits(window), window)
+            if progress:
+                sys.stderr.write(f"phi3ov quality [{number}/{len(windows)}] {tally.summary()}\n")
+                sys.stderr.flush()
+        samples = tuple(
+            SampleAnswer(
+                prompt=prompt,
+                source=_answer(left, ids, tokenizer),
+                artifact=_answer(right, ids, tokenizer),
+            )
+            for prompt, ids in zip(prompts, prompt_ids, strict=True)
+        )
+    except Phi3OVError:
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"Comparing {source} with {artifact} failed: {type(error).__name__}: {error}"
+        ) from error
+    return QualityReport(
+        source=str(source),
+        artifact=str(artifact),
+        window_tokens=window_tokens,
+        properties=right.properties,
+        source_bytes=checkpoint.weights_bytes,
+        artifact_bytes=exported.size_bytes,
+        bits_per_weight=exported.bits_per_weight,
+        samples=samples,
+        **tally.result(),
+    )
+
+
+def _require_tools() -> None:
+    for module in ("torch", "transformers"):
+        try:
+            __import__(module)
+        except ImportError as error:
+            raise MissingDependencyError(
+                module, purpose="phi3ov.quality.compare()", command='pip install "phi3ov[export]"'
+            ) from error
+
+
+def _cut_windows(
+    ids: list[int], window_tokens: int, max_tokens: int, checkpoint: Checkpoint
+) -> list[list[int]]:
+    longest = int(checkpoint.config["max_position_embeddings"])
+    if not 2 <= window_tokens <= longest:
+        raise OptionError(
+            f"window_tokens={window_tokens} must be at least 2 and at most the model's {longest}."
+        )
+    if max_tokens < window_tokens:
+        raise OptionError(f"max_tokens={max_tokens} is less than window_tokens={window_tokens}.")
+    count = min(len(ids), max_tokens) // window_tokens
+    if not count:
+        raise OptionError(
+            f"text has {len(ids)} tokens, less than window_tokens={window_tokens}. Give more text, "
+            "or a smaller window."
+        )
+    return [ids[at * window_tokens : (at + 1) * window_tokens] for at in range(count)]
+
+
+class _Tally:
+    """Adds up windows of logits: one float per prediction is kept, no logits."""
+
+    def __init__(self) -> None:
+        self._kl: list[float] = []
+        self._source_loss = self._artifact_loss = 0.0
+        self._agreed = 0
+
+    def add(self, source: Logits, artifact: Logits, ids: Sequence[int]) -> None:
+        """Compare the predictions of all tokens of a window but the first."""
+        import numpy as np
+
+        for start in range(0, len(ids) - 1, _ROWS):
+            rows = slice(start, min(start + _ROWS, len(ids) - 1))
+            after = np.asarray(ids[start + 1 : rows.stop + 1])[:, None]
+            p, q = log_probabilities(source[rows]), log_probabilities(artifact[rows])
+            self._kl += divergence(p, q).tolist()
+            self._source_loss -= float(np.take_along_axis(p, after, axis=1).sum())
+            self._artifact_loss -= float(np.take_along_axis(q, after, axis=1).sum())
+            self._agreed += int((p.argmax(axis=1) == q.argmax(axis=1)).sum())
+
+    def summary(self) -> str:
+        return f"KL {math.fsum(self._kl) / len(self._kl):.5f} over {len(self._kl)} predictions"
+
+    def result(self) -> dict[str, Any]:
+        import numpy as np
+
+        count = len(self._kl)
+        bars = np.bincount(np.searchsorted(KL_EDGES, self._kl), minlength=len(KL_EDGES) + 1)
+        return {
+            "tokens": count,
+            "source_perplexity": math.exp(self._source_loss / count),
+            "artifact_perplexity": math.exp(self._artifact_loss / count),
+            "mean_kl": math.fsum(self._kl) / count,
+            "p99_kl": float(np.percentile(self._kl, 99)),
+            "top1_agreement": self._agreed / count,
+            "kl_histogram": tuple(bars.tolist()),
+        }
+
+
+def log_probabilities(logits: Logits) -> NDArray[np.float64]:
+    """Return the logarithms of the softmax of each row, in float64."""
+    import numpy as np
+
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return shifted
+
+
+def divergence(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return KL(p || q) of each row of log-probabilities, in nats, at least 0."""
+    import numpy as np
+
+    kl: NDArray[np.float64] = (np.exp(p) * (p - q)).sum(axis=1)
+    return np.maximum(kl, 0.0)  # rounding may leave -1e-17
+
+
+def _answer(
+    model: SourceModel | ExportedModel, ids: Sequence[int], tokenizer: ChatTokenizer
+) -> str:
+    """Return the greedy answer, up to 48 tokens of it."""
+    said: list[int] = []
+    for token in model.continuation(ids):
+        if token in tokenizer.stop_tokens or len(said) == 48:
+            break
+        said.append(token)
+    return tokenizer.decode(said)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,260 @@
+"""Where a model runs: the machine's devices, and the choice among those that a caller prefers.
+
+`choose_device` takes what the caller prefers, what the machine has and what has failed already,
+and says which device is next and why. ``loading.py`` tries it. The devices are asked through
+`DeviceSource`, so that the choice is tested on machines that are not there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ..errors import DeviceError
+
+
+class DeviceSource(Protocol):
+    """What is asked of ``openvino.Core``; a test puts a machine of its own here."""
+
+    available_devices: list[str]
+
+    def get_property(self, device_name: str, name: str, /) -> Any:
+        """Return a property of a device."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceInfo:
+    """One device of the machine.
+
+    Attributes:
+        name: OpenVINO's name, such as ``"GPU.0"``.
+        full_name: The device's own name, such as ``"Intel(R) Arc(TM) Graphics (iGPU)"``; where
+            OpenVINO fails to ask it, that and why.
+        memory_bytes: Memory that it computes in; for a CPU the machine's. None if it does not
+            say.
+        precisions: Precisions that it computes in natively, as OpenVINO spells them.
+    """
+
+    name: str
+    full_name: str
+    memory_bytes: int | None
+    precisions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceRefusal:
+    """A device that was preferred and does not run the model.
+
+    Attributes:
+        device: The name, as the caller wrote it.
+        reason: Why not.
+    """
+
+    device: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceChoice:
+    """Which device runs the model, and why.
+
+    Attributes:
+        requested: What the caller asked for, in order.
+        selected: OpenVINO's name of the chosen device, such as ``"CPU"`` or ``"GPU.0"``.
+        full_name: The device's own name, such as ``"Intel(R) Arc(TM) Graphics (iGPU)"``.
+        reason: One sentence: why this one and not those before it.
+        refused: Each preferred device before it, and why it does not run the model.
+    """
+
+    requested: tuple[str, ...]
+    selected: str
+    full_name: str
+    reason: str
+    refused: tuple[DeviceRefusal, ...] = ()
+
+
+def list_devices() -> dict[str, str]:
+    """Return the machine's OpenVINO devices: name to full name.
+
+    Example:
+        >>> "CPU" in list_devices()
+        True
+    """
+    return {one.name: one.full_name for one in describe_devices()}
+
+
+def describe_devices(source: DeviceSource | None = None) -> list[DeviceInfo]:
+    """Return the machine's OpenVINO devices with their memory and precisions.
+
+    Args:
+        source: Whom to ask; None asks OpenVINO.
+
+    Example:
+        >>> "FP32" in describe_devices()[0].precisions
+        True
+    """
+    if source is None:
+        from openvino import Core
+
+        source = Core()
+    return [_describe_device(name, source) for name in source.available_devices]
+
+
+def _describe_device(name: str, source: DeviceSource) -> DeviceInfo:
+    try:
+        return _ask_device(name, source)
+    except RuntimeError as error:  # a broken driver must not keep the other devices from use
+        why = str(error).strip().splitlines()[-1:] or ["no reason given"]
+        return DeviceInfo(
+            name=name,
+            full_name=f"a device that OpenVINO cannot ask: {why[0].strip()}",
+            memory_bytes=None,
+            precisions=(),
+        )
+
+
+def _ask_device(name: str, source: DeviceSource) -> DeviceInfo:
+    supported = source.get_property(name, "SUPPORTED_PROPERTIES")
+    kind = name.partition(".")[0]
+    memory = None
+    if (total := f"{kind}_DEVICE_TOTAL_MEM_SIZE") in supported:
+        memory = int(source.get_property(name, total))
+    elif kind == "CPU":
+        memory = _system_memory_bytes()
+    able: tuple[str, ...] = ()
+    if "OPTIMIZATION_CAPABILITIES" in supported:
+        able = source.get_property(name, "OPTIMIZATION_CAPABILITIES")
+    return DeviceInfo(
+        name=name,
+        full_name=str(source.get_property(name, "FULL_DEVICE_NAME")),
+        memory_bytes=memory,
+        precisions=tuple(sorted(one for one in able if one in _PRECISIONS)),
+    )
+
+
+_PRECISIONS = {"FP32", "BF16", "FP16", "INT16", "INT8", "INT4", "BIN", "FP8", "NF4"}
+"""Among OpenVINO's capabilities, those that are precisions; WINOGRAD and the like are not."""
+
+
+def _system_memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None
+
+
+def choose_device(
+    requested: str | Sequence[str],
+    available: Mapping[str, str] | None = None,
+    *,
+    failed: Mapping[str, str] | None = None,
+) -> DeviceChoice:
+    """Choose the first requested device that the machine has and that has not failed.
+
+    Args:
+        requested: A device name, or several in order of preference. ``"GPU"`` and ``"GPU.0"``
+            mean the same where there is one GPU; upper and lower case do not matter.
+        available: The machine's devices, name to full name; None asks OpenVINO.
+        failed: Devices that were tried, OpenVINO's name to why the model does not run there.
+
+    Raises:
+        DeviceError: None of them is left, or a name is no device.
+
+    Example:
+        >>> choose_device(("GPU.0", "CPU"), {"CPU": "Intel(R) Core(TM) Ultra 7"}).reason
+        'GPU.0 is not there (OpenVINO finds CPU); CPU is.'
+    """
+    names = (requested,) if isinstance(requested, str) else tuple(requested or ())
+    for name in names:
+        _refuse_virtual(name)
+    available = list_devices() if available is None else available
+    failed = failed or {}
+    if not names:
+        raise DeviceError(f"device={requested!r} names no device. {_describe(available)}")
+    missing: list[str] = []
+    refused: list[DeviceRefusal] = []
+    for name in names:
+        selected = _find(name, available)
+        if selected is None:
+            missing.append(name)
+            why = f"It is not there (OpenVINO finds {', '.join(available) or 'nothing'})."
+            refused.append(DeviceRefusal(device=name, reason=why))
+        elif selected in failed:
+            refused.append(DeviceRefusal(device=name, reason=failed[selected]))
+        else:
+            return DeviceChoice(
+                requested=names,
+                selected=selected,
+                full_name=available[selected],
+                reason=_reason(name, selected, missing, refused, available),
+                refused=tuple(refused),
+            )
+    if failed:
+        reasons = "".join(f"\n  - {one.device}: {one.reason}" for one in refused)
+        raise DeviceError(f"device={requested!r}: none runs the model:{reasons}")
+    raise DeviceError(
+        f"device={requested!r}: {' and '.join(missing)} "
+        f"{'is' if len(missing) == 1 else 'are'} not there. {_describe(available)}"
+        f"{_driver_hint(missing)}"
+    )
+
+
+def _refuse_virtual(name: object) -> None:
+    if not isinstance(name, str):
+        raise DeviceError(f"device={name!r} is no device name, such as 'CPU'.")
+    if ":" in name or name.upper() in ("AUTO", "MULTI", "HETERO"):
+        raise DeviceError(
+            f"device={name!r} is a virtual device. phi3ov chooses by itself and says why: give an "
+            "ordered preference instead, such as device=('GPU', 'CPU')."
+        )
+
+
+def _find(name: str, available: Mapping[str, str]) -> str | None:
+    """Return OpenVINO's name for ``name``, or None where the machine has no such device."""
+    wanted = name.upper()
+    kind, _, number = wanted.partition(".")
+    same_kind = [one for one in available if one.partition(".")[0] == kind]
+    if wanted in available:
+        return wanted
+    if not number and same_kind:
+        return min(same_kind)
+    if number == "0" and same_kind == [kind]:
+        return kind
+    return None
+
+
+def _reason(
+    name: str,
+    selected: str,
+    missing: Sequence[str],
+    refused: Sequence[DeviceRefusal],
+    available: Mapping[str, str],
+) -> str:
+    alias = "" if name == selected else f" ({name} means {selected} here)"
+    if not refused:
+        return f"{selected} is the first choice and is there{alias}."
+    parts = []
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        found = ", ".join(available)
+        parts.append(f"{' and '.join(missing)} {verb} not there (OpenVINO finds {found})")
+    tried = [one.device for one in refused if one.device not in missing]
+    if tried:
+        verb = "does" if len(tried) == 1 else "do"
+        parts.append(f"{' and '.join(tried)} {verb} not run the model")
+    return f"{'; '.join(parts)}; {selected} {'is' if not tried else 'is next'}{alias}."
+
+
+def _describe(available: Mapping[str, str]) -> str:
+    listed = ", ".join(f"{name} ({full_name})" for name, full_name in available.items())
+    return f"OpenVINO finds on this machine: {listed or 'nothing'}."
+
+
+def _driver_hint(missing: Sequence[str]) -> str:
+    kinds = {name.partition(".")[0].upper() for name in missing} & {"GPU", "NPU"}
+    if not kinds:
+        return ""
+    return f" An Intel {' or '.join(sorted(kinds))} appears here once its driver is installed."

@@ -1,0 +1,174 @@
+"""LoRA adapters as PEFT writes them: read and checked without torch.
+
+An adapter is fixed when the model is loaded. openvino-genai could change it from request to
+request, but its prefix cache knows blocks by their tokens alone, so a prompt would find keys and
+values that another adapter computed (`test_upstream_genai_mixes_adapters_in_its_cache`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import OptionError
+from ..validation import is_integer, is_number
+from ..weight_files import read_shapes
+
+_PREFIX = "base_model.model."
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+MOST_SCALE = 1000
+"""How many times an adapter's change may count. Trained ones count 0.1 to 4 times; far beyond,
+openvino-genai's arithmetic overflows, and its process dies."""
+
+_PLAIN: Mapping[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "use_dora": (False, None),
+    "bias": ("none", None),
+    "lora_bias": (False, None),
+    "fan_in_fan_out": (False, None),
+    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva", None),
+}
+"""Settings with which an adapter is the product of its matrices, added to the layers' own weights.
+
+PiSSA, OLoRA, CorDA and LoftQ change those weights before they train, and the adapter's files do
+not hold them. PEFT converts: ``save_pretrained(path_initial_model_for_weight_conversion=...)``.
+"""
+
+_NOT_TAKEN = (
+    "modules_to_save",
+    "rank_pattern",
+    "alpha_pattern",
+    "layer_replication",
+    "alora_invocation_tokens",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraAdapter:
+    """A LoRA adapter in PEFT's layout: ``adapter_config.json``, ``adapter_model.safetensors``.
+
+    Attributes:
+        path: The adapter's folder.
+        weight: How much of it counts: 1.0 is as trained, 0.5 is half of the change.
+
+    Raises:
+        OptionError: The weight is no positive number of at most 100.
+
+    Example:
+        >>> LoraAdapter(path="adapters/poet", weight=0.5).weight
+        0.5
+    """
+
+    path: str | Path
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not is_number(self.weight) or not 0 < self.weight <= 100:
+            raise OptionError(f"weight={self.weight!r} must be a number above 0 and at most 100.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterFile:
+    """What an engine needs to know of an adapter.
+
+    Attributes:
+        weights: The safetensors file.
+        scale: What the product of its matrices is multiplied with.
+    """
+
+    weights: Path
+    scale: float
+
+
+def read_adapter(adapter: LoraAdapter, config: Mapping[str, Any]) -> AdapterFile:
+    """Check an adapter against a model's ``config.json``.
+
+    Raises:
+        OptionError: A file is missing, the adapter is of a kind that is more than LoRA, or a
+            matrix does not belong to a layer of the model.
+    """
+    folder = Path(adapter.path)
+    settings = _read_settings(folder)
+    try:
+        shapes = read_shapes(folder / _WEIGHTS)
+    except (OSError, ValueError) as error:
+        raise OptionError(f"{folder / _WEIGHTS} cannot be read: {error}.") from error
+    rank, alpha = settings["r"], settings["lora_alpha"]
+    _check_shapes(folder, shapes, rank, config)
+    scale = adapter.weight * alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    if scale > MOST_SCALE:
+        raise OptionError(
+            f"The adapter {folder} would count {scale:g} times (weight={adapter.weight}, "
+            f"lora_alpha={alpha}, r={rank}), and {MOST_SCALE} times at most is taken: beyond that "
+            "the model's numbers overflow. Give a smaller weight."
+        )
+    return AdapterFile(weights=(folder / _WEIGHTS).resolve(), scale=scale)
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings of an adapter that is plain LoRA."""
+    try:
+        settings = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise OptionError(f"{folder / _CONFIG} cannot be read: {error}.") from error
+    if not isinstance(settings, dict):
+        raise OptionError(f"{folder / _CONFIG} holds no JSON object.")
+    for name, plain in _PLAIN.items():
+        if settings.get(name, plain[0]) not in plain:
+            raise OptionError(
+                f"The adapter {folder} has {name}={settings[name]!r}; phi3ov takes plain LoRA."
+            )
+    for name in _NOT_TAKEN:
+        if settings.get(name):
+            raise OptionError(f"The adapter {folder} has {name}, which phi3ov does not take.")
+    for name, is_kind in (("r", is_integer), ("lora_alpha", is_number)):
+        value = settings.get(name)
+        if not is_kind(value) or not 0 < value < math.inf:
+            raise OptionError(f"{folder / _CONFIG}: {name}={value!r} must be a number above 0.")
+    return settings
+
+
+def _check_shapes(
+    folder: Path, shapes: Mapping[str, tuple[int, ...]], rank: int, config: Mapping[str, Any]
+) -> None:
+    """Refuse what genai would skip without a word: a matrix that fits no layer, or is alone."""
+    if not shapes:
+        raise OptionError(f"The adapter {folder} holds no matrices, so it changes nothing.")
+    layers = _layer_shapes(config)
+    for name, shape in shapes.items():
+        module, _, part = name.removeprefix(_PREFIX).rpartition(".lora_")
+        if part not in ("A.weight", "B.weight") or module not in layers:
+            raise OptionError(f"The adapter {folder} holds {name}, which fits no layer.")
+        outputs, inputs = layers[module]
+        expected = (rank, inputs) if part == "A.weight" else (outputs, rank)
+        if shape != expected:
+            raise OptionError(
+                f"The adapter {folder}: {name} has the shape {shape}, the model needs {expected}."
+            )
+        other = f"{name.removesuffix(part)}{'B' if part[0] == 'A' else 'A'}.weight"
+        if other not in shapes:
+            raise OptionError(f"The adapter {folder} holds {name} without {other}.")
+
+
+def _layer_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Return outputs and inputs of each linear layer of a Phi-3."""
+    hidden, middle = int(config["hidden_size"]), int(config["intermediate_size"])
+    heads = int(config["num_attention_heads"])
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    head = int(config.get("head_dim") or hidden // heads)
+    parts = {
+        "self_attn.qkv_proj": ((heads + 2 * kv_heads) * head, hidden),
+        "self_attn.o_proj": (hidden, heads * head),
+        "mlp.gate_up_proj": (2 * middle, hidden),
+        "mlp.down_proj": (hidden, middle),
+    }
+    return {
+        f"model.layers.{index}.{part}": shape
+        for index in range(int(config["num_hidden_layers"]))
+        for part, shape in parts.items()
+    }

@@ -1,0 +1,145 @@
+"""LongRoPE: decide the set of rotary factors once, when a model is loaded.
+
+A LongRoPE checkpoint (Phi-3-mini-128k, Phi-3.5-mini, Phi-4-mini, ...) was trained with two
+sets of factors, "short" for contexts up to ``original_max_position_embeddings`` tokens and
+"long" above. An exported graph chooses between them at every forward pass, from the largest
+position in the batch. Keys that are already in the cache keep the factors of their own pass,
+so an answer that crosses the border, a prompt read in chunks, a batch of a short and a long
+request, and a cached prefix that a long chat outgrows all mix both sets, and answer garbage.
+
+phi3ov chooses for the whole run, as vLLM and llama.cpp do, and replaces the comparison in the
+graph's XML by its outcome: both inputs of ``Greater(length, border)`` are wired to the same
+source, which makes it false, or, as ``GreaterEqual``, true. No new export is needed, no weight
+is read, and nothing but the standard library is used.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..errors import OptionError, UnsupportedModelError
+from ..validation import is_integer
+
+RopeFactors = Literal["none", "short", "long"]
+"""Which LongRoPE factors are in force; "none" for a model without LongRoPE."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextChoice:
+    """How many tokens of context a loaded model has, and the factors that go with it.
+
+    Attributes:
+        tokens: What prompt and answer may have together.
+        factors: The LongRoPE factors in force, for the life of the loaded model.
+    """
+
+    tokens: int
+    factors: RopeFactors
+
+
+def choose_context(config: Mapping[str, Any], context_tokens: int | None) -> ContextChoice:
+    """Choose context length and LongRoPE factors from a checkpoint's ``config.json``.
+
+    Args:
+        config: The parsed ``config.json``.
+        context_tokens: Tokens of prompt and answer together that must fit; None for the
+            model's original context.
+
+    Raises:
+        OptionError: ``context_tokens`` is not between 1 and ``max_position_embeddings``.
+
+    Example:
+        >>> mini = {"max_position_embeddings": 131072, "original_max_position_embeddings": 4096,
+        ...         "rope_scaling": {"type": "longrope"}}
+        >>> choose_context(mini, None)
+        ContextChoice(tokens=4096, factors='short')
+        >>> choose_context(mini, 32768).factors
+        'long'
+    """
+    most = int(config["max_position_embeddings"])
+    border = original_context(config)
+    tokens = border if context_tokens is None else context_tokens
+    if not is_integer(tokens) or not 1 <= tokens <= most:
+        raise OptionError(
+            f"context_tokens={tokens!r} must be between 1 and the model's "
+            f"max_position_embeddings={most}."
+        )
+    if not has_longrope(config):
+        return ContextChoice(tokens=tokens, factors="none")
+    return ContextChoice(tokens=tokens, factors="short" if tokens <= border else "long")
+
+
+def rope_type(config: Mapping[str, Any]) -> str:
+    """Return the rope type of a ``config.json``; "default" for plain RoPE."""
+    parameters = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(parameters, Mapping):
+        return repr(parameters)
+    return str(parameters.get("rope_type", parameters.get("type", "default")))
+
+
+def has_longrope(config: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint has two sets of rotary factors ("su" is LongRoPE's first name)."""
+    return rope_type(config) in ("longrope", "su")
+
+
+def original_context(config: Mapping[str, Any]) -> int:
+    """Return the context, in tokens, that a checkpoint has without long factors."""
+    parameters = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    most = config["max_position_embeddings"]
+    border = config.get("original_max_position_embeddings") or parameters.get(
+        "original_max_position_embeddings", most
+    )
+    return int(border) if has_longrope(config) else int(most)
+
+
+def pin_factors(model_xml: str, choice: ContextChoice, *, original_tokens: int) -> str:
+    """Return an IR's XML in which the choice of LongRoPE factors is made.
+
+    Args:
+        model_xml: Content of ``openvino_model.xml``.
+        choice: The factors to pin; "none" returns the XML as it is.
+        original_tokens: The model's original context; an IR that holds one factor set only
+            holds the short one and is good up to there.
+
+    Raises:
+        UnsupportedModelError: The IR cannot switch to long factors, or chooses in a way that
+            phi3ov does not know.
+    """
+    if choice.factors == "none":
+        return model_xml
+    root = ET.fromstring(model_xml)
+    comparisons = [layer for layer in root.iter("layer") if _is_border_comparison(layer)]
+    if not comparisons:
+        if choice.factors == "short" and choice.tokens <= original_tokens:
+            return model_xml
+        raise UnsupportedModelError(
+            f"context_tokens={choice.tokens} needs LongRoPE's long factors, but this export holds "
+            f"one factor set only (made by an exporter before mid-2026) and is right up to "
+            f"{original_tokens} tokens. Export the checkpoint again, or load it with "
+            f"context_tokens={original_tokens}."
+        )
+    if len(comparisons) > 1:
+        raise UnsupportedModelError(
+            f"The IR compares positions with the LongRoPE border in {len(comparisons)} places; "
+            "phi3ov knows exports with one."
+        )
+    comparison = comparisons[0]
+    _wire_both_inputs_to_the_first(root, comparison.attrib["id"])
+    comparison.set("type", "GreaterEqual" if choice.factors == "long" else "Greater")
+    return ET.tostring(root, encoding="unicode")
+
+
+def _is_border_comparison(layer: ET.Element) -> bool:
+    return layer.get("type") == "Greater" and "rotary_emb" in layer.get("name", "")
+
+
+def _wire_both_inputs_to_the_first(root: ET.Element, layer_id: str) -> None:
+    edges = {
+        edge.get("to-port"): edge for edge in root.iter("edge") if edge.get("to-layer") == layer_id
+    }
+    first, second = (edges[port] for port in sorted(edges, key=str))
+    for attribute in ("from-layer", "from-port"):
+        second.set(attribute, first.attrib[attribute])

@@ -1,0 +1,131 @@
+r"""Grammars (EBNF) as openvino-genai enforces them: classes, strings, repetitions, rules.
+
+genai's own conversions are not used. Its character classes let invalid UTF-8 through, a
+``pattern`` in its JSON strings may hold a bare quotation mark, its number ranges match any
+character for the point, and between JSON tokens it allows white space without end. So every
+grammar is written here, from ranges of characters that are split where the first bytes of
+their UTF-8 change, which is the form that genai's matcher treats rightly. Patterns are
+``regex_grammar.py``, schemas ``json_grammar.py``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+
+from ..errors import OptionError
+from .character_sets import ANY, Ranges, common, split_utf8
+
+MOST_REPETITIONS = 20_000
+"""How many characters an expression may have when its repetitions are written out, which is what
+the matcher does: more takes it seconds."""
+
+_FEW = 16
+"""Up to how many more of something are left to the matcher."""
+
+
+def characters(ranges: Ranges) -> str:
+    r"""Return the grammar's class for ``ranges``, which must not be empty.
+
+    Example:
+        >>> print(characters(((0x41, 0x5A), (0xE9, 0xE9))))
+        [\u0041-\u005a\u00e9]
+    """
+    pieces = [piece for low, high in common(ranges, ANY) for piece in split_utf8(low, high)]
+    spelt = (
+        _escape(low) if low == high else f"{_escape(low)}-{_escape(high)}" for low, high in pieces
+    )
+    return f"[{''.join(spelt)}]"
+
+
+def literal(text: str) -> str:
+    r"""Return the grammar's string for ``text``, or several in a row.
+
+    A character that is not printable ASCII has one of its own: genai writes the grammar anew, with
+    such characters as ``\x..``, and takes hexadecimal digits behind them for part of that.
+
+    Example:
+        >>> print(literal('a"'), literal("aéb"))
+        "a\u0022" "a" "\u00e9" "b"
+
+    Raises:
+        OptionError: It holds NUL, which genai's matcher drops.
+    """
+    if "\0" in text:
+        raise OptionError(f"{text[:60]!r} holds the character NUL, which no answer can hold.")
+    pieces = re.findall(r"[ -~]+|[^ -~]", text) or [""]
+    spelt = (re.sub(r"[^0-9A-Za-z]", lambda one: _escape(ord(one[0])), one) for one in pieces)
+    return " ".join(f'"{one}"' for one in spelt)
+
+
+def rules(answer: str, others: Mapping[str, str] | None = None) -> str:
+    """Return the whole grammar: ``answer``, the ``others`` by name, and a rule for each class.
+
+    Classes must not stand in a sequence: after an optional one, genai's matcher takes the first
+    again and again where the next is of several bytes.
+
+    A class or rule that may come up to n times more is written out by `_up_to`: over its own
+    ``{0,n}``, and over ``{n,}``, genai's matcher takes minutes for some hundred characters.
+    """
+    named = (f"{name} ::= {body}" for name, body in (others or {}).items())
+    lines = [f"answer ::= {answer}", *named]
+    classes: dict[str, str] = {}
+
+    def name_class(found: re.Match[str]) -> str:
+        return classes.setdefault(found[0], f"class{len(classes)}")
+
+    # Inside of strings, brackets are escaped.
+    lines = [re.sub(r"\[[^\]]*\]", name_class, line) for line in lines]
+    counted: dict[str, str] = {}
+
+    def name_count(found: re.Match[str]) -> str:
+        name, least, most = found[1], int(found[2]), found[3]
+        more = f"({name})*"
+        if most:
+            if int(most) - least < _FEW:
+                return found[0]
+            counted.update(_up_to(name, int(most) - least))
+            more = f"{name}_to{int(most) - least}"
+        return f"({name}){{{least}}} {more}" if least else more
+
+    lines = [re.sub(r"\((\w+)\)\{(\d+),(\d*)\}", name_count, line) for line in lines]
+    more = counted | {name: body for body, name in classes.items()}
+    return "\n".join([*lines, *(f"{name} ::= {body}" for name, body in more.items())])
+
+
+def _up_to(name: str, most: int) -> dict[str, str]:
+    """Return rules, the first of which is ``name`` at most ``most`` times.
+
+    Some whole blocks and a rest that is shorter than one, so that each count can be read in one
+    way only. Both are chains in which every rule ends or goes on, of about the same length.
+    """
+    block = math.isqrt(most)
+    blocks, rest = divmod(most, block)
+    start = f"{name}_to{most}"
+    rules = {start: f"{start}_{blocks}"}
+    for count in range(blocks, 0, -1):
+        rules[f"{start}_{count}"] = (
+            f"({name}_rest{block - 1} | {name}_block{block} {start}_{count - 1})"
+        )
+    rules[f"{start}_0"] = f"{name}_rest{rest}"
+    rules[f"{name}_block{block}"] = " ".join([name] * block)
+    for count in range(max(rest, block - 1), 0, -1):
+        rules[f"{name}_rest{count}"] = f'("" | {name} {name}_rest{count - 1})'
+    return rules | {f"{name}_rest0": '""'}
+
+
+def alternatives(expressions: Iterable[str]) -> str:
+    """Return an expression that is one of ``expressions``."""
+    return "(" + " | ".join(expressions) + ")"
+
+
+def repeat(expression: str, least: int, most: int | None) -> str:
+    """Return ``least`` to ``most`` times ``expression``; None is without a limit."""
+    short = {(0, 1): "?", (0, None): "*", (1, None): "+", (1, 1): ""}
+    counted = f"{{{least},{'' if most is None else most}}}"
+    return f"({expression}){short.get((least, most), counted)}"
+
+
+def _escape(code: int) -> str:
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"

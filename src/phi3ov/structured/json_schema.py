@@ -1,0 +1,326 @@
+"""JSON schemas to the grammars that openvino-genai enforces: a closed subset, and no guesses.
+
+Whatever a finished answer is, it fits the schema. A keyword that cannot be enforced is refused
+by its name; genai's own conversion ignores some in silence. Between tokens there is exactly
+the white space that ``json.dumps`` writes, so a model cannot go on with spaces for ever.
+Numbers have at most 15 digits, and the members of an object come in the schema's order.
+What keywords say is read in ``schema_keywords.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from .ebnf import MOST_REPETITIONS, alternatives, literal, repeat, rules
+from .json_values import (
+    ANY_DEPTH,
+    CHARACTER,
+    FORMATS,
+    NUMBER,
+    QUOTE,
+    STRING,
+    integers_between,
+    listed,
+    spell_in_string,
+    value_rules,
+)
+from .keywords import (
+    ANNOTATIONS,
+    direct_references,
+    follow,
+    nested_id,
+    read_bounds,
+    read_constants,
+    read_counts,
+    read_list,
+    read_properties,
+    read_tagged,
+    read_types,
+    refusal,
+    require_alone,
+    require_enforceable,
+    require_tag,
+    resolve,
+)
+from .regex import regex_grammar
+
+MOST_SCHEMAS = 1000
+"""The most parts that a schema may have."""
+_DEEPEST = 32
+_CHARACTERS_PER_REPETITION = 5
+"""How many characters of constants take the matcher as long as one repetition."""
+
+
+def json_grammar(schema: Any) -> str:
+    """Return the grammar of JSON texts that fit ``schema``; its first rule is ``answer``.
+
+    Each part of a schema is written once, so the grammar is about as long as the schema.
+
+    Raises:
+        OptionError: The schema is none, has a keyword that cannot be enforced, no value at
+            all, or is too large: parts, or what they need to be written out.
+    """
+    return _Compiler(schema).compile()
+
+
+class _Compiler:
+    """Turns one schema, with its definitions, into rules."""
+
+    def __init__(self, root: Any) -> None:
+        self._root = root
+        self._rules: dict[str, str] = {}
+        self._names: dict[str, str] = {}  # body to rule
+        self._references: dict[tuple[str, str | None], str] = {}  # pointer and tag to rule
+        self._pending: list[tuple[str, str | None]] = []
+        self._pointers: dict[str, None] = {}  # all that are followed, in that order
+        self._count = 0
+        self._size = 0
+
+    def compile(self) -> str:
+        answer = self._expression(self._root, "schema", 0)
+        while self._pending:
+            pointer, tag = key = self._pending.pop()
+            schema = resolve(self._root, pointer, pointer)
+            schema = schema if tag is None else require_tag(schema, tag)
+            self._rules[self._references[key]] = self._expression(schema, pointer, 0)
+        self._require_finite()
+        self._require_steps()
+        return rules(answer, self._rules | value_rules())
+
+    def _rule(self, body: str, size: int = 0, where: str = "") -> str:
+        """Return the name of a rule: one for each body, whose size counts once."""
+        if re.fullmatch(r"\w+", body):
+            return body
+        if body not in self._names:
+            self._spend(size, where)
+            self._names[body] = f"part{len(self._rules)}"
+            self._rules[self._names[body]] = body
+        return self._names[body]
+
+    def _spend(self, size: int, where: str) -> None:
+        self._size += size
+        if self._size > MOST_REPETITIONS:
+            raise refusal(
+                where,
+                f"makes the schema too large: it has more than {MOST_REPETITIONS} repetitions, for "
+                "which a character of a pattern counts as one, and "
+                f"{_CHARACTERS_PER_REPETITION} of constants, names or bounds do.",
+            )
+
+    def _expression(self, schema: Any, where: str, depth: int) -> str:
+        self._count += 1
+        if self._count > MOST_SCHEMAS or depth > _DEEPEST:
+            limit = f"{MOST_SCHEMAS} parts, {_DEEPEST} of them in each other"
+            raise refusal(where, f"makes the schema too large: at most {limit}.")
+        if schema is True:
+            return f"json_value{ANY_DEPTH}"
+        if not isinstance(schema, dict):
+            raise refusal(where, f"is {schema!r:.80}, which is no schema that has a value.")
+        if "$id" in schema and schema is not self._root:
+            raise nested_id(where)
+        if schema.keys() <= ANNOTATIONS:
+            return f"json_value{ANY_DEPTH}"
+        for keyword in ("$ref", "const", "enum", "anyOf", "oneOf", "allOf"):
+            if keyword in schema:
+                require_alone(schema, keyword, where)
+                return self._combined(schema, keyword, where, depth)
+        return self._typed(schema, where, depth)
+
+    def _combined(self, schema: dict[str, Any], keyword: str, where: str, depth: int) -> str:
+        if keyword == "$ref":
+            return self._reference(schema["$ref"], where)
+        if keyword in ("const", "enum"):
+            values = read_constants(schema, where)
+            return alternatives([self._constant(one, where) for one in values])
+        if keyword == "oneOf":
+            return self._tagged(schema, where, depth)
+        schemas = read_list(schema, keyword, where)
+        if keyword == "allOf" and len(schemas) > 1:
+            raise refusal(where, "has allOf of several; write them as one schema.")
+        parts = [
+            self._expression(one, f"{where}.{keyword}[{index}]", depth + 1)
+            for index, one in enumerate(schemas)
+        ]
+        return alternatives(parts)
+
+    def _tagged(self, schema: dict[str, Any], where: str, depth: int) -> str:
+        """Write each schema of ``oneOf`` with the property by which it is none of the others."""
+        tag, branches = read_tagged(self._root, schema, where)
+        parts = []
+        for index, branch in enumerate(branches):
+            place = f"{where}.oneOf[{index}]"
+            pointers, found = follow(self._root, branch, place)
+            self._pointers |= dict.fromkeys(pointers)
+            if pointers:
+                parts.append(self._reference(pointers[-1], place, tag))
+            else:
+                parts.append(self._expression(require_tag(found, tag), place, depth + 1))
+        return alternatives(parts)
+
+    def _constant(self, value: Any, where: str) -> str:
+        text = json.dumps(value, ensure_ascii=False)
+        self._spend(1 + len(text) // _CHARACTERS_PER_REPETITION, where)
+        if any("\ud800" <= one <= "\udfff" for one in text):
+            raise refusal(where, "holds a lone surrogate, which no text has.")
+        return literal(text)
+
+    def _reference(self, pointer: Any, where: str, tag: str | None = None) -> str:
+        resolve(self._root, pointer, where)
+        key = (pointer, tag)
+        if key not in self._references:
+            name = self._references[key] = f"reference{len(self._references)}"
+            self._rules[name] = ""  # `compile` writes it: a chain of them needs no stack
+            self._pending.append(key)
+            self._pointers[pointer] = None
+        return self._references[key]
+
+    def _typed(self, schema: dict[str, Any], where: str, depth: int) -> str:
+        types = read_types(schema, where)
+        require_enforceable(schema, types, where)
+        parts = []
+        for one in dict.fromkeys(types):
+            if one == "object":
+                parts.append(self._object(schema, where, depth))
+            elif one == "array":
+                parts.append(self._array(schema, where, depth))
+            elif one == "string":
+                parts.append(self._text(schema, where))
+            elif one == "integer":
+                parts.append(self._integer(schema, where))
+            else:
+                simple = {"number": NUMBER, "null": '"null"', "boolean": '("true" | "false")'}
+                parts.append(simple[one])
+        return alternatives(parts)
+
+    def _object(self, schema: dict[str, Any], where: str, depth: int) -> str:
+        properties, required = read_properties(schema, where)
+        if not properties:
+            more = schema.get("additionalProperties", True)
+            if more is False:
+                return literal("{}")
+            value = self._expression(more, f"{where}.additionalProperties", depth + 1)
+            member = f"{STRING} {literal(': ')} {self._rule(value)}"
+            return f"{literal('{')} {listed(member, 0, None)} {literal('}')}"
+        members = [
+            f"{self._constant(name, where)} {literal(': ')} "
+            + self._expression(one, f"{where}.{name}", depth + 1)
+            for name, one in properties.items()
+        ]
+        needed = [name in required for name in properties]
+        # From the last to the first: which member may come next, and what may follow it. No part
+        # of that is optional, for the matcher's time grows with the square of those in a row.
+        choice = ""
+        for index in reversed(range(len(members))):
+            follows = [] if any(needed[index + 1 :]) else [literal("}")]
+            follows += [f"{literal(', ')} {choice}"] if choice else []
+            member = f"{members[index]} {alternatives(follows)}"
+            skipped = [choice] if choice and not needed[index] else []
+            choice = self._rule(alternatives([member, *skipped]))
+        first = [choice] if any(needed) else [choice, literal("}")]
+        return f"{literal('{')} {alternatives(first)}"
+
+    def _array(self, schema: dict[str, Any], where: str, depth: int) -> str:
+        least, most = read_counts(schema, "Items", where)
+        if "prefixItems" in schema:
+            prefix = read_list(schema, "prefixItems", where)
+            fixed = schema.get("items", False) is False
+            if not fixed or least > len(prefix) or (most is not None and most < len(prefix)):
+                raise refusal(where, "has prefixItems beside more or fewer items.")
+            parts = [
+                self._expression(one, f"{where}.prefixItems[{index}]", depth + 1)
+                for index, one in enumerate(prefix)
+            ]
+            separator = f" {literal(', ')} "
+            return f"{literal('[')} {separator.join(parts)} {literal(']')}"
+        item = self._rule(self._expression(schema.get("items", True), f"{where}.items", depth + 1))
+        self._spend(most or least, where)
+        return f"{literal('[')} {listed(item, least, most)} {literal(']')}"
+
+    def _text(self, schema: dict[str, Any], where: str) -> str:
+        given = [one for one in ("pattern", "format", "minLength", "maxLength") if one in schema]
+        if len(given) > 1 and given[0] in ("pattern", "format"):
+            raise refusal(where, f"has {given[1]} beside {given[0]}; give one of them.")
+        if "pattern" in schema:
+            name = f"json_schema: {where}.pattern"
+            body, size = regex_grammar(schema["pattern"], spell_in_string, name=name)
+        elif "format" in schema:
+            known = schema["format"] if isinstance(schema["format"], str) else ""
+            if known not in FORMATS:
+                raise refusal(
+                    where, f"has format={schema['format']!r:.80}; known: {', '.join(FORMATS)}."
+                )
+            body, size = regex_grammar(FORMATS[known])
+        else:
+            least, most = read_counts(schema, "Length", where)
+            body, size = repeat(CHARACTER, least, most), max(least, most or 0)
+        return self._rule(f"{QUOTE} {body} {QUOTE}", size, where)
+
+    def _integer(self, schema: dict[str, Any], where: str) -> str:
+        low, high = read_bounds(schema, where)
+        parts = []
+        if low < 0:
+            parts += [f'"-" {one}' for one in integers_between(max(1, -high), -low)]
+        if high >= 0:
+            parts += integers_between(max(0, low), high)
+        body = alternatives(parts)
+        return self._rule(body, body.count("[") // _CHARACTERS_PER_REPETITION, where)
+
+    def _require_steps(self) -> None:
+        """Refuse references that lead back to themselves with nothing to be written between.
+
+        The standard leaves open what they mean; validators follow them for ever.
+        """
+        next_ones = {
+            pointer: direct_references(resolve(self._root, pointer, pointer))
+            for pointer in self._pointers
+        }
+        for pointer in self._pointers:
+            waiting, seen = [pointer], set[str]()
+            while waiting:
+                for one in next_ones[waiting.pop()] - seen:
+                    if one == pointer:
+                        raise refusal(
+                            pointer, "leads back to itself with no object or array between."
+                        )
+                    seen.add(one)
+                    waiting.append(one)
+
+    def _require_finite(self) -> None:
+        """Refuse references that could only be followed for ever."""
+        finite: set[str] = set()
+        before = -1
+        while len(finite) > before:
+            before = len(finite)
+            for pointer in reversed(self._pointers):  # what is referred to mostly comes later
+                if pointer not in finite:
+                    schema = resolve(self._root, pointer, pointer)
+                    if self._is_finite(schema, finite):
+                        finite.add(pointer)
+        endless = sorted(self._pointers.keys() - finite)
+        if endless:
+            raise refusal(endless[0], "has no finite value: it always holds another of itself.")
+
+    def _is_finite(self, schema: Any, finite: set[str]) -> bool:
+        if not isinstance(schema, dict) or schema.keys() <= ANNOTATIONS:
+            return True
+        if "$ref" in schema:
+            return schema["$ref"] in finite
+        for keyword in ("anyOf", "oneOf", "allOf"):
+            if keyword in schema:
+                return any(self._is_finite(one, finite) for one in schema[keyword])
+        if schema.keys() & {"const", "enum"}:
+            return True
+        for kind in read_types(schema, "schema"):
+            needed: list[Any] = []
+            if kind == "object":
+                properties, required = read_properties(schema, "schema")
+                needed = [properties[name] for name in required]
+            elif kind == "array":
+                needed = schema.get("prefixItems", [])
+                if not needed and schema.get("minItems"):
+                    needed = [schema.get("items", True)]
+            if all(self._is_finite(one, finite) for one in needed):
+                return True
+        return False

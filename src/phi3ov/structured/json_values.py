@@ -1,0 +1,88 @@
+"""JSON's values as grammar rules: strings, numbers, lists, and values of every kind.
+
+Schemas are put together from them in ``json_grammar.py``.
+"""
+
+from __future__ import annotations
+
+from .character_sets import ANY, Ranges, common, without
+from .ebnf import alternatives, characters, literal, repeat
+
+ANY_DEPTH = 6
+"""How deeply a value may be nested where a schema allows every value."""
+
+_ESCAPES = {'"': '"', "\\": "\\", "\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t"}
+_BARE = without(ANY, ((0, 0x1F), (0x22, 0x22), (0x5C, 0x5C)))
+
+
+def spell_in_string(ranges: Ranges) -> str:
+    """Return the expression for one of ``ranges`` inside a JSON string; control characters go."""
+    bare = common(ranges, _BARE)
+    parts = [characters(bare)] if bare else []
+    parts += [
+        literal("\\" + escaped)
+        for character, escaped in _ESCAPES.items()
+        if any(low <= ord(character) <= high for low, high in ranges)
+    ]
+    return alternatives(parts) if parts else ""
+
+
+QUOTE = literal('"')
+CHARACTER = "json_character"
+STRING = "json_string"
+NUMBER = "json_number"
+_DATE = (
+    r"[12]\d{3}-((0[1-9]|1[0-2])-(0[1-9]|1\d|2[0-8])|(0[13-9]|1[0-2])-(29|30)"
+    r"|(0[13578]|1[02])-31)"
+)
+_TIME = r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,6})?"
+_ZONE = r"(Z|[+-](0\d|1[0-3]):[0-5]\d)"
+FORMATS = {
+    "date": _DATE,
+    "time": f"{_TIME}{_ZONE}",
+    "date-time": f"{_DATE}T{_TIME}{_ZONE}",
+    "uuid": r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
+}
+
+
+def listed(item: str, least: int, most: int | None) -> str:
+    """Return ``least`` to ``most`` times ``item`` with commas between."""
+    if most == 0:
+        return '""'
+    rest = repeat(f"{literal(', ')} {item}", max(0, least - 1), None if most is None else most - 1)
+    some = f"({item} {rest})"
+    return some if least else repeat(some, 0, 1)
+
+
+def integers_between(low: int, high: int) -> list[str]:
+    """Return expressions that together are the decimal numbers from ``low`` to ``high``."""
+    for power in range(1, len(str(high))):
+        ten = 10**power
+        if low < ten <= high:
+            return integers_between(low, ten - 1) + integers_between(ten, high)
+        if low // ten != high // ten and len(str(low)) == len(str(high)):
+            if low % ten:
+                border = low - low % ten + ten
+                return integers_between(low, border - 1) + integers_between(border, high)
+            if high % ten != ten - 1:
+                border = high - high % ten
+                return integers_between(low, border - 1) + integers_between(border, high)
+    pairs = zip(str(low), str(high), strict=True)
+    return [" ".join(f"[{one}-{other}]" for one, other in pairs)]
+
+
+def value_rules() -> dict[str, str]:
+    """Return the rules of JSON itself."""
+    rules = {
+        CHARACTER: spell_in_string(ANY),
+        STRING: f"{QUOTE} {repeat(CHARACTER, 0, None)} {QUOTE}",
+        NUMBER: '"-"? ("0" | [1-9] [0-9]{0,14}) ("." [0-9]{1,15})? ("e" [-+]? [1-9] [0-9]{0,1})?',
+        "json_value0": f'("null" | "true" | "false" | {NUMBER} | {STRING})',
+    }
+    for depth in range(1, ANY_DEPTH + 1):
+        inner = f"json_value{depth - 1}"
+        member = f"{STRING} {literal(': ')} {inner}"
+        items = f"{literal('[')} {listed(inner, 0, None)} {literal(']')}"
+        members = f"{literal('{')} {listed(member, 0, None)} {literal('}')}"
+        rules[f"json_value{depth}"] = f"(json_value0 | {items} | {members})"
+    return rules

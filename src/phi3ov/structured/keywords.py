@@ -1,0 +1,300 @@
+"""Keywords of a JSON schema, read and checked: whoever takes a value from here knows its type.
+
+The grammar of what they say is made in ``json_grammar.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import OptionError
+from ..validation import is_integer, is_number
+
+ANNOTATIONS = {
+    "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly",
+    "$comment", "$schema", "$id", "$defs", "definitions", "discriminator",
+}  # fmt: skip
+KEYWORDS: dict[str, set[str]] = {
+    "object": {"properties", "required", "additionalProperties"},
+    "array": {"items", "prefixItems", "minItems", "maxItems"},
+    "string": {"minLength", "maxLength", "pattern", "format"},
+    "integer": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"},
+    "number": set(),
+    "boolean": set(),
+    "null": set(),
+}
+"""The types, and which keywords can be enforced for each."""
+_MOST_INTEGER = 10**15 - 1
+
+
+def refusal(where: str, why: str) -> OptionError:
+    """Return the error for the schema at ``where``; whoever has found the reason raises it."""
+    place = where if len(where) <= 200 else f"{where[:100]} ... {where[-90:]}"
+    return OptionError(f"json_schema: {place} {why}")
+
+
+def read_types(schema: dict[str, Any], where: str) -> list[str]:
+    """Return the types that ``schema`` names, or the one that its keywords belong to.
+
+    Raises:
+        OptionError: There are none, or a keyword cannot be enforced for each of them.
+    """
+    types = schema.get("type")
+    if "type" not in schema:
+        types = [one for one, words in KEYWORDS.items() if words & schema.keys()][:1]
+        if not types:
+            raise _unenforced(schema, ANNOTATIONS, where)
+    types = [types] if isinstance(types, str) else types
+    if not isinstance(types, list) or not types or not all(isinstance(t, str) for t in types):
+        raise refusal(where, f"has type={schema.get('type')!r:.80}; give a type's name.")
+    unknown = [one for one in types if one not in KEYWORDS]
+    if unknown:
+        raise refusal(where, f"has type={unknown[0]!r:.80}; types: {', '.join(KEYWORDS)}.")
+    return types
+
+
+def require_enforceable(schema: dict[str, Any], types: list[str], where: str) -> None:
+    """Check that every keyword beside ``types`` can be enforced for the values that it is about.
+
+    Raises:
+        OptionError: One cannot. Bounds are about numbers of both types.
+    """
+    known = {"type"}.union(*(KEYWORDS[one] for one in types)) | ANNOTATIONS
+    if "number" in types:
+        known -= KEYWORDS["integer"]
+    if schema.keys() - known:
+        raise _unenforced(schema, known, where)
+
+
+def _unenforced(schema: dict[str, Any], known: set[str], where: str) -> OptionError:
+    keyword, kind = min(schema.keys() - known), schema.get("type")
+    of_type = "" if kind is None else f" for type={kind!r:.80}"
+    return refusal(
+        where,
+        f"has {keyword!r:.80}, which cannot be enforced{of_type}. Leave it out and check the "
+        "answer yourself.",
+    )
+
+
+def require_alone(schema: dict[str, Any], keyword: str, where: str) -> None:
+    """Check that ``keyword`` has no other beside it that would have to be enforced, too.
+
+    Raises:
+        OptionError: There is one.
+    """
+    allowed = {keyword, "type"} if keyword in ("const", "enum") else {keyword}
+    others = sorted(schema.keys() - ANNOTATIONS - allowed)
+    if others:
+        raise refusal(where, f"has {', '.join(others):.80} beside {keyword}: put them inside.")
+
+
+def read_list(schema: dict[str, Any], keyword: str, where: str) -> list[Any]:
+    """Return the list that ``keyword`` must hold.
+
+    Raises:
+        OptionError: It is none, or empty.
+    """
+    value = schema[keyword]
+    if not isinstance(value, list) or not value:
+        raise refusal(where, f"has {keyword}={value!r:.80}, which must be a list of some.")
+    return value
+
+
+def read_constants(schema: dict[str, Any], where: str) -> list[Any]:
+    """Return the values of ``const`` or ``enum`` that are of the ``type`` beside it, if any.
+
+    Raises:
+        OptionError: There are none.
+    """
+    values = [schema["const"]] if "const" in schema else read_list(schema, "enum", where)
+    if "type" not in schema:
+        return values
+    types = read_types(schema, where)
+    fitting = [value for value in values if any(_is_of_type(value, one) for one in types)]
+    if not fitting:
+        raise refusal(where, f"has no value of type={schema['type']!r:.80} among {values!r:.80}.")
+    return fitting
+
+
+def _is_of_type(value: Any, kind: str) -> bool:
+    if isinstance(value, bool) or value is None:
+        return kind == ("null" if value is None else "boolean")
+    if kind == "integer":
+        return isinstance(value, int | float) and value % 1 == 0
+    kinds = {"object": dict, "array": list, "string": str, "number": (int, float)}
+    return kind in kinds and isinstance(value, kinds[kind])  # type: ignore[arg-type]
+
+
+def read_count(schema: dict[str, Any], keyword: str, where: str) -> int | None:
+    """Return a length or a number of items; None where ``schema`` has no such keyword.
+
+    Raises:
+        OptionError: It is no integer of 0 or more.
+    """
+    if keyword not in schema:
+        return None
+    value = schema[keyword]
+    if not is_integer(value) or value < 0:
+        raise refusal(where, f"has {keyword}={value!r:.80}, which must be an integer of 0 or more.")
+    return value
+
+
+def read_counts(schema: dict[str, Any], what: str, where: str) -> tuple[int, int | None]:
+    """Return the least and the most of ``what``, ``"Items"`` or ``"Length"``; None is no limit.
+
+    Raises:
+        OptionError: One is no integer of 0 or more, or they are the wrong way round.
+    """
+    least = read_count(schema, f"min{what}", where) or 0
+    most = read_count(schema, f"max{what}", where)
+    if most is not None and most < least:
+        raise refusal(where, f"has min{what}={least} above max{what}={most}.")
+    return least, most
+
+
+def read_bounds(schema: dict[str, Any], where: str) -> tuple[int, int]:
+    """Return the least and the greatest integer; both have at most 15 digits.
+
+    Raises:
+        OptionError: A bound is no whole number, or no integer is left.
+    """
+    low, high = -_MOST_INTEGER, _MOST_INTEGER
+    for keyword in sorted(KEYWORDS["integer"] & schema.keys()):
+        value = schema[keyword]
+        if not is_number(value) or value % 1 != 0:
+            raise refusal(where, f"has {keyword}={value!r:.80}, which must be a whole number.")
+        if "inimum" in keyword:
+            low = max(low, int(value) + (keyword == "exclusiveMinimum"))
+        else:
+            high = min(high, int(value) - (keyword == "exclusiveMaximum"))
+    if low > high:
+        raise refusal(where, "has a minimum above its maximum, or above 15 digits.")
+    return low, high
+
+
+def read_properties(schema: dict[str, Any], where: str) -> tuple[dict[str, Any], set[str]]:
+    """Return the properties, and the names of those that are required.
+
+    Raises:
+        OptionError: A keyword of objects is of a wrong type, or a property that is required
+            is not there.
+    """
+    properties, required = schema.get("properties", {}), schema.get("required", [])
+    if not isinstance(properties, dict):
+        raise refusal(where, f"has properties={properties!r:.80}, which must map names to schemas.")
+    if not isinstance(required, list) or not all(isinstance(one, str) for one in required):
+        raise refusal(where, f"has required={required!r:.80}, which must be a list of names.")
+    missing = [name for name in required if name not in properties]
+    if missing:
+        raise refusal(where, f"requires {missing[0]!r:.80}, which is not in its properties.")
+    more = schema.get("additionalProperties", True)
+    if not isinstance(more, bool | dict):
+        raise refusal(where, f"has additionalProperties={more!r:.80}, which is no schema.")
+    return properties, set(required)
+
+
+def resolve(root: Any, pointer: Any, where: str) -> Any:
+    """Return what is at a JSON pointer within ``root``, such as ``#/$defs/name``.
+
+    Raises:
+        OptionError: It is no such pointer (an anchor, another document), or there is nothing.
+    """
+    from urllib.parse import unquote  # a pointer in a reference is part of a URL
+
+    if not isinstance(pointer, str) or not (pointer == "#" or pointer.startswith("#/")):
+        raise refusal(
+            where,
+            f"has $ref={pointer!r:.80}, which is not within the schema: give a pointer such as "
+            "#/$defs/name.",
+        )
+    found = root
+    for encoded in pointer.split("/")[1:]:
+        step = unquote(encoded).replace("~1", "/").replace("~0", "~")
+        if isinstance(found, list) and step in map(str, range(len(found))):
+            found = found[int(step)]
+        elif isinstance(found, dict) and step in found:
+            if found is not root and isinstance(found.get("$id"), str):
+                raise nested_id(where)
+            found = found[step]
+        else:
+            raise refusal(where, f"has $ref={pointer!r:.80}, and there is nothing.")
+    return found
+
+
+def nested_id(where: str) -> OptionError:
+    """Return the error for an ``$id`` below the root, where references begin anew."""
+    return refusal(where, "is in a part with an $id, where references mean others. Leave $id out.")
+
+
+def direct_references(schema: Any) -> set[str]:
+    """Return the pointers to what a value of ``schema`` may be, not to what it may hold."""
+    if not isinstance(schema, dict):
+        return set()
+    found = {schema["$ref"]} if "$ref" in schema else set()
+    parts = (one for keyword in ("anyOf", "oneOf", "allOf") for one in schema.get(keyword, ()))
+    return found.union(*map(direct_references, parts))
+
+
+def follow(root: Any, schema: Any, where: str) -> tuple[list[str], Any]:
+    """Return the pointers of a chain of references, and what is at its end.
+
+    Raises:
+        OptionError: One of them leads nowhere, or they go round in circles.
+    """
+    pointers: list[str] = []
+    while isinstance(schema, dict) and "$ref" in schema:
+        require_alone(schema, "$ref", where)
+        pointer = schema["$ref"]
+        schema = resolve(root, pointer, where)
+        if pointer in pointers:
+            raise refusal(where, "has no finite value: its references go round in circles.")
+        pointers.append(pointer)
+    return pointers, schema
+
+
+def require_tag(schema: Any, name: str) -> Any:
+    """Return the schema of an object that has the property ``name``, too."""
+    return schema | {"required": [*schema.get("required", []), name]}
+
+
+def read_tagged(root: Any, schema: dict[str, Any], where: str) -> tuple[str, list[Any]]:
+    """Return the property that tells the schemas of ``oneOf`` apart, and these.
+
+    Raises:
+        OptionError: No discriminator names such a property, or it does not tell them apart: then
+            a grammar cannot keep an answer from fitting two of them.
+    """
+    given = schema.get("discriminator")
+    name = given.get("propertyName") if isinstance(given, dict) else None
+    if not isinstance(name, str):
+        raise refusal(
+            where,
+            "has oneOf without a discriminator that names a property; a grammar cannot exclude "
+            "the others. Use anyOf.",
+        )
+    seen: list[Any] = []
+    branches = read_list(schema, "oneOf", where)
+    for index, branch in enumerate(branches):
+        place = f"{where}.oneOf[{index}]"
+        tags = _tags(root, branch, name, place)
+        if not tags or any(tag in seen for tag in tags):
+            raise refusal(
+                place,
+                f"is not told from the others by {name!r:.80}: each must be an object whose "
+                "property of that name has a const or enum of its own. Use anyOf.",
+            )
+        seen += tags
+    return name, branches
+
+
+def _tags(root: Any, branch: Any, name: str, where: str) -> list[Any]:
+    """Return what the property ``name`` of a branch may be; nothing if that is not known."""
+    _, found = follow(root, branch, where)
+    if not isinstance(found, dict) or found.get("type", "object") != "object":
+        return []
+    if not isinstance(found.get("properties"), dict) or found.keys() & {"const", "enum", "anyOf"}:
+        return []
+    _, tag = follow(root, found["properties"].get(name), where)
+    if not isinstance(tag, dict) or not tag.keys() & {"const", "enum"}:
+        return []
+    return read_constants(tag, where)
