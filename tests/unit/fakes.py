@@ -23,6 +23,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from phi3ov.answer.token_stream import TokenRequest, TokenStream
 from phi3ov.artifact.folder import Artifact, FileRecord, Manifest
 from phi3ov.engine.serial import SerialEngine
+from phi3ov.family import Phi3Config
 from phi3ov.model import Phi3Model
 from phi3ov.prompt.chat_tokenizer import ChatTokenizer
 from phi3ov.prompt.formats import FORMATS, ChatFormat
@@ -428,8 +429,22 @@ def make_artifact(
             for name, checksum in (checksums or {}).items()
         },
     )
-    config = {"max_position_embeddings": 4096, "vocab_size": 2048}
-    return Artifact(path=path, manifest=manifest, config=config)
+    return Artifact(path=path, manifest=manifest, config=make_config(vocab_size=2048))
+
+
+def make_config(**changes: Any) -> Phi3Config:
+    """Return the dimensions that a small ``config.json`` with some fields changed describes."""
+    return Phi3Config.parse(SMALL_CONFIG | changes)
+
+
+SMALL_CONFIG: dict[str, Any] = {
+    "model_type": "phi3",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "max_position_embeddings": 4096,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+}
 
 
 def make_model(

@@ -16,7 +16,9 @@ from phi3ov.artifact.ir import WeightSummary
 from phi3ov.errors import ArtifactError, UnsupportedModelError
 from phi3ov.prompt.chat_tokenizer import ChatTokenizer
 
-from .fakes import MINI
+from .fakes import MINI, SMALL_CONFIG, make_config
+
+CONFIG_TEXT = json.dumps(SMALL_CONFIG)
 
 WEIGHTS = WeightSummary(
     precision="int4", group_size=128, symmetric=True, layers=2, parameters=1000, size_bytes=520
@@ -45,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
     """A small exported folder, with a file in a folder below."""
     path = tmp_path / "phi3"
     (path / "extra").mkdir(parents=True)
-    (path / "config.json").write_text('{"model_type": "phi3"}', encoding="utf-8")
+    (path / "config.json").write_text(CONFIG_TEXT, encoding="utf-8")
     (path / "openvino_model.bin").write_bytes(bytes(range(256)) * 10)
     (path / "extra" / "note.txt").write_text("note", encoding="utf-8")
     write_manifest(path, record_files(path))
@@ -115,9 +117,9 @@ def test_whole_folder_opens_and_verifies(folder: Path) -> None:
     """An unchanged folder gives manifest, config, size and bits per weight."""
     artifact = Artifact.open(folder)
     artifact.verify()
-    assert artifact.config == {"model_type": "phi3"}
+    assert artifact.config == make_config()
     assert artifact.manifest.weights == (WEIGHTS,)
-    assert artifact.size_bytes == 22 + 2560 + 4
+    assert artifact.size_bytes == len(CONFIG_TEXT) + 2560 + 4
     assert artifact.bits_per_weight == pytest.approx(520 * 8 / 1000)
     assert (artifact.chat_format.name, artifact.chat_format.system_messages) == ("phi3", "kept")
     assert Artifact.open(str(folder)) == artifact
@@ -207,7 +209,7 @@ def test_folder_without_manifest_gets_the_fitting_hint(
     ("name", "content", "message"),
     [
         ("phi3ov.json", b"\xff\xfe\x00", "is not UTF-8"),
-        ("config.json", b'{"model_type" "phi3"!}', "cannot be read"),
+        ("config.json", CONFIG_TEXT.replace(":", "!").encode(), "cannot be read"),
     ],
 )
 def test_damaged_json_is_an_artifact_error(
@@ -245,18 +247,10 @@ def test_a_config_that_is_no_object_is_refused(folder: Path) -> None:
     """Whatever reads the config later may ask it for its fields."""
     (folder / "config.json").write_text("[]", encoding="utf-8")
     write_manifest(folder, record_files(folder))
-    with pytest.raises(ArtifactError, match=r"config.json holds no JSON object"):
+    with pytest.raises(UnsupportedModelError, match=r"config.json holds a list, not an object"):
         Artifact.open(folder)
 
 
-FOREIGN_CONFIG = {
-    "model_type": "phi3",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "max_position_embeddings": 4096,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 2,
-}
 IR = (
     '<net><layers><layer name="self.model.embed_tokens.weight" type="Const">'
     '<data element_type="f16" shape="4, 4" size="32"/></layer></layers></net>'
@@ -284,7 +278,7 @@ def test_a_foreign_folder_that_is_damaged_is_refused_by_the_file(
 ) -> None:
     """A stranger's export may hold anything; what is wrong with it is the library's error."""
     for file, text in (
-        ("config.json", json.dumps(FOREIGN_CONFIG)),
+        ("config.json", CONFIG_TEXT),
         ("openvino_model.xml", IR),
         ("openvino_model.bin", ""),
         ("tokenizer.json", "{}"),

@@ -14,19 +14,13 @@ import pytest
 from huggingface_hub import errors
 from huggingface_hub.utils import _paths
 
-from phi3ov.artifact.folder import vocabulary_size
 from phi3ov.errors import ExportError, Phi3OVError, UnsupportedModelError
 from phi3ov.exporter.checkpoint import Checkpoint
+from phi3ov.family import Phi3Config
 
-CONFIG: dict[str, Any] = {
-    "model_type": "phi3",
-    "architectures": ["Phi3ForCausalLM"],
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "max_position_embeddings": 4096,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 2,
-}
+from .fakes import SMALL_CONFIG
+
+CONFIG: dict[str, Any] = {**SMALL_CONFIG, "architectures": ["Phi3ForCausalLM"]}
 
 
 @pytest.fixture
@@ -85,21 +79,9 @@ def test_good_folder_is_taken(folder: Path) -> None:
     """Path, config and sizes come back, and no revision is made up."""
     checkpoint = Checkpoint.resolve(folder)
     assert checkpoint == Checkpoint.resolve(str(folder))
-    assert (checkpoint.path, checkpoint.config) == (folder, CONFIG)
+    assert (checkpoint.path, checkpoint.config) == (folder, Phi3Config.parse(CONFIG))
     assert (checkpoint.source, checkpoint.revision, checkpoint.commit) == (str(folder), None, None)
     assert checkpoint.weights_bytes == (folder / "model.safetensors").stat().st_size
-
-
-def test_linear_inputs_are_the_layers_widths(folder: Path) -> None:
-    """Every linear layer of every block, by name; head_dim counts where it is given."""
-    widths = Checkpoint.resolve(folder).linear_inputs()
-    assert len(widths) == 8
-    assert widths["model.layers.1.mlp.down_proj"] == 128
-    assert widths["model.layers.0.self_attn.o_proj"] == 64
-    assert widths["model.layers.0.self_attn.qkv_proj"] == 64
-    assert widths["model.layers.0.mlp.gate_up_proj"] == 64
-    write_config(folder, head_dim=32)
-    assert Checkpoint.resolve(folder).linear_inputs()["model.layers.0.self_attn.o_proj"] == 128
 
 
 @pytest.mark.parametrize("rope", ["longrope", "su", "default"])
@@ -107,7 +89,8 @@ def test_linear_inputs_are_the_layers_widths(folder: Path) -> None:
 def test_known_rope_types_are_taken(folder: Path, rope: str, field: str) -> None:
     """LongRoPE by both names, in both styles of config."""
     write_config(folder, **{field: {"rope_type": rope}})
-    assert Checkpoint.resolve(folder).config[field]["rope_type"] == rope
+    longrope = rope != "default"
+    assert Checkpoint.resolve(folder).config.has_longrope == longrope
 
 
 BAD_CONFIGS: list[tuple[dict[str, Any], str]] = [
@@ -122,6 +105,8 @@ BAD_CONFIGS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"rope_scaling": {"type": "yarn"}}, "rope type 'yarn' is none of default, longrope, su"),
     ({"rope_parameters": {"rope_type": "llama3"}}, "rope type 'llama3'"),
+    ({"rope_scaling": "longrope"}, "rope type 'longrope' is none of default, longrope, su"),
+    ({"num_key_value_heads": 3}, "num_key_value_heads=3 does not divide num_attention_heads=4"),
     *(
         ({name: value}, f"{name}={value!r} must be a positive integer")
         for name in (
@@ -150,15 +135,15 @@ def test_unsupported_config_names_field_and_value(
 def test_config_without_architectures_is_taken(folder: Path) -> None:
     """The model type alone is enough."""
     write_config(folder, architectures=None)
-    assert Checkpoint.resolve(folder).config["architectures"] is None
+    assert Checkpoint.resolve(folder).config == Phi3Config.parse(CONFIG)
 
 
 @pytest.mark.export
 def test_a_vocabulary_whose_size_is_left_out_is_phi_3s(folder: Path) -> None:
     """As transformers takes it, which the base install does not have."""
-    from transformers import Phi3Config
+    import transformers
 
-    assert vocabulary_size(Checkpoint.resolve(folder).config) == Phi3Config().vocab_size
+    assert Checkpoint.resolve(folder).config.vocab_size == transformers.Phi3Config().vocab_size
 
 
 @pytest.mark.parametrize(

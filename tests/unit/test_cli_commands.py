@@ -26,7 +26,7 @@ from phi3ov.exporter.export import ExportReport
 from phi3ov.quality.report import QualityReport
 from phi3ov.runtime.devices import DeviceInfo
 
-from .fakes import MINI, Answer, FakeEngine, answer_ids, make_model
+from .fakes import MINI, SMALL_CONFIG, Answer, FakeEngine, answer_ids, make_model
 from .test_artifact import WEIGHTS, write_manifest
 
 MODEL = "--context-tokens --device --engine --help --max-new-tokens --temperature --threads -h"
@@ -86,8 +86,7 @@ def folder(tmp_path: Path) -> Path:
     """An exported folder without a graph."""
     path = tmp_path / "phi3"
     path.mkdir()
-    config = {"model_type": "phi3", "max_position_embeddings": 4096}
-    (path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (path / "config.json").write_text(json.dumps(SMALL_CONFIG), encoding="utf-8")
     (path / "tokenizer.json").write_text(MINI.tokenizer_json, encoding="utf-8")
     write_manifest(path, record_files(path))
     return path
@@ -181,7 +180,13 @@ def test_every_command_that_has_json_is_listed() -> None:
         (lambda path: (path / "tokenizer.json").unlink(), None, "tokenizer.json: missing"),
         (lambda path: (path / "phi3ov.json").write_text("{"), None, "phi3ov.json cannot be read"),
         (lambda path: (path / "phi3ov.json").unlink(), None, "openvino_model.xml|has no phi3ov"),
-        (lambda path: (path / "config.json").write_bytes(b"x" * 54), 2, "config.json"),
+        (
+            lambda path: (path / "config.json").write_bytes(
+                b"x" * (path / "config.json").stat().st_size
+            ),
+            2,
+            "config.json",
+        ),
     ],
 )
 def test_verify_prints_json_whatever_is_wrong(

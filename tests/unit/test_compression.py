@@ -19,6 +19,8 @@ from phi3ov.exporter.recipes import (
     check_weights,
 )
 
+from .fakes import make_config
+
 
 def test_the_default_recipe() -> None:
     """Group 128, ratio 0.6, symmetric, and nothing adjusted in silence."""
@@ -58,12 +60,9 @@ def test_other_recipes_are_refused(value: Any) -> None:
 
 def checkpoint(hidden: int, layers: int = 2) -> Checkpoint:
     """Return a checkpoint of some width."""
-    config = {
-        "hidden_size": hidden,
-        "intermediate_size": 256,
-        "num_attention_heads": 2,
-        "num_hidden_layers": layers,
-    }
+    config = make_config(
+        hidden_size=hidden, intermediate_size=256, num_attention_heads=2, num_hidden_layers=layers
+    )
     return Checkpoint(path=Path(), config=config, source="x")
 
 

@@ -13,7 +13,7 @@ from huggingface_hub import errors
 from phi3ov import Artifact, ExportError, fetch_artifact, push_to_hub
 from phi3ov.artifact.folder import record_files
 
-from .test_artifact import write_manifest
+from .test_artifact import CONFIG_TEXT, write_manifest
 
 FAILURES: list[Exception] = [
     httpx.ConnectError("no route"),
@@ -29,7 +29,7 @@ def artifact(tmp_path: Path) -> Artifact:
     """A whole artifact of one file."""
     folder = tmp_path / "phi3"
     folder.mkdir()
-    (folder / "config.json").write_text('{"model_type": "phi3"}', encoding="utf-8")
+    (folder / "config.json").write_text(CONFIG_TEXT, encoding="utf-8")
     write_manifest(folder, record_files(folder))
     return Artifact.open(folder)
 

@@ -13,12 +13,9 @@ import pytest
 from phi3ov import LoraAdapter, OptionError
 from phi3ov.runtime.lora import MOST_SCALE, read_adapter
 
-MODEL = {
-    "hidden_size": 8,
-    "intermediate_size": 16,
-    "num_attention_heads": 2,
-    "num_hidden_layers": 1,
-}
+from .fakes import make_config
+
+MODEL = make_config(hidden_size=8, intermediate_size=16, num_attention_heads=2, num_hidden_layers=1)
 DOWN = "base_model.model.model.layers.0.mlp.down_proj.lora_"
 SETTINGS = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "bias": "none", "use_dora": False}
 SHAPES = {f"{DOWN}A.weight": (2, 16), f"{DOWN}B.weight": (8, 2)}

@@ -25,6 +25,8 @@ from phi3ov.exporter.recipes import (
 from phi3ov.prompt.chat_tokenizer import ChatTokenizer
 from phi3ov.prompt.formats import FORMATS
 
+from .fakes import make_config
+
 PRESETS = (Int4Compression.accurate(), Int4Compression.small(), Int4Compression.npu())
 
 
@@ -112,14 +114,14 @@ def test_the_record_tells_texts_apart_without_holding_them() -> None:
 
 def checkpoint(hidden: int = 512, intermediate: int = 256, **changes: Any) -> Checkpoint:
     """Return a checkpoint of two layers."""
-    config = {
+    values = {
         "hidden_size": hidden,
         "intermediate_size": intermediate,
         "num_attention_heads": 2,
         "num_hidden_layers": 2,
         "max_position_embeddings": 64,
     }
-    return Checkpoint(path=Path(), config=config | changes, source="x")
+    return Checkpoint(path=Path(), config=make_config(**values | changes), source="x")
 
 
 @pytest.mark.parametrize(

@@ -8,26 +8,31 @@ from typing import Any
 import pytest
 
 from phi3ov.errors import OptionError, UnsupportedModelError
+from phi3ov.family import Phi3Config
 from phi3ov.runtime.rope import (
     ContextChoice,
     RopeFactors,
     choose_context,
-    has_longrope,
-    original_context,
     pin_factors,
 )
 
-PLAIN: dict[str, Any] = {"max_position_embeddings": 4096, "rope_scaling": None}
-LONG_4: dict[str, Any] = {
-    "max_position_embeddings": 131072,
-    "original_max_position_embeddings": 4096,
-    "rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]},
-}
-LONG_5: dict[str, Any] = {
-    "max_position_embeddings": 131072,
-    "rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 4096},
-}
-LONG_SU = {**LONG_4, "rope_scaling": {"type": "su"}}
+from .fakes import make_config
+
+PLAIN = make_config(rope_scaling=None)
+LONG_4 = make_config(
+    max_position_embeddings=131072,
+    original_max_position_embeddings=4096,
+    rope_scaling={"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]},
+)
+LONG_5 = make_config(
+    max_position_embeddings=131072,
+    rope_parameters={"rope_type": "longrope", "original_max_position_embeddings": 4096},
+)
+LONG_SU = make_config(
+    max_position_embeddings=131072,
+    original_max_position_embeddings=4096,
+    rope_scaling={"type": "su"},
+)
 ALL_LONG = [LONG_4, LONG_5, LONG_SU]
 
 
@@ -43,26 +48,26 @@ ALL_LONG = [LONG_4, LONG_5, LONG_SU]
     ],
 )
 def test_context_decides_the_factors(
-    config: dict[str, Any], asked: int | None, tokens: int, factors: RopeFactors
+    config: Phi3Config, asked: int | None, tokens: int, factors: RopeFactors
 ) -> None:
     """Up to the original context short factors, above it long ones, in every config style."""
     assert choose_context(config, asked) == ContextChoice(tokens=tokens, factors=factors)
-    assert original_context(config) == 4096
-    assert has_longrope(config)
+    assert config.original_max_position_embeddings == 4096
+    assert config.has_longrope
 
 
 @pytest.mark.parametrize(("asked", "tokens"), [(None, 4096), (100, 100), (4096, 4096)])
 def test_plain_rope_has_no_factors(asked: int | None, tokens: int) -> None:
     """A 4k model has one set, whatever is asked."""
     assert choose_context(PLAIN, asked) == ContextChoice(tokens=tokens, factors="none")
-    default_5 = {"max_position_embeddings": 4096, "rope_parameters": {"rope_type": "default"}}
+    default_5 = make_config(rope_parameters={"rope_type": "default"})
     assert choose_context(default_5, asked) == ContextChoice(tokens=tokens, factors="none")
 
 
 def test_plain_rope_ignores_an_original_context() -> None:
     """Without LongRoPE the whole context is the original one."""
-    config = {"max_position_embeddings": 8192, "original_max_position_embeddings": 4096}
-    assert original_context(config) == 8192
+    config = make_config(max_position_embeddings=8192, original_max_position_embeddings=4096)
+    assert config.original_max_position_embeddings == 8192
 
 
 @pytest.mark.parametrize("asked", [0, -1, 131073, True, 4096.0, "4096"])

@@ -16,8 +16,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..errors import ArtifactError
+from ..errors import ArtifactError, UnsupportedModelError
+from ..family import Phi3Config
 from ..prompt.formats import FORMATS, ChatFormat
+from .foreign import UNKNOWN, describe_layers, render_format
 from .ir import WeightLayer, WeightSummary, bits_per_weight, summarize
 
 _LOGGER = logging.getLogger("phi3ov")
@@ -116,12 +118,12 @@ class Artifact:
     Attributes:
         path: The folder.
         manifest: What ``phi3ov.json`` says.
-        config: The checkpoint's ``config.json``.
+        config: The model's dimensions, from the checkpoint's ``config.json``.
     """
 
     path: Path
     manifest: Manifest
-    config: Mapping[str, Any]
+    config: Phi3Config
 
     @classmethod
     def open(cls, path: str | Path) -> Artifact:
@@ -130,8 +132,9 @@ class Artifact:
         Sizes are compared, contents are not: that is `verify`'s work.
 
         Raises:
-            ArtifactError: The folder is none that phi3ov exported, or files are missing or of
-                another size; lists all of them.
+            ArtifactError: phi3ov did not export the folder, or files are missing or of another
+                size; lists all of them.
+            UnsupportedModelError: ``config.json`` describes a model that phi3ov does not support.
 
         Example:
             >>> Artifact.open("models/no-such-folder")
@@ -164,11 +167,11 @@ checkpoint into it first: phi3ov.export_model(source, 'models/no-such-folder').
         if problems:
             raise ArtifactError(f"{folder} is not as it was exported:", problems=tuple(problems))
         try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            config = Phi3Config.read(folder / "config.json")
+        except UnsupportedModelError:
+            raise
         except (OSError, ValueError, RecursionError) as error:
             raise ArtifactError(f"{folder / 'config.json'} cannot be read: {error!r}.") from error
-        if not isinstance(config, dict):
-            raise ArtifactError(f"{folder / 'config.json'} holds no JSON object.")
         return cls(path=folder, manifest=manifest, config=config)
 
     @property
@@ -192,7 +195,7 @@ checkpoint into it first: phi3ov.export_model(source, 'models/no-such-folder').
     @property
     def vocabulary_size(self) -> int:
         """Number of token ids that the model knows: rows of its embedding matrix."""
-        return vocabulary_size(self.config)
+        return self.config.vocab_size
 
     @property
     def size_bytes(self) -> int:
@@ -241,8 +244,6 @@ def _describe_foreign(folder: Path) -> Manifest:
         ArtifactError: It is no OpenVINO export.
         UnsupportedModelError: Its chat format is none that phi3ov knows.
     """
-    from .foreign import UNKNOWN, describe_layers, render_format
-
     if not (folder / MODEL_XML).is_file():
         hint = "Export the checkpoint with phi3ov.export_model()."
         if (folder / "config.json").is_file():
@@ -268,11 +269,6 @@ def _describe_foreign(folder: Path) -> Manifest:
         versions={},
         files={},
     )
-
-
-def vocabulary_size(config: Mapping[str, Any]) -> int:
-    """Return the number of token ids of a checkpoint's ``config.json``, which may leave it out."""
-    return int(config.get("vocab_size", 32064))  # Phi3Config's own default
 
 
 def hash_file(path: Path) -> str:

@@ -7,12 +7,11 @@ it came from, how it was made, and whether a file has changed since, nobody can 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from xml.etree.ElementTree import ParseError
 
 from ..errors import ArtifactError, Phi3OVError, UnsupportedModelError
-from ..exporter.checkpoint import check_config
+from ..family import Phi3Config
 from ..prompt.formats import ChatFormat, recognize_format
 from .ir import WeightLayer, read_weights
 
@@ -33,7 +32,7 @@ def describe_layers(folder: Path) -> tuple[WeightLayer, ...]:
         raise ArtifactError(f"{folder} is no complete OpenVINO export:", problems=missing)
     name = "config.json"
     try:
-        check_config(json.loads((folder / name).read_text(encoding="utf-8")))
+        Phi3Config.read(folder / name)
         name = "openvino_model.xml"
         layers = read_weights(folder / name)
     except UnsupportedModelError:

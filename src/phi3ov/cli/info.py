@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..artifact.folder import Artifact
 from ..artifact.ir import Precision, WeightLayer
-from ..runtime.rope import has_longrope, original_context
 from .arguments import add_json
 from .printing import bold, flatten
 
@@ -71,8 +70,8 @@ def _gather_info(artifact: Artifact) -> dict[str, Any]:
         "chat_format": manifest.chat_format,
         "system_messages": manifest.system_messages,
         "stop_tokens": {str(token_id): text for token_id, text in tokenizer.stop_tokens.items()},
-        "context_tokens": original_context(artifact.config),
-        "most_context_tokens": artifact.config["max_position_embeddings"],
+        "context_tokens": artifact.config.original_max_position_embeddings,
+        "most_context_tokens": artifact.config.max_position_embeddings,
         "longrope": _describe_longrope(artifact),
         "versions": dict(manifest.versions),
         "weights": [asdict(one) for one in manifest.weights],
@@ -81,11 +80,12 @@ def _gather_info(artifact: Artifact) -> dict[str, Any]:
 
 
 def _describe_longrope(artifact: Artifact) -> str:
-    if not has_longrope(artifact.config):
+    config = artifact.config
+    if not config.has_longrope:
         return "no"
     return (
-        f"short factors up to {original_context(artifact.config)} context tokens, long factors "
-        "above (load_model(context_tokens=...))"
+        f"short factors up to {config.original_max_position_embeddings} context tokens, "
+        "long factors above (load_model(context_tokens=...))"
     )
 
 

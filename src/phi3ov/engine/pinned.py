@@ -14,7 +14,7 @@ import openvino
 
 from ..artifact.folder import MODEL_BIN, MODEL_XML
 from ..errors import OptionError
-from ..runtime.rope import original_context, pin_factors
+from ..runtime.rope import pin_factors
 
 if TYPE_CHECKING:
     from ..artifact.folder import Artifact
@@ -94,7 +94,7 @@ def _pin(artifact: Artifact, context: ContextChoice) -> str:
     return pin_factors(
         (artifact.path / MODEL_XML).read_text(encoding="utf-8"),
         context,
-        original_tokens=original_context(artifact.config),
+        original_tokens=artifact.config.original_max_position_embeddings,
     )
 
 

@@ -7,15 +7,12 @@ that phi3ov supports and whose weights are safetensors. Converting it is ``expor
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..artifact.hub import download, is_hub_id
 from ..errors import ExportError, UnsupportedModelError
-from ..runtime.rope import rope_type
-from ..validation import is_integer
+from ..family import Phi3Config
 from ..weight_files import read_shapes
 
 NEEDED_FILES = ("config.json", "tokenizer.json")
@@ -33,16 +30,6 @@ _DOWNLOADED = (
 )
 """What is fetched from the hub: no pickled weights, no code, no ONNX, no pictures."""
 
-_ROPE_TYPES = ("default", "longrope", "su")
-_OTHER_FAMILY = {
-    "phi3small": "Phi-3-small is another architecture (block-sparse attention)",
-    "phimoe": "Phi-3.5-MoE is a mixture of experts",
-    "phi3_v": "Phi-3-vision reads pictures as well",
-    "phi4mm": "Phi-4-multimodal reads pictures and sound as well",
-    "phi4_multimodal": "Phi-4-multimodal reads pictures and sound as well",
-    "phi": "Phi-1 and Phi-2 are another architecture",
-}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
@@ -50,14 +37,14 @@ class Checkpoint:
 
     Attributes:
         path: The folder.
-        config: Its parsed ``config.json``.
+        config: Its dimensions.
         source: What the caller named: a hub id, or a folder.
         revision: The revision that was asked for; None for a folder.
         commit: The commit that it stands for; None for a folder.
     """
 
     path: Path
-    config: Mapping[str, Any]
+    config: Phi3Config
     source: str
     revision: str | None = None
     commit: str | None = None
@@ -96,22 +83,6 @@ class Checkpoint:
         """Bytes of the weight files that transformers reads."""
         return sum(file.stat().st_size for file in weight_files(self.path))
 
-    def linear_inputs(self) -> dict[str, int]:
-        """Return the input width of every linear layer of the transformer blocks, by its name."""
-        hidden = int(self.config["hidden_size"])
-        heads = int(self.config["num_attention_heads"])
-        widths = {
-            "self_attn.qkv_proj": hidden,
-            "self_attn.o_proj": heads * int(self.config.get("head_dim") or hidden // heads),
-            "mlp.gate_up_proj": hidden,
-            "mlp.down_proj": int(self.config["intermediate_size"]),
-        }
-        return {
-            f"model.layers.{index}.{name}": width
-            for index in range(int(self.config["num_hidden_layers"]))
-            for name, width in widths.items()
-        }
-
     def check_tensors(self) -> None:
         """Check that the weight files hold every tensor that the config speaks of.
 
@@ -121,13 +92,7 @@ class Checkpoint:
         Raises:
             ExportError: Some are missing, or a weight file is damaged; names them.
         """
-        needed = {f"{name}.weight" for name in self.linear_inputs()}
-        needed |= {"model.embed_tokens.weight", "model.norm.weight"}
-        for index in range(int(self.config["num_hidden_layers"])):
-            needed.add(f"model.layers.{index}.input_layernorm.weight")
-            needed.add(f"model.layers.{index}.post_attention_layernorm.weight")
-        if not self.config.get("tie_word_embeddings"):
-            needed.add("lm_head.weight")
+        needed = set(self.config.tensor_shapes())
         for file in weight_files(self.path):
             needed -= _read_shapes(file).keys()
         if needed:
@@ -136,18 +101,19 @@ class Checkpoint:
             raise ExportError(f"{self.path} has no tensors {', '.join(missing[:4])}{more}.")
 
 
-def _check_folder(folder: Path) -> Mapping[str, Any]:
-    """Check that ``folder`` holds a supported checkpoint and return its config."""
+def _check_folder(folder: Path) -> Phi3Config:
+    """Check that ``folder`` holds a supported checkpoint and return its dimensions."""
     for name in NEEDED_FILES:
         if not (folder / name).is_file():
             raise ExportError(f"{folder} has no {name}{_hint(folder, name)}.")
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = Phi3Config.read(folder / "config.json")
+    except UnsupportedModelError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise ExportError(f"{folder / 'config.json'} is not JSON: {error}.") from error
-    check_config(config)
     _check_weight_files(folder)
-    return config  # type: ignore[no-any-return]
+    return config
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
@@ -208,40 +174,3 @@ def _hint(folder: Path, name: str) -> str:
             "folder) writes a tokenizer.json)"
         )
     return " and is no checkpoint in Hugging Face layout" if name == "config.json" else ""
-
-
-def check_config(config: Any) -> None:
-    """Check that a parsed ``config.json`` is of a model that phi3ov supports.
-
-    Raises:
-        UnsupportedModelError: It is not; names the field and its value.
-    """
-    if not isinstance(config, dict):
-        raise UnsupportedModelError(f"config.json holds a {type(config).__name__}, not an object.")
-    model_type = config.get("model_type")
-    if model_type != "phi3":
-        why = _OTHER_FAMILY.get(str(model_type), "phi3ov runs the Phi-3 architecture only")
-        raise UnsupportedModelError(f"config.json: model_type={model_type!r}: {why}.")
-    architectures = config.get("architectures") or ["Phi3ForCausalLM"]
-    if "Phi3ForCausalLM" not in architectures:
-        raise UnsupportedModelError(
-            f"config.json: architectures={architectures!r} does not name Phi3ForCausalLM."
-        )
-    if rope_type(config) not in _ROPE_TYPES:
-        raise UnsupportedModelError(
-            f"config.json: rope type {rope_type(config)!r} is none of {', '.join(_ROPE_TYPES)}."
-        )
-    needed = (
-        "hidden_size",
-        "intermediate_size",
-        "max_position_embeddings",
-        "num_attention_heads",
-        "num_hidden_layers",
-        "vocab_size",
-    )
-    for name in needed:
-        value = config.get(name, 1 if name == "vocab_size" else None)  # Phi3Config has a default
-        if not is_integer(value) or value < 1:
-            raise UnsupportedModelError(
-                f"config.json: {name}={value!r} must be a positive integer."
-            )

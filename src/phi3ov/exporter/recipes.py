@@ -174,7 +174,7 @@ def check_divisible(checkpoint: Checkpoint, compression: Int4Compression) -> Non
         return
     misfits = {
         name: width
-        for name, width in checkpoint.linear_inputs().items()
+        for name, (_, width) in checkpoint.config.linear_shapes().items()
         if width % compression.group_size and not is_ignored(name, compression)
     }
     if misfits:
@@ -193,9 +193,9 @@ def check_ignored(checkpoint: Checkpoint, compression: Int4Compression) -> None:
     Raises:
         CompressionError: A pattern matches no layer, or all layers are ignored.
     """
-    blocks = set(checkpoint.linear_inputs())
+    blocks = set(checkpoint.config.linear_shapes())
     ends = {"model.embed_tokens"}
-    if not checkpoint.config.get("tie_word_embeddings", False):
+    if not checkpoint.config.tie_word_embeddings:
         ends.add("lm_head")
     for pattern in compression.ignored_layers:
         if not any(fnmatchcase(name, layer_name(pattern)) for name in blocks | ends):
@@ -229,7 +229,7 @@ def draw_samples(
     """
     if not isinstance(compression, Int4Compression) or not compression.data_aware:
         return []
-    context = checkpoint.config["max_position_embeddings"]
+    context = checkpoint.config.max_position_embeddings
     if compression.sample_tokens > context:
         raise CompressionError(
             f"sample_tokens={compression.sample_tokens} exceeds the model's context of {context}."

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..artifact.folder import MANIFEST_NAME, vocabulary_size
+from ..artifact.folder import MANIFEST_NAME
 from ..errors import ExportError
 from .checkpoint import Checkpoint
 from .recipes import Compression, Int4Compression
@@ -155,9 +155,8 @@ def memory_needed(checkpoint: Checkpoint, compression: Compression) -> int:
     as float32.
     """
     config = checkpoint.config
-    hidden = int(config["hidden_size"])
-    linear = 4 * hidden * 2 * int(config["intermediate_size"])  # bytes as float32: gate_up_proj
-    embedding = 4 * hidden * vocabulary_size(config)
+    linear = 4 * config.hidden_size * 2 * config.intermediate_size  # float32 bytes: gate_up_proj
+    embedding = 4 * config.hidden_size * config.vocab_size
     needed = _TOOLS_BYTES + max(_COPIES_OF_LINEAR * linear, _COPIES_OF_EMBEDDING * embedding)
     if isinstance(compression, Int4Compression) and compression.data_aware:
         needed += 2 * checkpoint.weights_bytes

@@ -220,7 +220,7 @@ def _require_tools() -> None:
 def _cut_windows(
     ids: list[int], window_tokens: int, max_tokens: int, checkpoint: Checkpoint
 ) -> list[list[int]]:
-    longest = int(checkpoint.config["max_position_embeddings"])
+    longest = checkpoint.config.max_position_embeddings
     if not 2 <= window_tokens <= longest:
         raise OptionError(
             f"window_tokens={window_tokens} must be at least 2 and at most the model's {longest}."

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OptionError
+from ..family import Phi3Config
 from ..validation import is_integer, is_number
 from ..weight_files import read_shapes
 
@@ -85,8 +86,8 @@ class AdapterFile:
     scale: float
 
 
-def read_adapter(adapter: LoraAdapter, config: Mapping[str, Any]) -> AdapterFile:
-    """Check an adapter against a model's ``config.json``.
+def read_adapter(adapter: LoraAdapter, config: Phi3Config) -> AdapterFile:
+    """Check an adapter against a model's dimensions.
 
     Raises:
         OptionError: A file is missing, the adapter is of a kind that is more than LoRA, or a
@@ -134,12 +135,12 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 
 
 def _check_shapes(
-    folder: Path, shapes: Mapping[str, tuple[int, ...]], rank: int, config: Mapping[str, Any]
+    folder: Path, shapes: Mapping[str, tuple[int, ...]], rank: int, config: Phi3Config
 ) -> None:
     """Refuse what genai would skip without a word: a matrix that fits no layer, or is alone."""
     if not shapes:
         raise OptionError(f"The adapter {folder} holds no matrices, so it changes nothing.")
-    layers = _layer_shapes(config)
+    layers = config.linear_shapes()
     for name, shape in shapes.items():
         module, _, part = name.removeprefix(_PREFIX).rpartition(".lora_")
         if part not in ("A.weight", "B.weight") or module not in layers:
@@ -153,22 +154,3 @@ def _check_shapes(
         other = f"{name.removesuffix(part)}{'B' if part[0] == 'A' else 'A'}.weight"
         if other not in shapes:
             raise OptionError(f"The adapter {folder} holds {name} without {other}.")
-
-
-def _layer_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """Return outputs and inputs of each linear layer of a Phi-3."""
-    hidden, middle = int(config["hidden_size"]), int(config["intermediate_size"])
-    heads = int(config["num_attention_heads"])
-    kv_heads = int(config.get("num_key_value_heads") or heads)
-    head = int(config.get("head_dim") or hidden // heads)
-    parts = {
-        "self_attn.qkv_proj": ((heads + 2 * kv_heads) * head, hidden),
-        "self_attn.o_proj": (hidden, heads * head),
-        "mlp.gate_up_proj": (2 * middle, hidden),
-        "mlp.down_proj": (hidden, middle),
-    }
-    return {
-        f"model.layers.{index}.{part}": shape
-        for index in range(int(config["num_hidden_layers"]))
-        for part, shape in parts.items()
-    }

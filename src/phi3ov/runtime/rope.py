@@ -16,11 +16,11 @@ is read, and nothing but the standard library is used.
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from ..errors import OptionError, UnsupportedModelError
+from ..family import Phi3Config
 from ..validation import is_integer
 
 RopeFactors = Literal["none", "short", "long"]
@@ -40,11 +40,11 @@ class ContextChoice:
     factors: RopeFactors
 
 
-def choose_context(config: Mapping[str, Any], context_tokens: int | None) -> ContextChoice:
-    """Choose context length and LongRoPE factors from a checkpoint's ``config.json``.
+def choose_context(config: Phi3Config, context_tokens: int | None) -> ContextChoice:
+    """Choose context length and LongRoPE factors for a model.
 
     Args:
-        config: The parsed ``config.json``.
+        config: The model's dimensions.
         context_tokens: Tokens of prompt and answer together that must fit; None for the
             model's original context.
 
@@ -52,47 +52,28 @@ def choose_context(config: Mapping[str, Any], context_tokens: int | None) -> Con
         OptionError: ``context_tokens`` is not between 1 and ``max_position_embeddings``.
 
     Example:
-        >>> mini = {"max_position_embeddings": 131072, "original_max_position_embeddings": 4096,
-        ...         "rope_scaling": {"type": "longrope"}}
+        >>> mini = Phi3Config.parse({
+        ...     "model_type": "phi3", "hidden_size": 3072, "intermediate_size": 8192,
+        ...     "num_hidden_layers": 32, "num_attention_heads": 32,
+        ...     "max_position_embeddings": 131072, "original_max_position_embeddings": 4096,
+        ...     "rope_scaling": {"type": "longrope"},
+        ... })
         >>> choose_context(mini, None)
         ContextChoice(tokens=4096, factors='short')
         >>> choose_context(mini, 32768).factors
         'long'
     """
-    most = int(config["max_position_embeddings"])
-    border = original_context(config)
+    most = config.max_position_embeddings
+    border = config.original_max_position_embeddings
     tokens = border if context_tokens is None else context_tokens
     if not is_integer(tokens) or not 1 <= tokens <= most:
         raise OptionError(
             f"context_tokens={tokens!r} must be between 1 and the model's "
             f"max_position_embeddings={most}."
         )
-    if not has_longrope(config):
+    if not config.has_longrope:
         return ContextChoice(tokens=tokens, factors="none")
     return ContextChoice(tokens=tokens, factors="short" if tokens <= border else "long")
-
-
-def rope_type(config: Mapping[str, Any]) -> str:
-    """Return the rope type of a ``config.json``; "default" for plain RoPE."""
-    parameters = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if not isinstance(parameters, Mapping):
-        return repr(parameters)
-    return str(parameters.get("rope_type", parameters.get("type", "default")))
-
-
-def has_longrope(config: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint has two sets of rotary factors ("su" is LongRoPE's first name)."""
-    return rope_type(config) in ("longrope", "su")
-
-
-def original_context(config: Mapping[str, Any]) -> int:
-    """Return the context, in tokens, that a checkpoint has without long factors."""
-    parameters = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    most = config["max_position_embeddings"]
-    border = config.get("original_max_position_embeddings") or parameters.get(
-        "original_max_position_embeddings", most
-    )
-    return int(border) if has_longrope(config) else int(most)
 
 
 def pin_factors(model_xml: str, choice: ContextChoice, *, original_tokens: int) -> str:

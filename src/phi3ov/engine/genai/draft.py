@@ -131,7 +131,7 @@ def plan_speculation(setup: EngineSetup) -> SpeculationPlan:
 
 def _require_same_tokens(model: Artifact, draft: Artifact) -> None:
     """Require that each id is the same token to both; genai compares the length of one text."""
-    ours, theirs = model.config.get("vocab_size"), draft.config.get("vocab_size")
+    ours, theirs = model.config.vocab_size, draft.config.vocab_size
     if ours != theirs:
         raise OptionError(
             f"The draft model {draft.path} has vocab_size={theirs}, the model has {ours}. "

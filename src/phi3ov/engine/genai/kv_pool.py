@@ -110,9 +110,7 @@ def block_tokens_of(device: str) -> int:
 def kv_block_bytes(artifact: Artifact, device: str, properties: Mapping[str, str]) -> int:
     """Return the bytes that one block of the KV cache takes, in all layers together."""
     config = artifact.config
-    heads = int(config["num_attention_heads"])
-    kv_heads = int(config.get("num_key_value_heads") or heads)
-    head = int(config.get("head_dim") or int(config["hidden_size"]) // heads)
+    head = config.head_dim
     tokens = block_tokens_of(device)
     exported = _exported_precision(artifact)
     in_bytes = 0
@@ -120,7 +118,7 @@ def kv_block_bytes(artifact: Artifact, device: str, properties: Mapping[str, str
         bits = _precision_of(part, device, properties, exported).bitwidth
         quantized = bits <= 8
         in_bytes += tokens * head * bits // 8 + (scales * _SCALE_BYTES if quantized else 0)
-    return int(config["num_hidden_layers"]) * kv_heads * in_bytes
+    return config.num_hidden_layers * config.num_key_value_heads * in_bytes
 
 
 def _precision_of(

@@ -1,0 +1,213 @@
+"""Which ``config.json`` describes a Phi-3, and the model's dimensions as typed fields.
+
+`Phi3Config` is read once, when a checkpoint or an exported folder is opened. Everything that
+needs a size, a head count or a rope type asks it; nothing else reads ``config.json`` for those.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .errors import UnsupportedModelError
+from .validation import is_integer
+
+RopeType = Literal["default", "longrope"]
+"""How positions are rotated; "su", LongRoPE's first name, is read as "longrope"."""
+
+_ROPE_TYPES: Mapping[str, RopeType] = {
+    "default": "default",
+    "longrope": "longrope",
+    "su": "longrope",
+}
+_OTHER_FAMILY = {
+    "phi3small": "Phi-3-small is another architecture (block-sparse attention)",
+    "phimoe": "Phi-3.5-MoE is a mixture of experts",
+    "phi3_v": "Phi-3-vision reads pictures as well",
+    "phi4mm": "Phi-4-multimodal reads pictures and sound as well",
+    "phi4_multimodal": "Phi-4-multimodal reads pictures and sound as well",
+    "phi": "Phi-1 and Phi-2 are another architecture",
+}
+_DEFAULT_VOCABULARY = 32064
+"""``vocab_size`` of transformers' own ``Phi3Config``, used where config.json leaves it out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phi3Config:
+    """The dimensions of a Phi-3 model, under the names that ``config.json`` gives them.
+
+    Attributes:
+        hidden_size: Width of the residual stream.
+        intermediate_size: Width of the MLP between its two projections.
+        num_hidden_layers: Number of transformer blocks.
+        num_attention_heads: Query heads per block.
+        num_key_value_heads: Key and value heads per block.
+        head_dim: Width of one head.
+        vocab_size: Rows of the embedding matrix: ids that the model knows.
+        max_position_embeddings: Longest context, in tokens.
+        original_max_position_embeddings: Context, in tokens, without LongRoPE's long factors;
+            the longest context for a model without LongRoPE.
+        rope_type: How positions are rotated.
+        sliding_window: Tokens that attention looks back; None for all.
+        tie_word_embeddings: Whether the output layer is the embedding matrix.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    original_max_position_embeddings: int
+    rope_type: RopeType
+    sliding_window: int | None
+    tie_word_embeddings: bool
+
+    @classmethod
+    def parse(cls, values: object) -> Phi3Config:
+        """Read the content of a ``config.json``.
+
+        Args:
+            values: The parsed JSON.
+
+        Raises:
+            UnsupportedModelError: It is not of a model that phi3ov supports; names the field
+                and its value.
+
+        Example:
+            >>> Phi3Config.parse({"model_type": "phi3small"})
+            Traceback (most recent call last):
+                ...
+            phi3ov.errors.UnsupportedModelError: config.json: model_type='phi3small': Phi-3-small \
+is another architecture (block-sparse attention).
+        """
+        if not isinstance(values, dict):
+            raise UnsupportedModelError(
+                f"config.json holds a {type(values).__name__}, not an object."
+            )
+        _check_architecture(values)
+        hidden = _count(values, "hidden_size")
+        heads = _count(values, "num_attention_heads")
+        longest = _count(values, "max_position_embeddings")
+        rope = _rope_type(values)
+        original = longest
+        if rope == "longrope":
+            nested = {"original_max_position_embeddings": longest} | _rope_parameters(values)
+            key = "original_max_position_embeddings"
+            original = _count(nested | ({key: values[key]} if values.get(key) else {}), key)
+        key_value_heads = _count(values, "num_key_value_heads", default=heads)
+        if heads % key_value_heads:
+            raise UnsupportedModelError(
+                f"config.json: num_key_value_heads={key_value_heads} does not divide "
+                f"num_attention_heads={heads}."
+            )
+        window = values.get("sliding_window")
+        return cls(
+            hidden_size=hidden,
+            intermediate_size=_count(values, "intermediate_size"),
+            num_hidden_layers=_count(values, "num_hidden_layers"),
+            num_attention_heads=heads,
+            num_key_value_heads=key_value_heads,
+            head_dim=_count(values, "head_dim", default=max(1, hidden // heads)),
+            vocab_size=_count({"vocab_size": _DEFAULT_VOCABULARY} | values, "vocab_size"),
+            max_position_embeddings=longest,
+            original_max_position_embeddings=original,
+            rope_type=rope,
+            sliding_window=None if window is None else _count(values, "sliding_window"),
+            tie_word_embeddings=bool(values.get("tie_word_embeddings")),
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> Phi3Config:
+        """Read a ``config.json`` from disk.
+
+        Raises:
+            UnsupportedModelError: As `parse`.
+            OSError: The file cannot be read.
+            ValueError: It is not JSON.
+            RecursionError: It is nested too deep.
+        """
+        return cls.parse(json.loads(path.read_text(encoding="utf-8")))
+
+    @property
+    def has_longrope(self) -> bool:
+        """Whether the model has two sets of rotary factors, short and long."""
+        return self.rope_type == "longrope"
+
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """Return outputs and inputs of every linear layer of the blocks, by the layer's name."""
+        query, key_or_value = (
+            heads * self.head_dim for heads in (self.num_attention_heads, self.num_key_value_heads)
+        )
+        parts = {
+            "self_attn.qkv_proj": (query + 2 * key_or_value, self.hidden_size),
+            "self_attn.o_proj": (self.hidden_size, query),
+            "mlp.gate_up_proj": (2 * self.intermediate_size, self.hidden_size),
+            "mlp.down_proj": (self.hidden_size, self.intermediate_size),
+        }
+        return {
+            f"model.layers.{index}.{part}": shape
+            for index in range(self.num_hidden_layers)
+            for part, shape in parts.items()
+        }
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor of a checkpoint, by its name."""
+        shapes: dict[str, tuple[int, ...]] = {
+            f"{name}.weight": shape for name, shape in self.linear_shapes().items()
+        }
+        for index in range(self.num_hidden_layers):
+            for norm in ("input_layernorm", "post_attention_layernorm"):
+                shapes[f"model.layers.{index}.{norm}.weight"] = (self.hidden_size,)
+        shapes["model.norm.weight"] = (self.hidden_size,)
+        shapes["model.embed_tokens.weight"] = (self.vocab_size, self.hidden_size)
+        if not self.tie_word_embeddings:
+            shapes["lm_head.weight"] = (self.vocab_size, self.hidden_size)
+        return shapes
+
+
+def _check_architecture(values: Mapping[str, Any]) -> None:
+    model_type = values.get("model_type")
+    if model_type != "phi3":
+        why = _OTHER_FAMILY.get(str(model_type), "phi3ov runs the Phi-3 architecture only")
+        raise UnsupportedModelError(f"config.json: model_type={model_type!r}: {why}.")
+    architectures = values.get("architectures") or ["Phi3ForCausalLM"]
+    if "Phi3ForCausalLM" not in architectures:
+        raise UnsupportedModelError(
+            f"config.json: architectures={architectures!r} does not name Phi3ForCausalLM."
+        )
+
+
+def _rope_parameters(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what config.json says of rope: ``rope_parameters`` in transformers 5's style."""
+    parameters = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    if not isinstance(parameters, dict):
+        raise UnsupportedModelError(
+            f"config.json: rope type {parameters!r} is none of {', '.join(_ROPE_TYPES)}."
+        )
+    return parameters
+
+
+def _rope_type(values: Mapping[str, Any]) -> RopeType:
+    parameters = _rope_parameters(values)
+    name = str(parameters.get("rope_type", parameters.get("type", "default")))
+    if name not in _ROPE_TYPES:
+        raise UnsupportedModelError(
+            f"config.json: rope type {name!r} is none of {', '.join(_ROPE_TYPES)}."
+        )
+    return _ROPE_TYPES[name]
+
+
+def _count(values: Mapping[str, Any], name: str, *, default: int | None = None) -> int:
+    """Return a positive integer of config.json; ``default`` stands for a missing or null one."""
+    value = values.get(name)
+    if value is None and default is not None:
+        return default
+    if not is_integer(value) or value < 1:
+        raise UnsupportedModelError(f"config.json: {name}={value!r} must be a positive integer.")
+    return value
