@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from phi3ov import GenerationError, GenerationOptions, Message, OptionError, Phi3Model
+from phi3ov import Artifact, GenerationError, GenerationOptions, Message, OptionError, Phi3Model
 from phi3ov.answer.token_stream import TokenRequest
+from phi3ov.artifact.fingerprint import ModelFingerprint
 from phi3ov.batch import file as module
 from phi3ov.batch.file import run_batch_file
 from phi3ov.batch.records import describe_reply, locked_output
@@ -189,6 +190,27 @@ def test_where_it_runs_may_change(tmp_path: Path) -> None:
     assert run_batch_file(other, source, target, options).done == 1
 
 
+def test_a_job_of_an_older_version_is_resumed(model: Phi3Model, tmp_path: Path) -> None:
+    """The older version did not know an option, so its default holds.
+
+    With another value the records would be of two jobs.
+    """
+    source = write_lines(tmp_path / "in.jsonl", [{"prompt": "a"}, {"prompt": "b"}])
+    target, claim = tmp_path / "out.jsonl", tmp_path / "out.jsonl.job"
+    run_batch_file(model, source, target, OPTIONS)
+    first, _ = target.read_bytes().splitlines(keepends=True)
+    job = json.loads(claim.read_bytes())
+    for new in ("min_p", "logprobs", "choices"):
+        del job["options"][new]
+    claim.write_text(json.dumps(job), encoding="utf-8")
+    target.write_bytes(first)
+    with pytest.raises(OptionError, match="begun with different options"):
+        run_batch_file(model, source, target, replace(OPTIONS, temperature=1.0, min_p=0.1))
+    assert target.read_bytes() == first
+    assert run_batch_file(model, source, target, OPTIONS).done == 2
+    assert target.read_bytes().startswith(first)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -312,11 +334,22 @@ def test_an_error_with_a_lone_surrogate_is_a_record(tmp_path: Path) -> None:
     target.read_text(encoding="utf-8")
 
 
-def test_the_model_is_hashed_once(model: Phi3Model, tmp_path: Path) -> None:
+def test_the_model_is_hashed_once(
+    model: Phi3Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A folder without a manifest takes seconds; the model keeps what it has found."""
-    source, target = write_lines(tmp_path / "in.jsonl", [{"prompt": "a"}]), tmp_path / "out.jsonl"
-    run_batch_file(model, source, target, OPTIONS)
-    assert "fingerprint" in vars(model), "found once, kept"
+    source = write_lines(tmp_path / "in.jsonl", [{"prompt": "a"}])
+    hashed = []
+    compute = ModelFingerprint.of
+
+    def count(artifact: Artifact) -> ModelFingerprint:
+        hashed.append(artifact)
+        return compute(artifact)
+
+    monkeypatch.setattr(ModelFingerprint, "of", count)
+    for name in ("one.jsonl", "two.jsonl"):
+        run_batch_file(model, source, tmp_path / name, OPTIONS)
+    assert hashed == [model.artifact]
 
 
 def test_an_output_that_was_taken_away_is_made_again(model: Phi3Model, tmp_path: Path) -> None:

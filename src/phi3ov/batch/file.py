@@ -102,7 +102,8 @@ def answer_lines(
     """Do the work of `run_batch_file` for a caller who holds `locked_output`."""
     with source.open("rb") as lines:
         total, checksum = _survey(lines)
-        claim_output(target, _describe(model, options, checksum))
+        defaults = {"options": _describe_options(GenerationOptions())}
+        claim_output(target, _describe(model, options, checksum), defaults)
         done = repair_output(target)
         now = BatchProgress(done=len(done), failed=sum(done.values()), total=total)
         report(now)
@@ -217,15 +218,23 @@ def _survey(lines: BinaryIO) -> tuple[int, str]:
 
 
 def _describe(model: Phi3Model, options: GenerationOptions, checksum: str) -> dict[str, Any]:
-    """Return what answers depend on; where and how the model runs is no part of it."""
+    """Return what the answers depend on; device, engine and limits may change between runs."""
+    return {
+        "input": checksum,
+        "options": _describe_options(options),
+        "model": model.fingerprint.to_values(),
+        "context": asdict(model.context),
+    }
+
+
+def _describe_options(options: GenerationOptions) -> dict[str, Any]:
+    """Return every option that an answer depends on, also those that have their default.
+
+    A later version may change a default, and a job that it resumes must notice.
+    """
     chosen = asdict(options)
     del chosen["on_full_queue"]
     shape = options.shape()
     if shape is not None and isinstance(options.json_schema, type):
-        chosen["json_schema"] = shape.grammar  # what a class stands for
-    return {
-        "input": checksum,
-        "options": chosen,
-        "model": model.fingerprint.to_values(),
-        "context": asdict(model.context),
-    }
+        chosen["json_schema"] = shape.grammar  # what the class stands for
+    return chosen

@@ -1,6 +1,6 @@
-"""A batch's output: records as lines, one writer, and what they are records of.
+"""A batch's output file: encode and check records, lock the file, and check that a job owns it.
 
-Reading the input and answering it is ``batch_file.py``, whose docstring describes both files.
+`phi3ov.batch.file` reads the input and answers it; its docstring describes both files.
 """
 
 from __future__ import annotations
@@ -59,12 +59,22 @@ def encode_record(line: int, identity: str | int | None, outcome: Reply | Phi3OV
         return json.dumps(record).encode() + b"\n"
 
 
-def claim_output(target: Path, job: dict[str, Any]) -> None:
-    """Check that ``target`` is new or belongs to this job, and write down that it does."""
+def claim_output(target: Path, job: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Check that ``target`` is new or belongs to ``job``, and write the job file beside it.
+
+    Args:
+        target: The output.
+        job: What the records depend on.
+        defaults: Values of the same shape as ``job`` that hold for a field which an older
+            version of phi3ov did not know and therefore did not write.
+
+    Raises:
+        OptionError: ``target`` belongs to another job, or to no batch.
+    """
     claim = target.with_name(target.name + ".job")
     job = json.loads(json.dumps(job))  # as it will be read
     if target.exists() and target.stat().st_size > 0:
-        before = _read_claim(claim, target)
+        before = _completed(_read_claim(claim, target), json.loads(json.dumps(defaults)))
         differing = [name for name in job if before.get(name) != job[name]]
         if differing:
             raise OptionError(
@@ -74,6 +84,16 @@ def claim_output(target: Path, job: dict[str, Any]) -> None:
         return
     with replace_file(claim) as file:
         file.write(json.dumps(job, indent=2).encode() + b"\n")
+
+
+def _completed(saved: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Return ``saved`` with the ``defaults`` of the fields that it lacks, at every level."""
+    nested = {
+        name: _completed(saved[name], default)
+        for name, default in defaults.items()
+        if isinstance(default, dict) and isinstance(saved.get(name), dict)
+    }
+    return {**defaults, **saved, **nested}
 
 
 def _read_claim(claim: Path, target: Path) -> dict[str, Any]:
