@@ -7,6 +7,7 @@ That it answers as transformers does is tested where the other engines are (``te
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from phi3ov import Phi3Chat, Phi3Model, RestoreError, RuntimeConfig
 from phi3ov.answer.token_stream import TokenRequest
 from phi3ov.artifact.folder import MODEL_XML
 from phi3ov.engine.paged.model import BLOCK_TOKENS
-from phi3ov.engine.paged.sampling import choose_token, probabilities
+from phi3ov.engine.paged.sampling import Sampler, distribution
 
 from .checkpoints import FAMILY, LONGEST, LONGROPE_ROWS, WINDOW
 from .conftest import LoadModel, Zoo
@@ -304,7 +305,9 @@ def test_the_distribution_is_transformers(
         warped = step(None, warped)
     expected = torch.softmax(warped, dim=-1)[0].numpy()
     request = _request(temperature=temperature, top_k=top_k, top_p=top_p)
-    np.testing.assert_allclose(probabilities(scores[0].numpy(), request), expected, atol=1e-12)
+    found = np.zeros(len(expected))
+    ids, found[ids] = distribution(scores[0].numpy(), request)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 def test_the_repetition_penalty_is_transformers() -> None:
@@ -316,8 +319,8 @@ def test_the_repetition_penalty_is_transformers() -> None:
         penalized = transformers.RepetitionPenaltyLogitsProcessor(1.8)(
             torch.tensor([seen]), scores.clone()
         )
-        request = _request(repetition_penalty=1.8)
-        token = choose_token(scores[0].numpy(), request, seen, np.random.default_rng())
+        request = replace(_request(repetition_penalty=1.8), prompt_ids=tuple(seen))
+        token = Sampler(request).choose(scores[0].numpy())
         assert token == int(penalized.argmax())
 
 

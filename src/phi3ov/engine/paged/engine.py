@@ -11,16 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ...answer.token_stream import TokenRequest, TokenStream
 from ...errors import DeviceError, OptionError, RestoreError
 from ..serial import SerialEngine
 from .cache_file import CacheFile, CacheOrigin, write_cache
 from .model import BLOCK_TOKENS, PagedModel
-from .sampling import choose_token, logprob
+from .sampling import Sampler, logprob
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from ...artifact.fingerprint import ModelFingerprint
@@ -124,17 +123,16 @@ class _Runner:
         self._model.reserve(
             len(request.prompt_ids) + request.max_new_tokens, keep=len(self._cached_ids)
         )
-        generator = np.random.default_rng(request.seed)
-        seen_ids = list(request.prompt_ids)
-        most = len(seen_ids) + request.max_new_tokens
+        sampler = Sampler(request)
+        produced = 0
         logits = self._read(request.prompt_ids[stream.cached_tokens :], stream)
         while logits is not None and not stream.cancelled:
-            token = choose_token(logits, request, seen_ids, generator)
-            seen_ids.append(token)
+            token = sampler.choose(logits)
+            produced += 1
             if request.logprobs:
                 stream.logprobs.append(logprob(logits, token))
             stream.put([token])
-            if token in request.stop_ids or len(seen_ids) == most:
+            if token in request.stop_ids or produced == request.max_new_tokens:
                 return
             logits = self._read([token], stream)
 

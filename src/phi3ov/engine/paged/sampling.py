@@ -1,11 +1,12 @@
 """From logits to the next token: penalties, then greedy, or drawn with temperature and filters.
 
-The rules and their order are openvino-genai's, so that engines agree.
+The rules and their order are openvino-genai's, so that engines agree. A vocabulary has up to
+200 064 tokens and each step takes milliseconds, so nothing here sorts the whole vocabulary or
+looks at the whole prompt for every token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,36 +15,68 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from ...answer.token_stream import TokenRequest
 
+_NUCLEUS_TOKENS = 256
+"""How many of the likeliest tokens are tried first for ``top_p``; then eight times as many."""
 
-def choose_token(
-    logits: NDArray[np.float32],
-    request: TokenRequest,
-    seen_ids: Sequence[int],
-    generator: np.random.Generator,
-) -> int:
-    """Return the next token's id.
 
-    Args:
-        logits: Of shape [vocabulary].
-        request: How to choose.
-        seen_ids: Ids of prompt and answer so far, for the penalties.
-        generator: Draws the token; not used for greedy decoding.
-    """
-    scores = logits.astype(np.float64)
-    if request.repetition_penalty != 1.0:
-        seen = np.unique(np.array(seen_ids))
-        penalized = scores[seen]
-        factor = np.where(penalized > 0, 1 / request.repetition_penalty, request.repetition_penalty)
-        scores[seen] = penalized * factor
-    answer_ids, counts = np.unique(
-        np.array(seen_ids[len(request.prompt_ids) :], dtype=np.int64), return_counts=True
-    )
-    for penalty in (request.presence_penalty, request.frequency_penalty * counts):
-        penalized = scores[answer_ids]
-        scores[answer_ids] = penalized - np.where(penalized >= 0, 1, -1) * penalty
-    if request.temperature == 0:
-        return int(scores.argmax())
-    return int(generator.choice(len(scores), p=probabilities(scores, request)))
+class Sampler:
+    """Chooses the tokens of one answer, and remembers which tokens the penalties apply to."""
+
+    def __init__(self, request: TokenRequest) -> None:
+        """Begin an answer.
+
+        Args:
+            request: The prompt, whose tokens the repetition penalty applies to, and the options.
+        """
+        self._request = request
+        self._generator = np.random.default_rng(request.seed)
+        self._prompt_ids = np.unique(np.array(request.prompt_ids, dtype=np.int64))
+        self._in_prompt = frozenset(request.prompt_ids)
+        self._places: dict[int, int] = {}  # where the arrays have each id of the answer
+        self._answer_ids = np.zeros(16, np.int64)
+        self._counts = np.zeros(16, np.int64)
+        self._is_new = np.zeros(16, np.bool_)  # not in the prompt
+
+    def choose(self, logits: NDArray[np.float32]) -> int:
+        """Return the next token's id and count it as part of the answer.
+
+        Args:
+            logits: Of shape [vocabulary].
+        """
+        request = self._request
+        scores = logits.astype(np.float64)
+        self._penalize(scores)
+        if request.temperature == 0:
+            token = int(scores.argmax())
+        else:
+            ids, shares = distribution(scores, request)
+            token = int(self._generator.choice(ids, p=shares))
+        self._remember(token)
+        return token
+
+    def _penalize(self, scores: NDArray[np.float64]) -> None:
+        """Apply the penalties of the request to ``scores``, in place."""
+        request, count = self._request, len(self._places)
+        answer_ids, counts = self._answer_ids[:count], self._counts[:count]
+        if request.repetition_penalty != 1.0:
+            for seen in (self._prompt_ids, answer_ids[self._is_new[:count]]):
+                penalized = scores[seen]
+                scores[seen] = penalized * np.where(
+                    penalized > 0, 1 / request.repetition_penalty, request.repetition_penalty
+                )
+        for penalty in (request.presence_penalty, request.frequency_penalty * counts):
+            penalized = scores[answer_ids]
+            scores[answer_ids] = penalized - np.where(penalized >= 0, 1, -1) * penalty
+
+    def _remember(self, token: int) -> None:
+        place = self._places.setdefault(token, len(self._places))
+        if place == len(self._answer_ids):
+            self._answer_ids = np.concatenate([self._answer_ids, np.zeros_like(self._answer_ids)])
+            self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
+            self._is_new = np.concatenate([self._is_new, np.zeros_like(self._is_new)])
+        self._answer_ids[place] = token
+        self._counts[place] += 1
+        self._is_new[place] = token not in self._in_prompt
 
 
 def logprob(logits: NDArray[np.float32], token_id: int) -> float:
@@ -52,16 +85,42 @@ def logprob(logits: NDArray[np.float32], token_id: int) -> float:
     return float(scores[token_id] - np.logaddexp.reduce(scores))
 
 
-def probabilities(scores: NDArray[np.float64], request: TokenRequest) -> NDArray[np.float64]:
-    """Return the distribution to draw from: top-k, temperature, min-p, top-p."""
-    order = np.argsort(-scores, kind="stable")
-    if request.top_k is not None:
-        order = order[: request.top_k]
-    weights = np.exp((scores[order] - scores[order[0]]) / request.temperature)
+def distribution(
+    scores: NDArray[np.float64], request: TokenRequest
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return what to draw from: top-k, temperature, min-p, top-p.
+
+    Returns:
+        The ids that may be drawn, ascending, and the probability of each.
+    """
+    ids = _likeliest(scores, request.top_k or len(scores))
+    weights = np.exp((scores[ids] - scores[ids].max()) / request.temperature)
     weights /= weights.sum()
-    weights[weights < request.min_p * weights[0]] = 0
-    # The token that reaches top_p is the last that stays.
-    kept = int(np.searchsorted(np.cumsum(weights), request.top_p)) + 1
-    result = np.zeros(len(scores))
-    result[order[:kept]] = weights[:kept] / weights[:kept].sum()
-    return result
+    weights[weights < request.min_p * weights.max()] = 0
+    if request.top_p < 1:
+        kept = _nucleus(weights, request.top_p)
+        ids, weights = ids[kept], weights[kept]
+    return ids, weights / weights.sum()
+
+
+def _likeliest(scores: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """Return the indices of the ``count`` highest scores, ascending; of equal ones the first."""
+    if count >= len(scores):
+        return np.arange(len(scores))
+    least = -np.partition(-scores, count - 1)[count - 1]
+    above = np.flatnonzero(scores > least)
+    equal = np.flatnonzero(scores == least)[: count - len(above)]
+    return np.sort(np.concatenate([above, equal]))
+
+
+def _nucleus(weights: NDArray[np.float64], top_p: float) -> NDArray[np.int64]:
+    """Return the likeliest indices that together reach ``top_p``, ascending."""
+    count = _NUCLEUS_TOKENS
+    while True:
+        found = _likeliest(weights, count)
+        found = found[np.argsort(-weights[found], kind="stable")]
+        # The token that reaches top_p is the last that stays.
+        kept = int(np.searchsorted(np.cumsum(weights[found]), top_p)) + 1
+        if kept <= len(found) or len(found) == len(weights):
+            return np.sort(found[:kept])
+        count *= 8
