@@ -156,7 +156,7 @@ def locked_output(target: Path) -> Iterator[None]:
     Raises:
         OptionError: Another process is writing it, or nothing can be written there.
     """
-    from filelock import FileLock, Timeout  # huggingface-hub brings it
+    from filelock import FileLock, Timeout
 
     lock = FileLock(target.with_name(f".{target.name}.lock"), timeout=0)
     try:
