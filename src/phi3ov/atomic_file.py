@@ -1,4 +1,4 @@
-"""A file that is there whole or not at all, whenever the writing ends."""
+"""Files that are replaced whole: a crash or an error leaves the old file as it was."""
 
 from __future__ import annotations
 
@@ -12,22 +12,34 @@ from typing import BinaryIO
 
 @contextmanager
 def replace_file(path: str | Path) -> Iterator[BinaryIO]:
-    """Give a file to write into that becomes ``path`` when the block ends well.
+    """Open a file for writing that becomes ``path`` when the block ends without an error.
 
-    It is written beside ``path``, brought to the disk and then renamed, so a crash, a full disk
-    or an error in the block leave ``path`` as it was. On POSIX its owner alone may read it.
+    See `replace_by_path`.
 
     Raises:
-        OSError: The folder is not there or not writable, or the disk is full.
+        OSError: The folder is missing or not writable, or the disk is full.
+    """
+    with replace_by_path(path) as temporary, temporary.open("wb") as file:
+        yield file
+
+
+@contextmanager
+def replace_by_path(path: str | Path) -> Iterator[Path]:
+    """Give the path of a file to write that becomes ``path`` when the block ends without an error.
+
+    The file is written in a hidden folder beside ``path``, flushed to the disk and renamed. So a
+    crash, a full disk or an error in the block leave ``path`` as it was. On POSIX only the owner
+    can read the file.
+
+    Raises:
+        OSError: The folder is missing or not writable, or the disk is full.
     """
     target = Path(path)
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+        temporary = Path(folder, target.name)
+        temporary.touch(mode=0o600)
+        yield temporary
+        temporary.chmod(0o600)  # a writer may have made the file anew
+        with temporary.open("r+b") as file:
             os.fsync(file.fileno())
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        os.replace(temporary, target)

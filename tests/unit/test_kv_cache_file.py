@@ -16,9 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from phi3ov.artifact.fingerprint import ModelFingerprint
-from phi3ov.engine.paged import cache_file as kv_cache_file
+from phi3ov.engine.paged import cache_file
 from phi3ov.engine.paged.cache_file import CacheFile, CacheOrigin, CacheTensor, write_cache
 
 ORIGIN = CacheOrigin(
@@ -31,7 +33,6 @@ ORIGIN = CacheOrigin(
 )
 IDS = tuple(range(50))
 BLOCKS = 2
-PREAMBLE = struct.Struct("<8sII32s")
 
 
 def make_buffers(seed: int | None = 1) -> list[NDArray[np.uint8]]:
@@ -60,14 +61,25 @@ def read(path: Path, *, verify: bool = True) -> tuple[tuple[int, ...], list[NDAr
 
 
 def test_what_was_written_comes_back(saved: bytes, tmp_path: Path) -> None:
-    """Ids and bytes are equal, and each tensor begins where a page does."""
+    """Ids and bytes are equal."""
     path = tmp_path / "prefix.kv"
     path.write_bytes(saved)
     ids, buffers = read(path)
     assert ids == IDS
     for buffer, original in zip(buffers, make_buffers(), strict=True):
         assert np.array_equal(buffer, original)
-        assert saved.index(original.tobytes()) % 4096 == 0
+
+
+def test_any_safetensors_reader_shows_what_the_file_is(saved: bytes, tmp_path: Path) -> None:
+    """The format is an open one: a tensor per input, and metadata that a person can read."""
+    path = tmp_path / "prefix.kv"
+    path.write_bytes(saved)
+    with safe_open(path, "numpy") as file:
+        assert {*file.keys()} == {tensor.name for tensor in ORIGIN.layout}
+        metadata = file.metadata()
+    assert metadata["format"] == "phi3ov KV cache"
+    assert json.loads(metadata["token_ids"]) == [*IDS]
+    assert json.loads(metadata["numerics"]) == ORIGIN.numerics
 
 
 @settings(
@@ -95,16 +107,36 @@ def test_a_damaged_file_is_refused_or_is_the_same(
     assert len(damaged) == len(saved)
 
 
-def sealed(saved: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
-    """Return the file with a changed header and a right checksum of it; the data as it was."""
-    length = PREAMBLE.unpack(saved[: PREAMBLE.size])[2]
-    end = PREAMBLE.size + length
-    header = json.loads(saved[PREAMBLE.size : end])
+Header = dict[str, Any]
+
+
+def rebuilt(
+    saved: bytes,
+    change: Callable[[Header], object] = lambda _header: None,
+    *,
+    buffers: dict[str, NDArray[np.generic]] | None = None,
+    **metadata: str,
+) -> bytes:
+    """Return the file with a changed header and a right checksum of it.
+
+    Args:
+        saved: The file.
+        change: Changes the parsed values of the header.
+        buffers: Tensors in place of those of the file.
+        metadata: Metadata in place of that of the file, as it is.
+    """
+    length = int.from_bytes(saved[:8], "little")
+    texts: dict[str, str] = json.loads(saved[8 : 8 + length])["__metadata__"]
+    fixed = {name: texts.pop(name) for name in ("format", "format_version")}
+    del texts["sha256"]
+    header = {name: json.loads(text) for name, text in texts.items()}
     change(header)
-    text = json.dumps(header).encode()
-    digest = hashlib.sha256(text).digest()
-    start = PREAMBLE.pack(b"phi3ovKV", 1, len(text), digest) + text
-    return start + bytes(-len(start) % 4096) + saved[end + -end % 4096 :]
+    items = fixed | {name: json.dumps(value) for name, value in header.items()} | metadata
+    items["sha256"] = hashlib.sha256(json.dumps(sorted(items.items())).encode()).hexdigest()
+    if buffers is None:
+        names = [tensor.name for tensor in ORIGIN.layout]
+        buffers = dict(zip(names, make_buffers(), strict=True))
+    return save(buffers, items)
 
 
 HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
@@ -143,9 +175,9 @@ def test_a_hostile_header_is_refused(name: str, saved: bytes, tmp_path: Path) ->
     """A right checksum is not enough: every value must be what this model gives."""
     change, reason = HOSTILE[name]
     path = tmp_path / "prefix.kv"
-    path.write_bytes(sealed(saved, lambda _header: None))
+    path.write_bytes(rebuilt(saved))
     read(path)  # so that it is the change that is refused
-    path.write_bytes(sealed(saved, change))
+    path.write_bytes(rebuilt(saved, change))
     with pytest.raises(ValueError, match=reason):
         read(path)
 
@@ -154,20 +186,13 @@ def test_a_hostile_header_is_refused(name: str, saved: bytes, tmp_path: Path) ->
     ("content", "reason"),
     [
         (b"", "no KV cache"),
-        (b"phi3ovKV", "no KV cache"),
+        (b"phi3ovK", "no KV cache"),
         (bytes(100), "no KV cache"),
-        (PREAMBLE.pack(b"phi3ovKV", 2, 0, bytes(32)), "format_version=2"),
-        (PREAMBLE.pack(b"phi3ovKV", 1, 2**32 - 1, bytes(32)), "at most"),
-        (PREAMBLE.pack(b"phi3ovKV", 1, 10, bytes(32)) + b"{}", "header does not match"),
-        (
-            PREAMBLE.pack(b"phi3ovKV", 1, 10**5, hashlib.sha256(b"[" * 10**5).digest())
-            + b"[" * 10**5,
-            "nested too deeply",
-        ),
-        (
-            PREAMBLE.pack(b"phi3ovKV", 1, 2, hashlib.sha256(b"[]").digest()) + b"[]",
-            "exactly",
-        ),
+        ((2**63).to_bytes(8, "little") + b"{}", "(?i)header ?too ?large"),
+        ((2**30).to_bytes(8, "little") + b"{}", "(?i)header ?too ?large"),
+        ((2).to_bytes(8, "little") + b"{}", "no KV cache"),
+        (save({"weight": np.zeros(4)}, {"format": "pt"}), "no KV cache"),
+        (save({}), "no KV cache"),
     ],
 )
 def test_what_is_no_cache_file_is_refused(content: bytes, reason: str, tmp_path: Path) -> None:
@@ -177,13 +202,72 @@ def test_what_is_no_cache_file_is_refused(content: bytes, reason: str, tmp_path:
         read(tmp_path / "prefix.kv")
 
 
+def test_a_file_of_the_former_layout_says_what_to_do(tmp_path: Path) -> None:
+    """Earlier versions wrote a layout of their own; the cache can be made again."""
+    preamble = struct.pack("<8sII32s", b"phi3ovKV", 1, 2, hashlib.sha256(b"{}").digest())
+    (tmp_path / "prefix.kv").write_bytes(preamble + b"{}")
+    with pytest.raises(ValueError, match=r"earlier phi3ov.*Save it again with save_kv_cache"):
+        read(tmp_path / "prefix.kv")
+
+
+def test_metadata_that_is_not_as_written_is_refused(saved: bytes, tmp_path: Path) -> None:
+    """Another version, a checksum that does not match, and JSON that is nested without end."""
+    path = tmp_path / "prefix.kv"
+    path.write_bytes(rebuilt(saved, format_version="3"))
+    with pytest.raises(ValueError, match=r"format_version=3; this phi3ov reads 2"):
+        read(path)
+    path.write_bytes(rebuilt(saved, numerics="[" * 10**5))
+    with pytest.raises(ValueError, match="nested too deeply"):
+        read(path)
+    position = saved.index(b"[0, 1, 2") + 4
+    path.write_bytes(saved[:position] + b"7" + saved[position + 1 :])
+    with pytest.raises(ValueError, match="header does not match"):
+        read(path)
+
+
+WRONG: dict[str, Callable[[list[NDArray[np.uint8]]], dict[str, NDArray[np.generic]]]] = {
+    "a block less": lambda made: {"key_cache.0": made[0][1:], "value_cache.0": made[1]},
+    "another name": lambda made: {"key_cache.0": made[0], "value_cache.1": made[1]},
+    "a tensor more": lambda made: {"key_cache.0": made[0], "value_cache.0": made[1], "x": made[1]},
+    "another type": lambda made: {"key_cache.0": made[0].view(np.int8), "value_cache.0": made[1]},
+    "swapped": lambda made: {"key_cache.0": made[1], "value_cache.0": made[0]},
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_tensors_that_the_model_does_not_have_are_refused(
+    name: str, saved: bytes, tmp_path: Path
+) -> None:
+    """Names, types and sizes are compared before any data is taken, with or without checksums."""
+    path = tmp_path / "prefix.kv"
+    path.write_bytes(rebuilt(saved, buffers=WRONG[name](make_buffers())))
+    with pytest.raises(ValueError, match=r"its tensors? "):
+        read(path, verify=False)
+
+
 def test_data_of_another_size_is_not_read(saved: bytes, tmp_path: Path) -> None:
     """The size is compared first, also where checksums are not."""
     path = tmp_path / "prefix.kv"
     for content in (saved[:-1], saved + b"x"):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=f"{len(content)} bytes instead of {len(saved)}"):
+        with pytest.raises(
+            ValueError, match=r"cut off.*(not fully covered|MetadataIncompleteBuffer)"
+        ):
             read(path, verify=False)
+
+
+@pytest.mark.parametrize("end", [8, 300])
+def test_a_hole_or_an_overlap_is_refused(end: int, saved: bytes, tmp_path: Path) -> None:
+    """Offsets that do not follow each other are no safetensors file."""
+    length = int.from_bytes(saved[:8], "little")
+    header = json.loads(saved[8 : 8 + length])
+    header["key_cache.0"]["data_offsets"][1] -= end
+    header["key_cache.0"]["shape"] = [header["key_cache.0"]["data_offsets"][1]]
+    text = json.dumps(header).encode()
+    path = tmp_path / "prefix.kv"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + saved[8 + length :])
+    with pytest.raises(ValueError, match="(?i)offset"):
+        read(path, verify=False)
 
 
 def test_without_verification_data_is_taken_as_it_is(saved: bytes, tmp_path: Path) -> None:
@@ -196,39 +280,28 @@ def test_without_verification_data_is_taken_as_it_is(saved: bytes, tmp_path: Pat
         read(path)
 
 
-def test_reads_that_give_less_than_asked_are_continued(
-    saved: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One read may give less than there is room for, as for files above 2 GB."""
-
-    class Slow:
-        def __init__(self, content: bytes) -> None:
-            self.content = content
-
-        def readinto(self, view: memoryview) -> int:
-            count = min(3, len(view), len(self.content))
-            view[:count], self.content = self.content[:count], self.content[count:]
-            return count
-
-    buffer = np.zeros((2, 5), np.uint8)
-    kv_cache_file._fill(Slow(b"0123456789"), buffer)
-    assert buffer.tobytes() == b"0123456789"
-    with pytest.raises(ValueError, match="too early"):
-        kv_cache_file._fill(Slow(b"0123"), buffer)
-
-
+@pytest.mark.parametrize("failing", ["save_file", "fsync"])
 def test_a_failed_write_leaves_the_file_as_it_was(
-    saved: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    failing: str, saved: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full disk costs the new cache, not the old one, and leaves nothing behind."""
     path = tmp_path / "prefix.kv"
     path.write_bytes(saved)
 
     def fail(*_arguments: object) -> None:
+        if failing == "save_file":  # the library has an error of its own for a full disk
+            raise SafetensorError("No space left on device (os error 28)")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", fail)
+    monkeypatch.setattr({"fsync": os, "save_file": cache_file}[failing], failing, fail)
     with pytest.raises(OSError, match="No space"):
         write_cache(path, replace(ORIGIN, numerics={}), IDS, make_buffers(2))
     assert path.read_bytes() == saved
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
+def test_only_the_owner_can_read_the_file(tmp_path: Path) -> None:
+    """The token ids are somebody's text."""
+    write_cache(tmp_path / "prefix.kv", ORIGIN, IDS, make_buffers())
+    assert (tmp_path / "prefix.kv").stat().st_mode & 0o777 == 0o600

@@ -61,7 +61,7 @@ EXPORT_SIDE = {
     "reference.build",
     "engine.transformers",
 }
-EXPORT_TOOLS = {"torch", "transformers", "nncf", "optimum", "safetensors", "gguf"}
+EXPORT_TOOLS = {"torch", "transformers", "nncf", "optimum", "gguf"}
 HEAVY = (
     "torch",
     "transformers",

@@ -1,39 +1,38 @@
-"""A KV cache as a file: what `PagedEngine` writes, and what it believes of what it reads.
+"""The KV cache file of `PagedEngine`: a safetensors file with the cache and what it depends on.
 
-    magic, version, length and SHA-256 of the header      48 bytes
-    header: JSON                                          model, numerics, token ids, tensors
-    data: each tensor's blocks as they lie in memory      each begins at a multiple of 4096 bytes
+Each tensor is the keys or values of one layer, as bytes (``U8``) of shape [blocks, bytes per
+block]. The metadata, each value as JSON, holds the model's fingerprint, the numerics, the layout,
+the token ids, a CRC-32 per tensor, and a SHA-256 of all of these.
 
-Sizes and shapes come from the loaded model, never from the file, which must agree with them. A
-CRC-32 per tensor finds damage. It is not a signature: whoever can write the file can write any
-numbers into it, and with them the model's answers, but nothing else.
+safetensors refuses headers that are too long, and tensors that overlap, leave holes or exceed the
+file. This module compares every size and shape with the loaded model. The CRC-32 finds damage, but
+it is not a signature: a person who can write the file can choose the numbers in it, and with them
+the model's answers. Nothing else can be changed that way.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from ...artifact.fingerprint import ModelFingerprint
-from ...atomic_file import replace_file
+from ...atomic_file import replace_by_path
 
-MAGIC = b"phi3ovKV"
-FORMAT_VERSION = 1
-"""Version of the file's layout; a file of another version is refused."""
-MOST_HEADER_BYTES = 16 * 1024 * 1024
-"""The longest header that is read; 131 072 token ids take about 1 MB."""
-_PREAMBLE = struct.Struct("<8sII32s")
-_PAGE_BYTES = 4096
+FORMAT = "phi3ov KV cache"
+FORMAT_VERSION = 2
+"""Version of the metadata; a file of another version is refused."""
+_FORMER_MAGIC = b"phi3ovKV"  # version 1 was a layout of phi3ov's own
 _THREADS = 4
 
 Buffers = Sequence[NDArray[np.uint8]]
@@ -72,107 +71,106 @@ class CacheOrigin:
     layout: tuple[CacheTensor, ...]
 
     def to_values(self) -> dict[str, Any]:
-        """Return the header's part that must be equal here and there."""
-        return {
-            "numerics": dict(self.numerics),
-            "layout": [asdict(one) | {"block_shape": [*one.block_shape]} for one in self.layout],
-        }
+        """Return the part of the metadata that must be equal in the file and here."""
+        layout = [asdict(tensor) | {"block_shape": [*tensor.block_shape]} for tensor in self.layout]
+        return {"numerics": dict(self.numerics), "layout": layout}
 
 
 def write_cache(
     path: Path, origin: CacheOrigin, token_ids: Sequence[int], buffers: Buffers
 ) -> None:
-    """Write the cache of ``token_ids``, all at once.
+    """Write the cache of ``token_ids``; overwrites an existing file atomically.
 
     Args:
         path: The file.
         origin: The model and its settings.
-        token_ids: What the cache holds.
+        token_ids: The tokens that the cache holds.
         buffers: The used blocks of each tensor.
 
     Raises:
         OSError: The file cannot be written.
     """
     with ThreadPoolExecutor(_THREADS) as threads:
-        checksums = list(threads.map(zlib.crc32, [one.data for one in buffers]))
+        checksums = list(threads.map(zlib.crc32, [buffer.data for buffer in buffers]))
     values = {
         "model": origin.fingerprint.to_values(),
         **origin.to_values(),
         "token_ids": [*token_ids],
         "crc32": checksums,
     }
-    header = json.dumps(values).encode()
-    digest = hashlib.sha256(header).digest()
-    with replace_file(path) as file:
-        file.write(_PREAMBLE.pack(MAGIC, FORMAT_VERSION, len(header), digest) + header)
-        starts = _starts(_PREAMBLE.size + len(header), [one.nbytes for one in buffers])
-        for start, buffer in zip(starts, buffers, strict=True):
-            file.write(bytes(start - file.tell()))
-            file.write(buffer.data)
+    metadata = {name: json.dumps(value) for name, value in values.items()}
+    metadata |= {"format": FORMAT, "format_version": str(FORMAT_VERSION)}
+    metadata["sha256"] = _digest(metadata)
+    tensors = dict(zip((tensor.name for tensor in origin.layout), buffers, strict=True))
+    with replace_by_path(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:
+            raise OSError(f"{path} cannot be written: {error}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheFile:
-    """A file whose header has been read and found right; its data has not been looked at.
+    """A file whose metadata belongs to this model; its data has not been read.
 
     Attributes:
         path: The file.
-        token_ids: What the cache holds.
-        checksums: CRC-32 of each tensor.
-        header_bytes: Where the header ends.
+        token_ids: The tokens that the cache holds.
+        checksums: CRC-32 of each tensor, by the tensor's name.
     """
 
     path: Path
     token_ids: tuple[int, ...]
-    checksums: tuple[int, ...]
-    header_bytes: int
+    checksums: Mapping[str, int]
 
     @classmethod
     def open(cls, path: Path, origin: CacheOrigin, *, vocabulary_size: int) -> CacheFile:
-        """Read the header, and check that it is one of this model under these settings.
+        """Read the metadata, and check that the file is of this model under these settings.
 
         Raises:
             ValueError: It is not, or it is damaged; says how.
             OSError: The file cannot be read.
         """
-        with path.open("rb") as file:
-            header, header_bytes = _read_header(file)
-        names = {"model", "numerics", "layout", "token_ids", "crc32"}
-        if type(header) is not dict or header.keys() != names:
-            raise ValueError(f"its header does not hold exactly {', '.join(sorted(names))}.")
-        ModelFingerprint.from_values(header["model"]).require(origin.fingerprint)
-        _require_equal(header, origin.to_values())
-        token_ids = _integers("token_ids", header["token_ids"], vocabulary_size)
-        checksums = _integers("crc32", header["crc32"], 2**32)
-        if len(checksums) != len(origin.layout) or not token_ids:
+        metadata, names = _read_header(path)
+        values = _parse_metadata(metadata)
+        ModelFingerprint.from_values(values["model"]).require(origin.fingerprint)
+        _require_equal(values, origin.to_values())
+        token_ids = _integers("token_ids", values["token_ids"], vocabulary_size)
+        checksums = _integers("crc32", values["crc32"], 2**32)
+        expected = [tensor.name for tensor in origin.layout]
+        if len(checksums) != len(expected) or not token_ids:
             raise ValueError("its header announces no cache.")
-        return cls(path=path, token_ids=token_ids, checksums=checksums, header_bytes=header_bytes)
+        if set(expected) != set(names):
+            raise ValueError("its tensors are not those of this model.")
+        found = dict(zip(expected, checksums, strict=True))
+        return cls(path=path, token_ids=token_ids, checksums=found)
 
     def read_into(self, buffers: Buffers, *, verify: bool) -> None:
         """Read the data into ``buffers``, which have the sizes that the model gives them.
 
         Args:
-            buffers: Room for the used blocks of each tensor.
+            buffers: Room for the used blocks of each tensor, in the order of the layout.
             verify: Whether to compare with the checksums.
 
         Raises:
-            ValueError: The file is of another size, or damaged. ``buffers`` then hold anything.
+            ValueError: The data has another size, or is damaged. The content of ``buffers`` is
+                undefined then.
             OSError: The file cannot be read.
         """
-        sizes = [one.nbytes for one in buffers]
-        starts = list(_starts(self.header_bytes, sizes))
-        expected, size = starts[-1] + sizes[-1], self.path.stat().st_size
-        if size != expected:
-            raise ValueError(f"it has {size} bytes instead of {expected}: it was cut off.")
+        with _open(self.path) as file:
 
-        def read(start: int, buffer: NDArray[np.uint8], checksum: int) -> bool:
-            with self.path.open("rb", buffering=0) as file:
-                file.seek(start)
-                _fill(file, buffer)
-            return not verify or zlib.crc32(buffer.data) == checksum
+            def read(name: str, buffer: NDArray[np.uint8]) -> bool:
+                found = file.get_slice(name)
+                if found.get_dtype() != "U8" or tuple(found.get_shape()) != buffer.shape:
+                    raise ValueError(
+                        f"its tensor {name} is {found.get_dtype()} of shape {found.get_shape()} "
+                        f"instead of U8 of shape {[*buffer.shape]}."
+                    )
+                buffer[:] = file.get_tensor(name)
+                return not verify or zlib.crc32(buffer.data) == self.checksums[name]
 
-        with ThreadPoolExecutor(_THREADS) as threads:
-            right = list(threads.map(read, starts, buffers, self.checksums))
+            with ThreadPoolExecutor(_THREADS) as threads:
+                right = list(threads.map(read, self.checksums, buffers))
         if not all(right):
             raise ValueError(
                 f"it is damaged: {right.count(False)} of {len(right)} tensors do not match their "
@@ -180,25 +178,67 @@ class CacheFile:
             )
 
 
-def _read_header(file: BinaryIO) -> tuple[Any, int]:
-    """Return the parsed header and where it ends."""
-    preamble = file.read(_PREAMBLE.size)
-    if len(preamble) < _PREAMBLE.size or not preamble.startswith(MAGIC):
-        raise ValueError("it is no KV cache that phi3ov saved.")
-    _, version, length, digest = _PREAMBLE.unpack(preamble)
-    if version != FORMAT_VERSION:
-        raise ValueError(f"it has format_version={version}; this phi3ov reads {FORMAT_VERSION}.")
-    if length > MOST_HEADER_BYTES:
+def _open(path: Path) -> Any:
+    """Open the file as safetensors.
+
+    Raises:
+        ValueError: It is none, it is damaged, or it has the layout of an earlier phi3ov.
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        start = file.read(len(_FORMER_MAGIC))
+    if start == _FORMER_MAGIC:
         raise ValueError(
-            f"its header has {length} bytes, and at most {MOST_HEADER_BYTES} are read."
+            "it was saved by an earlier phi3ov, in a layout that is no longer read. Save it again "
+            "with save_kv_cache()."
         )
-    content = file.read(length)
-    if hashlib.sha256(content).digest() != digest:
-        raise ValueError("it is damaged: its header does not match its checksum.")
     try:
-        return json.loads(content), _PREAMBLE.size + length
+        return safe_open(path, "numpy")
+    except SafetensorError as error:
+        raise ValueError(
+            f"it was cut off, is damaged or is no KV cache that phi3ov saved: {error}."
+        ) from error
+
+
+def _read_header(path: Path) -> tuple[dict[str, str], list[str]]:
+    """Return the file's metadata and the names of its tensors."""
+    with _open(path) as file:
+        return file.metadata() or {}, list(file.keys())
+
+
+def _parse_metadata(metadata: dict[str, str]) -> dict[str, Any]:
+    """Return the parsed values of the metadata.
+
+    Raises:
+        ValueError: It is damaged, or not that of a KV cache; says how.
+    """
+    if metadata.get("format") != FORMAT:
+        raise ValueError("it is no KV cache that phi3ov saved.")
+    if metadata.get("format_version") != str(FORMAT_VERSION):
+        raise ValueError(
+            f"it has format_version={metadata.get('format_version')}; this phi3ov reads "
+            f"{FORMAT_VERSION}."
+        )
+    if metadata.get("sha256") != _digest(metadata):
+        raise ValueError("it is damaged: its header does not match its checksum.")
+    texts = {
+        name: text
+        for name, text in metadata.items()
+        if name not in ("format", "format_version", "sha256")
+    }
+    names = {"model", "numerics", "layout", "token_ids", "crc32"}
+    if texts.keys() != names:
+        raise ValueError(f"its header does not hold exactly {', '.join(sorted(names))}.")
+    try:
+        return {name: json.loads(text) for name, text in texts.items()}
     except RecursionError as error:
         raise ValueError("its header is nested too deeply.") from error
+
+
+def _digest(metadata: Mapping[str, str]) -> str:
+    """Return the SHA-256 of all metadata but the digest itself."""
+    items = sorted(item for item in metadata.items() if item[0] != "sha256")
+    return hashlib.sha256(json.dumps(items).encode()).hexdigest()
 
 
 def _require_equal(saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
@@ -225,25 +265,8 @@ def _require_equal(saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
 
 
 def _integers(name: str, values: object, limit: int) -> tuple[int, ...]:
-    if type(values) is not list or not all(type(one) is int and 0 <= one < limit for one in values):
+    if type(values) is not list or not all(
+        type(value) is int and 0 <= value < limit for value in values
+    ):
         raise ValueError(f"{name} are not integers from 0 to {limit - 1}.")
     return tuple(values)
-
-
-def _starts(header_bytes: int, sizes: Sequence[int]) -> Iterator[int]:
-    """Return where each tensor begins."""
-    position = header_bytes
-    for size in sizes:
-        position += -position % _PAGE_BYTES
-        yield position
-        position += size
-
-
-def _fill(file: Any, buffer: NDArray[np.uint8]) -> None:
-    """Read until ``buffer`` is full; one call may give less."""
-    view = buffer.data.cast("B")
-    while view:
-        count = file.readinto(view)
-        if not count:
-            raise ValueError("it ends too early.")
-        view = view[count:]
