@@ -266,7 +266,7 @@ def test_a_hole_or_an_overlap_is_refused(end: int, saved: bytes, tmp_path: Path)
     text = json.dumps(header).encode()
     path = tmp_path / "prefix.kv"
     path.write_bytes(len(text).to_bytes(8, "little") + text + saved[8 + length :])
-    with pytest.raises(ValueError, match="(?i)offset"):
+    with pytest.raises(ValueError, match=r"(?i)offset"):
         read(path, verify=False)
 
 
