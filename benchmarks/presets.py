@@ -22,9 +22,10 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
-from math import log10
 from pathlib import Path
 from typing import Any
+
+from phi3ov_bench.plot import draw_recipes
 
 import phi3ov
 from phi3ov import Int4Compression
@@ -71,7 +72,7 @@ def main() -> None:
         speeds = _time_decoding({name: Path(root) / name for name in rows}, options)
     merged = {name: row | speeds[name] for name, row in rows.items()}
     if options.svg is not None:
-        options.svg.write_text(draw(merged), encoding="utf-8", newline="\n")
+        options.svg.write_text(draw_recipes(merged), encoding="utf-8", newline="\n")
     sys.stdout.write(f"{_table(merged)}\n{json.dumps(merged)}\n")
 
 
@@ -141,62 +142,6 @@ def _table(rows: dict[str, dict[str, Any]]) -> str:
             f"| {row['export_seconds']:.0f} |"
         )
     return "\n".join(lines)
-
-
-def draw(rows: dict[str, dict[str, Any]]) -> str:
-    """Return an SVG: megabytes to the right, divergence upwards (logarithmic).
-
-    The line joins the recipes that no other beats in both: the best at each size.
-    """
-    shown = {name: row for name, row in rows.items() if row["mean_kl"] > 0.001}  # not fp16
-    width, height, left, base = 760, 420, 70, 360
-    most = max(row["megabytes"] for row in shown.values()) * 1.06
-    least = min(row["megabytes"] for row in shown.values())
-
-    def x(row: dict[str, Any]) -> float:
-        return left + 120 + (width - left - 230) * (row["megabytes"] - least) / (most - least)
-
-    def y(kl: float) -> float:
-        return base - (base - 60) * (log10(kl) + 2.5) / 2.5  # from 0.003 to 1 nat
-
-    best: list[dict[str, Any]] = []
-    for row in sorted(shown.values(), key=lambda one: (one["megabytes"], one["mean_kl"])):
-        if not best or row["mean_kl"] < best[-1]["mean_kl"]:
-            best.append(row)
-    line = " ".join(f"{x(row):.1f},{y(row['mean_kl']):.1f}" for row in best)
-    points = []
-    for index, (name, row) in enumerate(shown.items()):
-        across, up = x(row), y(row["mean_kl"])
-        side, anchor = (-9, "end") if row["megabytes"] == least else (9, "start")
-        points.append(
-            f'<circle cx="{across:.1f}" cy="{up:.1f}" r="5" '
-            f'fill="{"#228833" if row in best else "#888888"}"/>'
-            f'<text x="{across + side:.1f}" y="{up + (-2 if index % 2 else 10):.1f}" '
-            f'text-anchor="{anchor}">{name}</text>'
-        )
-    ticks = [
-        f'<text x="{left - 8}" y="{y(kl) + 4:.1f}" text-anchor="end">{kl}</text>'
-        f'<line x1="{left}" x2="{width - 20}" y1="{y(kl):.1f}" y2="{y(kl):.1f}" stroke="#ddd"/>'
-        for kl in (0.01, 0.03, 0.1, 0.3, 1)
-    ] + [
-        f'<text x="{x({"megabytes": size}):.1f}" y="{base + 18}" text-anchor="middle">{size}</text>'
-        for size in range(int(least / 10) * 10, int(most), 10)
-    ]
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-            'font-family="sans-serif" font-size="12" fill="#222">',
-            f'<rect width="{width}" height="{height}" fill="#fff"/>',
-            f'<text x="{left}" y="28" font-size="15">Recipes: size and what it costs</text>',
-            *ticks,
-            f'<polyline points="{line}" fill="none" stroke="#228833" stroke-dasharray="4 3"/>',
-            *points,
-            f'<text x="{width / 2}" y="{base + 44}" text-anchor="middle">weights, MB</text>',
-            f'<text x="{left}" y="48">mean KL divergence, nats (lower is better)</text>',
-            "</svg>",
-            "",
-        ]
-    )
 
 
 def _say(text: str) -> None:

@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import psutil
+from phi3ov_bench.plot import draw_memory
 from reference_artifact import make_reference_artifact
 
 import phi3ov
 from phi3ov.engine.protocol import EngineName
 
 SUBJECTS = ("a lighthouse", "two foxes", "a train", "the sea", "an old clock", "a garden")
-WIDTH, HEIGHT, MARGIN = 720, 260, 48
 
 
 class Soak:
@@ -144,7 +144,7 @@ def main() -> None:
     for row in rows:
         print("| " + " | ".join(str(value) for value in list(row.values())[:7]) + " |")
     if options.svg is not None:
-        options.svg.write_text(draw(curves), encoding="utf-8", newline="\n")
+        options.svg.write_text(draw_memory(curves), encoding="utf-8", newline="\n")
     print(json.dumps({"rows": rows, "megabytes": {k: thin(v) for k, v in curves.items()}}))
 
 
@@ -169,38 +169,6 @@ def summarize(engine: str, soak: Soak, seconds: float) -> dict[str, Any]:
 def thin(curve: list[float]) -> list[int]:
     """Return at most a hundred points."""
     return [round(value) for value in curve[:: max(1, len(curve) // 100)]]
-
-
-def draw(curves: dict[str, list[float]]) -> str:
-    """Return an SVG: memory over turns, a line an engine."""
-    top = 1.15 * max(max(curve) for curve in curves.values())
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        'font-family="sans-serif" font-size="12">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
-    ]
-    for step in range(5):
-        value = top * step / 4
-        y = HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * step / 4
-        lines.append(
-            f'<path d="M{MARGIN} {y:.0f}H{WIDTH - MARGIN}" stroke="#ddd"/>'
-            f'<text x="{MARGIN - 6}" y="{y + 4:.0f}" text-anchor="end">{value:.0f}</text>'
-        )
-    for (engine, curve), color in zip(curves.items(), ("#0068b5", "#c2410c", "#555"), strict=False):
-        points = " ".join(
-            f"{MARGIN + (WIDTH - 2 * MARGIN) * index / max(1, len(curve) - 1):.1f},"
-            f"{HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * value / top:.1f}"
-            for index, value in enumerate(curve)
-        )
-        lines.append(f'<polyline fill="none" stroke="{color}" points="{points}"/>')
-        x = MARGIN + 110 * list(curves).index(engine)
-        lines.append(f'<text x="{x}" y="24" fill="{color}">{engine}</text>')
-    turns = max(len(curve) for curve in curves.values())
-    lines.append(
-        f'<text x="{WIDTH / 2:.0f}" y="{HEIGHT - 14}" text-anchor="middle">turns (0 to {turns}); '
-        "resident memory in MB</text></svg>"
-    )
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 python examples/export_and_measure.py CHECKPOINT FOLDER
 
-CHECKPOINT is a folder or a hub id; the picture is FOLDER.svg.
+CHECKPOINT is a folder or a hub id; the picture is FOLDER.svg. Needs phi3ov[export,plot].
 """
 
 import sys
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import phi3ov
 from phi3ov import quality
-from phi3ov.quality.plot import draw_histogram
 
 
 def main(checkpoint: str, folder: str) -> None:
@@ -21,7 +20,7 @@ def main(checkpoint: str, folder: str) -> None:
     cost = quality.compare(checkpoint, folder, max_tokens=512)
     print(cost)
     picture = Path(f"{folder}.svg")
-    picture.write_text(draw_histogram(cost), encoding="utf-8")
+    picture.write_text(quality.draw_histogram(cost), encoding="utf-8")
     print(f"[{cost.top1_agreement:.0%} the same first choice; see {picture}]")
 
 

@@ -1,12 +1,18 @@
-"""Bars as SVG, written by hand, without a plotting library."""
+"""The pictures of the benchmarks, drawn by matplotlib as SVG that is the same from run to run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from html import escape
+from typing import TYPE_CHECKING, Any
 
-_WIDTH, _LEFT, _RIGHT, _TOP, _ROW = 760, 210, 110, 64, 26
-_OURS, _OTHERS = "#4477aa", "#bbbbbb"
+from phi3ov.quality.plot import draw_svg
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_OURS, _OTHERS, _LIMIT = "#4477aa", "#bbbbbb", "#cc3311"
+_BEST, _BEATEN = "#228833", "#888888"
+_ENGINES = ("#0068b5", "#c2410c", "#555555", "#228833")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,48 +27,104 @@ class Bar:
 
 
 def draw_bars(title: str, subtitle: str, bars: list[Bar], *, limit: float | None = None) -> str:
-    """Return an SVG of horizontal bars, whiskers from the least to the greatest value.
+    """Return an SVG of horizontal bars, with whiskers from the least to the greatest value.
 
     Args:
         title: What is shown.
         subtitle: The unit, and which direction is better.
-        bars: In the order in which they shall stand.
-        limit: Where to draw a dashed line; None for none.
+        bars: From top to bottom.
+        limit: Where to draw a dashed line; None draws none.
     """
-    greatest = max([bar.most for bar in bars] + ([limit] if limit else []))
-    scale = (_WIDTH - _LEFT - _RIGHT) / greatest
-    height = _TOP + _ROW * len(bars) + 16
-    rows = [part for number, bar in enumerate(bars) for part in _draw(number, bar, scale)]
-    if limit:
-        x = _LEFT + limit * scale
-        rows.append(
-            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP - 4}" y2="{height - 12}" '
-            f'stroke="#cc3311" stroke-dasharray="4 3"/>'
+
+    def draw(axes: Axes) -> None:
+        drawn = axes.barh(
+            [bar.title for bar in bars],
+            [bar.median for bar in bars],
+            height=0.75,
+            color=[_OURS if bar.ours else _OTHERS for bar in bars],
         )
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
-            'font-family="sans-serif" font-size="12" fill="#222222">',
-            f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
-            f'<text x="16" y="24" font-size="15">{escape(title)}</text>',
-            f'<text x="16" y="44">{escape(subtitle)}</text>',
-            *rows,
-            "</svg>",
-            "",
-        ]
-    )
+        for place, bar in enumerate(bars):
+            axes.hlines(place, bar.least, bar.most, color="#222222", linewidth=1)
+            axes.annotate(
+                f"{bar.median:.3g}",
+                (max(bar.most, bar.median), place),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+            )
+        for place, shape in enumerate(drawn):
+            shape.set_gid(f"bar-{place}")
+        if limit is not None:
+            axes.axvline(limit, color=_LIMIT, linestyle="--", linewidth=1)
+        axes.invert_yaxis()
+        axes.margins(x=0.1)
+        axes.set_xlim(left=0)
+        axes.tick_params(axis="y", length=0)
+        axes.set_title(f"{title}\n{subtitle}")
+
+    return draw_svg(draw, width=8, height=1.1 + 0.15 * subtitle.count("\n") + 0.28 * len(bars))
 
 
-def _draw(number: int, bar: Bar, scale: float) -> list[str]:
-    y = _TOP + number * _ROW
-    middle = y + _ROW / 2 - 2
-    least, most = _LEFT + bar.least * scale, _LEFT + bar.most * scale
-    return [
-        f'<text x="{_LEFT - 8}" y="{middle + 4:.1f}" text-anchor="end">{escape(bar.title)}</text>',
-        f'<rect x="{_LEFT}" y="{y}" width="{bar.median * scale:.1f}" height="{_ROW - 6}" '
-        f'fill="{_OURS if bar.ours else _OTHERS}"/>',
-        f'<line x1="{least:.1f}" x2="{most:.1f}" y1="{middle:.1f}" y2="{middle:.1f}" '
-        'stroke="#222222"/>',
-        f'<text x="{max(most, _LEFT + bar.median * scale) + 6:.1f}" y="{middle + 4:.1f}">'
-        f"{bar.median:.3g}</text>",
-    ]
+def draw_recipes(rows: dict[str, dict[str, Any]]) -> str:
+    """Return an SVG of recipes: megabytes to the right, divergence upwards (logarithmic).
+
+    The line joins the recipes that no other beats in both: the best at each size.
+
+    Args:
+        rows: By the recipe's name, its ``megabytes`` and ``mean_kl``. Recipes that lose nothing
+            have no place on a logarithmic axis and are left out.
+    """
+    shown = {name: row for name, row in rows.items() if row["mean_kl"] > 0.001}
+    best: list[str] = []
+    for name in sorted(shown, key=lambda name: (shown[name]["megabytes"], shown[name]["mean_kl"])):
+        if not best or shown[name]["mean_kl"] < shown[best[-1]]["mean_kl"]:
+            best.append(name)
+
+    def draw(axes: Axes) -> None:
+        axes.plot(
+            [shown[name]["megabytes"] for name in best],
+            [shown[name]["mean_kl"] for name in best],
+            linestyle="--",
+            color=_BEST,
+            linewidth=1,
+        )
+        least = min(row["megabytes"] for row in shown.values())
+        for index, (name, row) in enumerate(shown.items()):
+            place = (row["megabytes"], row["mean_kl"])
+            axes.plot(*place, marker="o", color=_BEST if name in best else _BEATEN)
+            left = row["megabytes"] == least
+            axes.annotate(
+                name,
+                place,
+                xytext=(-8 if left else 8, 3 if index % 2 else -9),
+                textcoords="offset points",
+                ha="right" if left else "left",
+            )
+        axes.set_yscale("log")
+        ticks = (0.01, 0.03, 0.1, 0.3, 1)
+        axes.set_yticks(ticks, [str(tick) for tick in ticks])
+        axes.minorticks_off()
+        axes.grid(axis="y", color="#dddddd")
+        axes.margins(x=0.2)
+        axes.set_xlabel("weights, MB")
+        axes.set_title(
+            "Recipes: size and what it costs\nmean KL divergence, nats (lower is better)"
+        )
+
+    return draw_svg(draw, width=8, height=4.5)
+
+
+def draw_memory(curves: dict[str, list[float]]) -> str:
+    """Return an SVG of megabytes over turns, a line per engine."""
+
+    def draw(axes: Axes) -> None:
+        for (engine, curve), colour in zip(curves.items(), _ENGINES, strict=False):
+            axes.plot(curve, color=colour, linewidth=1, label=engine)
+        axes.set_ylim(bottom=0, top=1.15 * max(max(curve) for curve in curves.values()))
+        axes.margins(x=0)
+        axes.grid(axis="y", color="#dddddd")
+        axes.legend(frameon=False, loc="upper left", ncols=len(curves))
+        axes.set_xlabel("turns")
+        axes.set_ylabel("resident memory, MB")
+
+    return draw_svg(draw, width=8, height=3)

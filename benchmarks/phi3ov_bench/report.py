@@ -129,7 +129,7 @@ def _model(name: str, results: Results) -> str:
         if figure not in results.raw["values"]:
             continue
         plot = PLOTS / f"{name}-{figure}.svg"
-        plot.write_text(_plot(name, results, figure), encoding="utf-8")
+        plot.write_text(_plot(name, results, figure), encoding="utf-8", newline="\n")
         title = FIGURES[figure].title
         parts.append(f"![{title}](benchmarks/{plot.name})")
     if results.raw["failures"]:
@@ -188,7 +188,7 @@ def _plot(name: str, results: Results, figure: str) -> str:
     limit = results.bound("phi3ov") if figure == "decode_tokens_per_second" else None
     subtitle = f"{kind.better} is better; the line spans the rounds"
     if limit is not None:
-        subtitle += "; dashed: what the bandwidth allows phi3ov's weights"
+        subtitle += "\ndashed: the limit that memory bandwidth sets for phi3ov's weights"
     return draw_bars(f"{kind.title}, {name}", subtitle, plotted, limit=limit)
 
 

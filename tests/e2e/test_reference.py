@@ -19,7 +19,6 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from phi3ov import reference
 from phi3ov.errors import ExportError, MissingDependencyError
 from phi3ov.reference.build import build_reference
 from phi3ov.reference.source import CONTROL_TOKENS
@@ -304,7 +303,7 @@ def test_failed_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(reference, "write_tokenizer", fail)
+    monkeypatch.setattr("phi3ov.reference.build.write_tokenizer", fail)
     with pytest.raises(OSError, match="disk full"):
         build_reference(tmp_path / "reference")
     assert list(tmp_path.iterdir()) == []

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import random
+import re
+import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from phi3ov.cli import main
+from phi3ov.errors import MissingDependencyError
 from phi3ov.quality.plot import draw_histogram
 from phi3ov.quality.report import (
     KL_EDGES,
@@ -130,16 +136,91 @@ def test_the_table_shows_every_figure() -> None:
         assert part in shown
 
 
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def drawn(picture: str, prefix: str) -> dict[str, list[tuple[float, float]]]:
+    """Return the corners of each shape whose id begins with ``prefix``."""
+    found = {}
+    for group in ET.fromstring(picture).iter(f"{SVG}g"):
+        if group.attrib.get("id", "").startswith(prefix):
+            [path] = group.iter(f"{SVG}path")
+            numbers = [float(text) for text in re.findall(r"-?[\d.]+", path.attrib["d"])]
+            found[group.attrib["id"]] = list(zip(numbers[::2], numbers[1::2], strict=True))
+    return found
+
+
+def texts(picture: str) -> list[str]:
+    """Return the texts that the picture shows, each in one piece."""
+    return [text.text or "" for text in ET.fromstring(picture).iter(f"{SVG}text")]
+
+
+def height(corners: list[tuple[float, float]]) -> float:
+    """Return how high a shape is."""
+    return max(y for _, y in corners) - min(y for _, y in corners)
+
+
 def test_the_picture_is_svg_with_a_bar_per_edge() -> None:
-    """Well-formed, names escaped, bars as high as their counts, marks inside the frame."""
-    root = ET.fromstring(draw_histogram(REPORT))
-    ns = "{http://www.w3.org/2000/svg}"
-    bars = [one for one in root.iter(f"{ns}rect") if one.find(f"{ns}title") is not None]
-    heights = [float(one.attrib["height"]) for one in bars]
-    assert len(bars) == len(KL_EDGES) + 1
-    assert heights[11] / heights[10] == pytest.approx(40 / 60, abs=0.01)
-    assert any("models/<x> & y" in (one.text or "") for one in root.iter(f"{ns}text"))
+    """Well-formed, names as they are, bars as high as their counts, marks inside the frame."""
+    pytest.importorskip("matplotlib")
+    picture = draw_histogram(REPORT)
+    bars = drawn(picture, "bar-")
+    assert list(bars) == [f"bar-{index}" for index in range(len(KL_EDGES) + 1)]
+    assert height(bars["bar-10"]) > 50
+    assert height(bars["bar-11"]) / height(bars["bar-10"]) == pytest.approx(40 / 60, abs=0.01)
+    assert any("models/<x> & y" in text for text in texts(picture))
+    assert any("mean 0.0500" in text for text in texts(picture))
+    left, right = bars["bar-0"][0][0], bars["bar-17"][1][0]
     for kl in (0.0, 1e-9, 1e9):
-        marked = ET.fromstring(draw_histogram(replace(REPORT, mean_kl=kl)))
-        for line in marked.iter(f"{ns}line"):
-            assert 60 <= float(line.attrib["x1"]) <= 700
+        marks = drawn(draw_histogram(replace(REPORT, mean_kl=kl)), "mark-")
+        assert len(marks) == 2
+        for corners in marks.values():
+            assert all(left - 5 <= x <= right + 25 for x, _ in corners)
+
+
+def test_a_mark_stands_where_its_value_is() -> None:
+    """A mean at the edge between two bars is drawn between them."""
+    pytest.importorskip("matplotlib")
+    for index in (3, 12):
+        picture = draw_histogram(replace(REPORT, mean_kl=KL_EDGES[index]))
+        bars, mark = drawn(picture, "bar-"), drawn(picture, "mark-mean")["mark-mean"]
+        before, after = bars[f"bar-{index}"], bars[f"bar-{index + 1}"]
+        assert max(x for x, _ in before) < mark[0][0] < min(x for x, _ in after)
+
+
+def test_the_picture_depends_on_the_report_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal reports give equal text, whatever the user's style; names are not read as formulas."""
+    matplotlib = pytest.importorskip("matplotlib")
+    report = replace(REPORT, artifact="models/$x_1$ 模型")
+    first = draw_histogram(report)
+    assert any("models/$x_1$ 模型" in text for text in texts(first))
+    monkeypatch.setitem(matplotlib.rcParams, "axes.facecolor", "red")
+    assert draw_histogram(report) == first
+    assert matplotlib.rcParams["axes.facecolor"] == "red"
+
+
+def test_without_matplotlib_the_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an extra, and the error says which."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingDependencyError, match=r'pip install "phi3ov\[plot\]"'):
+        draw_histogram(REPORT)
+
+
+def test_the_command_asks_for_matplotlib_before_it_compares(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The comparison takes minutes; without ``--svg`` nothing is drawn and nothing is asked."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    picture = tmp_path / "kl.svg"
+    assert main(["quality", "no-source", "no-artifact", "--svg", str(picture)]) == 1
+    assert 'pip install "phi3ov[plot]"' in capsys.readouterr().err
+    assert main(["quality", "no-source", "no-artifact"]) == 1
+    assert "matplotlib" not in capsys.readouterr().err
+
+
+def test_the_former_module_still_draws_and_says_where_it_went() -> None:
+    """Programs that import it keep working."""
+    sys.modules.pop("phi3ov.quality_plot", None)
+    with pytest.deprecated_call(match=r"use phi3ov\.quality\.draw_histogram"):
+        former = importlib.import_module("phi3ov.quality_plot")
+    assert former.draw_histogram is draw_histogram

@@ -37,9 +37,11 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
     from ..quality import compare, draw_histogram
+    from ..quality.plot import require_matplotlib
 
-    if options.svg is not None:
-        check_writable(options.svg)  # the comparison takes minutes
+    if options.svg is not None:  # the comparison takes minutes
+        check_writable(options.svg)
+        require_matplotlib()
     report = compare(
         options.source,
         options.artifact,

@@ -1,86 +1,115 @@
-"""A `QualityReport` as a picture: SVG, written by hand, without a plotting library."""
+"""A `QualityReport` as a picture, drawn by matplotlib (``pip install "phi3ov[plot]"``)."""
 
 from __future__ import annotations
 
-from html import escape
+import io
+import warnings
+from collections.abc import Callable
 from math import log10
+from typing import TYPE_CHECKING, Any
 
+from ..errors import MissingDependencyError
 from .report import KL_EDGES, QualityReport
 
-_WIDTH, _HEIGHT, _LEFT, _TOP, _BASE = 760, 400, 60, 84, 330
-_BAR = (_WIDTH - 2 * _LEFT) / (len(KL_EDGES) + 1)
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_STYLE: dict[str, Any] = {
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "font.size": 9,
+    "svg.fonttype": "none",  # text stays text, in the reader's own font
+    "svg.hashsalt": "phi3ov",  # ids that do not change from run to run
+    "text.parse_math": False,  # a path may contain a dollar sign
+}
+
+
+def require_matplotlib() -> None:
+    """Check that pictures can be drawn, before work that takes minutes.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib as _  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(
+            "matplotlib", purpose="Drawing a picture", command='pip install "phi3ov[plot]"'
+        ) from error
+
+
+def draw_svg(draw: Callable[[Axes], None], *, width: float, height: float) -> str:
+    """Return a picture as SVG; the same input gives the same text with one matplotlib.
+
+    Args:
+        draw: Draws on the axes that it gets.
+        width: Of the picture, in inches of 72 points.
+        height: Of the picture, in inches of 72 points.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    require_matplotlib()
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    text = io.StringIO()
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        # Text stays text, so a glyph that matplotlib's own font lacks is not lost.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        matplotlib.rcdefaults()  # the user's own style must not change the picture
+        rc: dict[Any, Any] = matplotlib.rcParams  # keyed by literals in some versions' types
+        rc.update(_STYLE)
+        figure = Figure(figsize=(width, height), layout="constrained")
+        draw(figure.subplots())
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    lines = text.getvalue().splitlines()
+    return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
 def draw_histogram(report: QualityReport) -> str:
     """Return an SVG of how the divergence is spread over the predictions.
 
-    The x axis is KL(source || artifact) in nats, logarithmic, half a power of ten to a bar; the
-    y axis counts predictions. Dashed lines mark the mean and the 99th percentile.
+    The x axis is KL(source || artifact) in nats, logarithmic; each bar spans half a power of
+    ten. The y axis counts predictions. Dashed lines mark the mean and the 99th percentile.
+
+    Raises:
+        MissingDependencyError: ``phi3ov[plot]`` is not installed.
     """
-    most = max(report.kl_histogram)
-    bars = []
-    for index, count in enumerate(report.kl_histogram):
-        height = (_BASE - _TOP) * count / most
-        bars.append(
-            f'<rect x="{_LEFT + index * _BAR + 1:.1f}" y="{_BASE - height:.1f}" '
-            f'width="{_BAR - 2:.1f}" height="{height:.1f}" fill="#4477aa">'
-            f"<title>{_range(index)}: {count} of {report.tokens}</title></rect>"
-        )
-    marks = [
-        _mark("mean", report.mean_kl, _TOP - 6, "#222222"),
-        _mark("99th percentile", report.p99_kl, _TOP - 22, "#cc3311"),
-    ]
-    ticks = [
-        f'<text x="{_LEFT + (index + 1) * _BAR:.1f}" y="{_BASE + 18}" text-anchor="middle">'
-        f"{edge:.0e}</text>"
-        for index, edge in enumerate(KL_EDGES)
-        if index % 2 == 0
-    ]
-    title = f"{report.artifact}: {report.bits_per_weight:.2f} bits per weight"
-    facts = (
+    return draw_svg(lambda axes: _draw_histogram(axes, report), width=8, height=4.2)
+
+
+def _draw_histogram(axes: Axes, report: QualityReport) -> None:
+    positions = [index - 0.5 for index in range(len(report.kl_histogram))]  # between two edges
+    bars = axes.bar(positions, report.kl_histogram, width=0.92, color="#4477aa")
+    for index, bar in enumerate(bars):
+        bar.set_gid(f"bar-{index}")
+    axes.bar_label(bars, [str(count) if count else "" for count in report.kl_histogram], fontsize=8)
+    for name, kl, colour in (
+        ("mean", report.mean_kl, "#222222"),
+        ("99th percentile", report.p99_kl, "#cc3311"),
+    ):
+        line = axes.axvline(_position(kl), color=colour, linestyle="--", linewidth=1)
+        line.set_gid(f"mark-{name}")
+        line.set_label(f"{name} {kl:.4f}")
+    axes.set_xlim(-1, len(KL_EDGES))
+    axes.set_xticks(range(0, len(KL_EDGES), 2), [f"{edge:.0e}" for edge in KL_EDGES[::2]])
+    axes.set_xlabel("KL(source || artifact) of one prediction, nats")
+    axes.set_ylabel("predictions")
+    axes.margins(y=0.1)
+    axes.legend(frameon=False, loc="upper left")
+    axes.set_title(
+        f"{report.artifact}: {report.bits_per_weight:.2f} bits per weight\n"
         f"perplexity {report.source_perplexity:.2f} → {report.artifact_perplexity:.2f}, "
         f"same first choice {report.top1_agreement:.1%}, {report.tokens:,} predictions"
-    )
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
-            'font-family="sans-serif" font-size="12" fill="#222222">',
-            f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#ffffff"/>',
-            f'<text x="{_LEFT}" y="24" font-size="15">{escape(title)}</text>',
-            f'<text x="{_LEFT}" y="44">{escape(facts)}</text>',
-            *bars,
-            f'<line x1="{_LEFT}" x2="{_WIDTH - _LEFT}" y1="{_BASE}" y2="{_BASE}" stroke="#222"/>',
-            f'<text x="{_LEFT - 8}" y="{_TOP + 4}" text-anchor="end">{most}</text>',
-            f'<text x="{_LEFT - 8}" y="{_BASE}" text-anchor="end">0</text>',
-            *ticks,
-            *marks,
-            f'<text x="{_WIDTH / 2}" y="{_BASE + 44}" text-anchor="middle">'
-            "KL(source || artifact) of one prediction, nats</text>",
-            "</svg>",
-            "",
-        ]
     )
 
 
 def _position(kl: float) -> float:
-    """Return the x of a divergence; what lies outside the axis goes to its end."""
+    """Return the x of a divergence: edge i is at i. Values beyond the axis go to its end."""
     first = log10(KL_EDGES[0])
     step = log10(KL_EDGES[1]) - first
-    bar = (log10(max(kl, 1e-300)) - first) / step + 1
-    return _LEFT + _BAR * min(max(bar, 0.0), len(KL_EDGES) + 1)
-
-
-def _mark(name: str, kl: float, y: int, colour: str) -> str:
-    x = _position(kl)
-    anchor = "start" if x < _WIDTH / 2 else "end"
-    return (
-        f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y + 4}" y2="{_BASE}" stroke="{colour}" '
-        f'stroke-dasharray="4 3"/><text x="{x:.1f}" y="{y}" text-anchor="{anchor}" '
-        f'fill="{colour}">{name} {kl:.4f}</text>'
-    )
-
-
-def _range(index: int) -> str:
-    if index == len(KL_EDGES):
-        return f"above {KL_EDGES[-1]:.0e}"
-    return f"up to {KL_EDGES[index]:.0e}"
+    place = (log10(max(kl, 1e-300)) - first) / step
+    return min(max(place, -1.0), float(len(KL_EDGES)))
