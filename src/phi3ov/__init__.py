@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from .exporter.recipes import Int4Compression
     from .loading import load_model
     from .model import Phi3Model
-    from .prompt.formats import Message
+    from .prompt.messages import ChatMessage, Message
     from .prompt.tools import Tool, ToolCall
     from .runtime.config import RuntimeConfig
     from .runtime.devices import (
@@ -62,6 +62,7 @@ __all__ = [
     "BatchProgress",
     "BatchRequest",
     "BatchResult",
+    "ChatMessage",
     "CompressionError",
     "ContextLengthError",
     "DeviceChoice",
@@ -112,7 +113,7 @@ _MODULES = {
     "artifact.folder": ("Artifact",),
     "batch.runner": ("BatchProgress", "BatchRequest", "BatchResult"),
     "chat": ("Phi3Chat",),
-    "prompt.formats": ("Message",),
+    "prompt.messages": ("ChatMessage", "Message"),
     "exporter.recipes": ("Int4Compression",),
     "runtime.devices": (
         "DeviceChoice",

@@ -18,7 +18,7 @@ from .answer.stream import ReplyStream
 from .atomic_file import replace_file
 from .errors import OptionError, PromptError, RestoreError, StateError
 from .prompt.detokenizer import AnswerText
-from .prompt.formats import Message
+from .prompt.messages import Message
 from .prompt.tools import Tool, describe_tools
 from .saved_chat import MOST_BYTES, SavedChat, Turn
 

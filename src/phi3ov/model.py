@@ -24,7 +24,7 @@ from .engine.protocol import CacheEngine, Engine
 from .errors import ContextLengthError, OptionError, PromptError
 from .prompt.chat_tokenizer import ChatTokenizer
 from .prompt.detokenizer import AnswerText
-from .prompt.formats import Message
+from .prompt.messages import Message
 from .runtime.config import RuntimeConfig
 from .runtime.devices import DeviceChoice
 from .runtime.rope import ContextChoice

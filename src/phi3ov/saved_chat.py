@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 
 from .answer.options import GenerationOptions, Options
 from .artifact.fingerprint import ModelFingerprint
-from .prompt.formats import Message
+from .prompt.messages import Message
 from .prompt.tools import Tool
 
 FORMAT = "phi3ov chat"

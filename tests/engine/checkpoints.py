@@ -89,6 +89,7 @@ PHI4_MINI_TOKENS = (
     "<|/tool|>",
     "<|tool_call|>",
     "<|/tool_call|>",
+    "<|tool_response|>",
     "<|end|>",
     "<|user|>",
 )

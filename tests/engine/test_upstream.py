@@ -23,7 +23,7 @@ import phi3ov
 from phi3ov.artifact.folder import MODEL_XML
 from phi3ov.artifact.ir import read_weights
 from phi3ov.prompt.chat_tokenizer import ChatTokenizer
-from phi3ov.prompt.formats import Message
+from phi3ov.prompt.messages import Message
 
 from ..processor import rounds_activations
 from .conftest import Zoo

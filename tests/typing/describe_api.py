@@ -24,7 +24,7 @@ MODULES = {
     "phi3ov.reference": ("build_reference",),
     "phi3ov.artifact.folder": ("FileRecord", "Manifest"),
     "phi3ov.batch.runner": ("Conversation", "ReportProgress"),
-    "phi3ov.prompt.formats": ("Role",),
+    "phi3ov.prompt.messages": ("Role",),
     "phi3ov.exporter.recipes": ("Compression",),
     "phi3ov.engine.protocol": ("EngineName",),
     "phi3ov.answer.options": ("JsonSchema", "OverflowPolicy", "QueuePolicy", "TimeoutPolicy"),

@@ -127,7 +127,13 @@ PHI3_CONTROL = (
     "<|user|>",
 )
 PHI4_MINI_CONTROL = ("<|endoftext|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
-PHI4_MINI_TOOLS = ("<|tool|>", "<|/tool|>", "<|tool_call|>", "<|/tool_call|>")
+PHI4_MINI_TOOLS = (
+    "<|tool|>",
+    "<|/tool|>",
+    "<|tool_call|>",
+    "<|/tool_call|>",
+    "<|tool_response|>",
+)
 PHI4_CONTROL = (
     "<|endoftext|>",
     "<|fim_prefix|>",

@@ -22,7 +22,7 @@ from phi3ov.errors import (
     PromptError,
     StateError,
 )
-from phi3ov.prompt.formats import Message
+from phi3ov.prompt.messages import Message
 
 from .fakes import MEDIUM, MINI, Answer, FakeEngine, answer_ids, make_model
 

@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from phi3ov.prompt.chat_tokenizer import RUST_WHITE_SPACE
-from phi3ov.prompt.formats import Message
+from phi3ov.prompt.messages import Message
 
 from .fakes import (
     KITS,

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from phi3ov.errors import PromptError, UnsupportedModelError
 from phi3ov.prompt.chat_tokenizer import RUST_WHITE_SPACE, ChatTokenizer
-from phi3ov.prompt.formats import ChatFormat, Message, Role, recognize_format
+from phi3ov.prompt.formats import ChatFormat, recognize_format
+from phi3ov.prompt.messages import Message, Role
 from phi3ov.prompt.tokenizer_files import make_tokenizer, parse_definition, read_stop_ids
 
 from .fakes import (
@@ -209,8 +210,8 @@ def test_roles_out_of_order_are_refused(roles: list[Role], message: str) -> None
 @pytest.mark.parametrize(
     ("role", "content", "message"),
     [
-        ("tool", "a", "role='tool' is not one of system, user, assistant"),
-        ("user", 5, "content=5 of the user message is no string"),
+        ("function", "a", "role='function' is not one of system, user, assistant, tool"),
+        ("user", 5, "content=5 of the user message is not a string"),
         ("user", "ab\ud800", "lone surrogate at index 2"),
     ],
 )

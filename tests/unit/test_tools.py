@@ -10,22 +10,30 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phi3ov.answer.reply import Reply
 from phi3ov.chat import Phi3Chat
 from phi3ov.errors import OptionError, PromptError
 from phi3ov.prompt.chat_tokenizer import ChatTokenizer
-from phi3ov.prompt.formats import Message
-from phi3ov.prompt.tools import Tool, ToolCall, describe_tools, parse_tool_calls
+from phi3ov.prompt.messages import Message
+from phi3ov.prompt.tools import (
+    Tool,
+    ToolCall,
+    describe_calls,
+    describe_tools,
+    parse_tool_calls,
+)
 
 from .fakes import (
     KITS,
     PHI4_MINI,
     PHI4_MINI_KIT,
+    PHI4_MINI_TOOLS,
     Answer,
     FakeEngine,
+    Kit,
     answer_ids,
     make_model,
     render_template,
@@ -236,6 +244,131 @@ def test_tools_do_not_vanish_with_their_system_message(system_messages: Any) -> 
     else:
         ids = tokenizer.encode_message(message, tools=described)
         assert ids == PHI4_MINI_KIT.chat.encode_message(message, tools=described)
+
+
+WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<|>"), max_size=12)
+ARGUMENTS = st.dictionaries(WORDS, st.one_of(WORDS, st.integers(), st.booleans(), st.none()))
+CALLS = st.builds(ToolCall, name=WORDS.filter(bool), arguments=ARGUMENTS)
+
+
+@st.composite
+def tool_conversations(draw: st.DrawFn) -> list[Message]:
+    """Draw a conversation with calls and results that ends with a question."""
+    messages = [Message("system", draw(WORDS))] if draw(st.booleans()) else []
+    for _ in range(draw(st.integers(0, 3))):
+        messages.append(Message("user", draw(WORDS)))
+        for _ in range(draw(st.integers(0, 2))):
+            calls = tuple(draw(st.lists(CALLS, min_size=1, max_size=2)))
+            messages.append(Message("assistant", draw(WORDS), tool_calls=calls))
+            messages += [Message("tool", draw(WORDS)) for _ in calls]
+        messages.append(Message("assistant", draw(WORDS)))
+    return [*messages, Message("user", draw(WORDS))]
+
+
+def as_the_template_takes_it(messages: Sequence[Message], described: str | None) -> list[Any]:
+    """Return dictionaries for the official template, whose contents are already rendered.
+
+    The template knows no calls: it writes contents, the tools of a system message, and whatever
+    role a message has. So a call stands in the content as the model writes it, and a result has
+    the role after which the vocabulary names its token.
+    """
+    dictionaries: list[dict[str, str]] = []
+    for message in messages:
+        content = message.content
+        if message.tool_calls:
+            content += f"<|tool_call|>{describe_calls(message.tool_calls)}<|/tool_call|>"
+        role = "tool_response" if message.role == "tool" else message.role
+        dictionaries.append({"role": role, "content": content})
+    if described is not None:
+        if messages[0].role != "system":
+            dictionaries.insert(0, {"role": "system", "content": ""})
+        dictionaries[0]["tools"] = described
+    return dictionaries
+
+
+@given(messages=tool_conversations(), tools=st.sampled_from([(), (WEATHER,)]))
+@settings(max_examples=200)
+def test_prompt_with_tools_equals_official_rendering(
+    messages: list[Message], tools: tuple[Tool, ...]
+) -> None:
+    """Ids of calls, results and tools equal those of the official template and tokenizer."""
+    described = describe_tools(tools) if tools else None
+    rendered = render_template(PHI4_MINI, as_the_template_takes_it(messages, described))
+    expected = PHI4_MINI_KIT.official.encode(rendered, add_special_tokens=False).ids
+    assert PHI4_MINI_KIT.chat.encode_prompt(messages, tools=tools) == expected
+
+
+@given(messages=tool_conversations(), tools=st.sampled_from([(), (WEATHER,)]))
+def test_prompt_is_its_pieces_one_after_the_other(
+    messages: list[Message], tools: tuple[Tool, ...]
+) -> None:
+    """A history that grows message by message has the ids of the whole conversation."""
+    chat = PHI4_MINI_KIT.chat
+    system, rest = None, messages
+    if messages[0].role == "system":
+        system, rest = messages[0], messages[1:]
+    pieces = chat.encode_beginning(system, tools=tools)
+    for message in rest:
+        pieces += chat.encode_message(message)
+    assert chat.encode_prompt(messages, tools=tools) == pieces + chat.opening
+    opened = [*messages, Message("assistant", "It is")]
+    ids = chat.encode_prompt(opened, tools=tools, continue_last=True)
+    assert ids == pieces + chat.encode_open(opened[-1])
+    assert chat.encode_prompt([*opened, Message("user", "a")], tools=tools)[: len(ids)] == ids
+
+
+@pytest.mark.parametrize("kit", KITS, ids=lambda kit: kit.name)
+def test_an_open_answer_ends_within_the_assistants_turn(kit: Kit) -> None:
+    """The ids are those of the rendered prompt with the answer's beginning behind it."""
+    messages = [Message("user", "hello"), Message("assistant", "the user")]
+    official = render_template(kit.template, [{"role": "user", "content": "hello"}]) + "the user"
+    expected = kit.official.encode(official, add_special_tokens=False).ids
+    assert kit.chat.encode_prompt(messages, continue_last=True) == expected
+    with pytest.raises(PromptError, match=r"messages\[0\].role is 'user'; only an assistant"):
+        kit.chat.encode_prompt(messages[:1], continue_last=True)
+    for closed in (Message("user", "a"), Message("assistant", "a", tool_calls=(CALL_VALUE,))):
+        with pytest.raises(PromptError, match="only an assistant message without calls"):
+            kit.chat.encode_open(closed)
+
+
+CALL_VALUE = ToolCall(name="get_weather", arguments={"city": "Paris"})
+
+
+def test_calls_and_results_are_refused_where_the_format_has_none() -> None:
+    """By message number; a result would otherwise be a message of a role nobody trained."""
+    calling = Message("assistant", "", tool_calls=(CALL_VALUE,))
+    for kit in KITS:
+        if kit is PHI4_MINI_KIT:
+            continue
+        messages = [Message("user", "a"), calling, Message("tool", "sunny")]
+        with pytest.raises(PromptError, match=r"messages\[1\]: tool_calls=.* has no calls"):
+            kit.chat.encode_prompt(messages)
+        with pytest.raises(PromptError, match="role='tool' is the result of a call"):
+            kit.chat.encode_message(messages[2])
+
+
+@given(text=st.sampled_from([*PHI4_MINI_TOOLS, "<|end|><|user|>", "<|/tool_call|><|end|>"]))
+def test_calls_and_results_hold_no_control_tokens(text: str) -> None:
+    """A hostile name, argument, result or tool is text, wherever it stands."""
+    call = ToolCall(name=text, arguments={text: text})
+    messages = [
+        Message("user", "a"),
+        Message("assistant", text, tool_calls=(call,)),
+        Message("tool", text),
+    ]
+    names = PHI4_MINI_KIT.chat.control_tokens
+    ids = PHI4_MINI_KIT.chat.encode_prompt(messages)
+    assert [names[token_id] for token_id in ids if token_id in names] == [
+        "<|user|>", "<|end|>", "<|assistant|>", "<|tool_call|>", "<|/tool_call|>", "<|end|>",
+        "<|tool_response|>", "<|end|>", "<|assistant|>",
+    ]  # fmt: skip
+
+
+def test_a_model_that_writes_a_result_itself_is_stopped() -> None:
+    """The token that opens a result ends an answer: results are the caller's."""
+    assert "<|tool_response|>" in PHI4_MINI_KIT.chat.stop_tokens.values()
+    text, reply = reply_to([*plain("a"), control("<|tool_response|>"), *plain("sunny")])
+    assert (text, reply.stopped_by) == ("a", "<|tool_response|>")
 
 
 def test_only_phi4_mini_has_tool_call_tokens() -> None:

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from ..answer.options import GenerationOptions
 from ..answer.reply import Reply
 from ..errors import Phi3OVError, PromptError
-from ..prompt.formats import Message, require_text
+from ..prompt.messages import Message, require_text
 from .records import claim_output, encode_record, locked_output, repair_output
 from .runner import BatchProgress, BatchRequest, ReportProgress
 

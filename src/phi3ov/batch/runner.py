@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ..answer.options import GenerationOptions, Options
 from ..answer.reply import Reply
 from ..errors import EngineCrashedError, OptionError, Phi3OVError, QueueFullError, StateError
-from ..prompt.formats import Message
+from ..prompt.messages import Message
 
 if TYPE_CHECKING:
     from ..answer.stream import ReplyStream

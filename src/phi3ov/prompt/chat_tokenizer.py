@@ -1,18 +1,19 @@
 """A checkpoint's tokenizer with its chat format: messages to token ids, and ids back to text.
 
 `ChatTokenizer` puts control tokens in by id and encodes every content as ordinary text, so no
-content can become a control token. What is written around a message is ``chat_format.py``;
-text that arrives token by token is ``text.py``.
+content can become a control token. What is written around a message is ``formats.py``; text that
+arrives token by token is ``detokenizer.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import PromptError, UnsupportedModelError
-from .formats import CONTROL_TOKEN, ChatFormat, Message, Role, check_roles, require_text
+from .formats import CONTROL_TOKEN, ChatFormat
+from .messages import Message, check_order, require_text
 from .tokenizer_files import (
     byte_tokens,
     is_control,
@@ -21,6 +22,7 @@ from .tokenizer_files import (
     read_eos_token,
     read_stop_ids,
 )
+from .tools import Tool, describe_calls, describe_tools
 
 if TYPE_CHECKING:
     from tokenizers.decoders import DecodeStream
@@ -105,19 +107,65 @@ class ChatTokenizer:
                 f"{folder}: the files of its tokenizer cannot be read: {error!r}."
             ) from error
 
-    def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
+    def encode_prompt(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] = (),
+        continue_last: bool = False,
+    ) -> list[int]:
         """Return the ids of a whole conversation with the assistant's turn opened.
 
+        These are the ids of its pieces, one after the other: `encode_beginning`,
+        `encode_message` of each message after the system message, and `opening` (or
+        `encode_open`).
+
+        Args:
+            messages: The conversation.
+            tools: What the model may call. Without a system message, an empty one holds them.
+            continue_last: The last message is the beginning of the assistant's answer, and the
+                ids end behind it, within the assistant's turn.
+
         Raises:
-            PromptError: The roles are in no order that can be answered; the format's own
-                template drops system messages and there is one.
+            PromptError: The order is not one that can be answered, or the format has no place
+                for a message, a call, a result or tools.
         """
-        check_roles(messages)
-        ids = [token_id for message in messages for token_id in self.encode_message(message)]
-        return self.prefix + ids + self.opening
+        check_order(messages, ends_with="answer" if continue_last else "question")
+        system = messages[0] if messages[0].role == "system" else None
+        ids = self.encode_beginning(system, tools=tools)
+        first = 0 if system is None else 1
+        last = len(messages) - 1 if continue_last else len(messages)
+        for number in range(first, last):
+            try:
+                ids += self.encode_message(messages[number])
+            except PromptError as error:
+                raise PromptError(f"messages[{number}]: {error}") from error
+        return ids + (self.encode_open(messages[-1]) if continue_last else self.opening)
+
+    def encode_beginning(
+        self, system: Message | None = None, *, tools: Sequence[Tool] = ()
+    ) -> list[int]:
+        """Return the ids before the first user message: prefix, system message and tools.
+
+        Args:
+            system: The system message; None for none.
+            tools: What the model may call; they stand in the system message, which is empty if
+                ``system`` is None.
+
+        Raises:
+            PromptError: As for `encode_message`.
+            OptionError: A value in ``tools`` is not a `Tool`.
+        """
+        if system is None and not tools:
+            return self.prefix
+        described = describe_tools(tools) if tools else None
+        return self.prefix + self.encode_message(system or Message("system", ""), tools=described)
 
     def encode_message(self, message: Message, *, tools: str | None = None) -> list[int]:
         """Return the ids of one message, from its header to its footer.
+
+        The calls of an assistant message stand behind its content as the model writes them. A
+        tool message has the header that the checkpoint's vocabulary holds for results.
 
         Args:
             message: The message.
@@ -140,13 +188,27 @@ class ChatTokenizer:
                     + ("Leave tools out." if every else "Give a system message with text.")
                 )
             raise PromptError(
-                "This checkpoint's own chat template drops system messages without a word, so "
+                "This checkpoint's own chat template drops system messages without an error, so "
                 "the model was not trained to follow one. Put the text into the first user "
-                "message; phi3ov does not drop it in silence."
+                "message; phi3ov does not drop it."
             )
-        header = self._segments(self.format.header.format(role=message.role))
         footer = self._segments(self.format.footer)
-        return self._encode_segments([*header, message.content, *described, *footer])
+        return self._encode_segments(
+            [*self._open_segments(message), *described, *self._call_segments(message), *footer]
+        )
+
+    def encode_open(self, message: Message) -> list[int]:
+        """Return the ids of an assistant message that the model shall continue: without footer.
+
+        Raises:
+            PromptError: The message is not the assistant's, or has calls.
+        """
+        if message.role != "assistant" or message.tool_calls:
+            raise PromptError(
+                f"role={message.role!r} with {len(message.tool_calls)} calls: only an assistant "
+                "message without calls can be continued."
+            )
+        return self._encode_segments(self._open_segments(message))
 
     @property
     def prefix(self) -> list[int]:
@@ -204,6 +266,17 @@ class ChatTokenizer:
         """Feed ``token_ids`` to ``stream``; return the text that became certain."""
         return stream.step(self._decoder, token_ids) or ""
 
+    def _open_segments(self, message: Message) -> list[int | str]:
+        """Return header and content of a message."""
+        role = self.format.header_role(message.role)
+        if role is None:
+            raise PromptError(
+                f"role='tool' is the result of a call, but the chat format {self.format.name!r} "
+                "has no calls: of the family only Phi-4-mini was trained to call tools. Put the "
+                "result into a user message."
+            )
+        return [*self._segments(self.format.header.format(role=role)), message.content]
+
     def _tool_segments(self, tools: str | None) -> list[int | str]:
         if tools is None:
             return []
@@ -214,6 +287,18 @@ class ChatTokenizer:
             )
         before, after = (self._control[token]["id"] for token in self.format.tool_list)
         return [before, tools, after]
+
+    def _call_segments(self, message: Message) -> list[int | str]:
+        if not message.tool_calls:
+            return []
+        if self.tool_call_ids is None:
+            raise PromptError(
+                f"tool_calls={message.tool_calls!r:.80}: the chat format {self.format.name!r} has "
+                "no calls: of the family only Phi-4-mini was trained to call tools. Leave them "
+                "out, or put them into the content as text."
+            )
+        before, after = self.tool_call_ids
+        return [before, describe_calls(message.tool_calls), after]
 
     @property
     def tool_call_ids(self) -> tuple[int, int] | None:
@@ -256,7 +341,7 @@ class ChatTokenizer:
     def _check_format_tokens(self) -> None:
         needed = {
             token
-            for role in get_args(Role)
+            for role in self.format.roles
             for token in CONTROL_TOKEN.findall(
                 self.format.prefix + self.format.header.format(role=role) + self.format.footer
             )
@@ -287,7 +372,7 @@ class ChatTokenizer:
     def _find_stop_tokens(self, stop_ids: Sequence[int], eos_token: str | None) -> dict[int, str]:
         """Unite the configured stop ids with the tokens that end a message or start the next."""
         names = {"<|endoftext|>", eos_token or ""} & self._control.keys()
-        for role in get_args(Role):
+        for role in self.format.roles:
             names.update(CONTROL_TOKEN.findall(self.format.header.format(role=role)))
         names.update(CONTROL_TOKEN.findall(self.format.footer))
         stops = {self._control[name]["id"]: name for name in names}

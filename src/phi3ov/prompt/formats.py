@@ -10,87 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
-from ..errors import PromptError, UnsupportedModelError
-
-Role = Literal["system", "user", "assistant"]
-"""Who a message is from."""
+from ..errors import UnsupportedModelError
+from .messages import Role
 
 RenderTemplate = Callable[[list[dict[str, str]]], str]
 """A checkpoint's own chat template: messages to prompt string, assistant turn opened."""
 
 CONTROL_TOKEN = re.compile(r"<\|[a-z_/]+\|>|<s>")
 """How control tokens look inside a `ChatFormat`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One message of a conversation.
-
-    Raises:
-        PromptError: The role is none of ``system``, ``user`` and ``assistant``, or the content
-            is not a string.
-    """
-
-    role: Role
-    content: str
-
-    def __post_init__(self) -> None:
-        if self.role not in get_args(Role):
-            raise PromptError(f"role={self.role!r} is not one of {', '.join(get_args(Role))}.")
-        if not isinstance(self.content, str):
-            raise PromptError(f"content={self.content!r} of the {self.role} message is no string.")
-        require_text(f"{self.role} message", self.content)
-
-
-def require_text(what: str, text: str) -> None:
-    """Check that ``text`` is text that can be encoded.
-
-    Raises:
-        PromptError: It holds a lone surrogate.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise PromptError(
-            f"The {what} holds a lone surrogate at index {error.start}, which is no text. Decode "
-            "its source as UTF-8 with errors='replace'."
-        ) from error
-
-
-def check_roles(messages: Sequence[Message]) -> None:
-    """Check that ``messages`` can be answered: system? (user assistant)* user.
-
-    Raises:
-        PromptError: There are none, one is no `Message`, or a role stands where it cannot.
-    """
-    if isinstance(messages, str) or not isinstance(messages, Sequence):
-        raise PromptError(
-            f"messages={messages!r:.80} is of type {type(messages).__name__}, not a list of "
-            "Message, such as [Message('user', 'Hello')]."
-        )
-    for position, message in enumerate(messages):
-        if not isinstance(message, Message):
-            raise PromptError(
-                f"messages[{position}]={message!r:.80} is of type {type(message).__name__}, not a "
-                "Message, such as Message('user', 'Hello')."
-            )
-    if not messages:
-        raise PromptError("The conversation is empty. Give at least one user message.")
-    turns = messages[1:] if messages[0].role == "system" else messages
-    for index, message in enumerate(turns):
-        expected = ("user", "assistant")[index % 2]
-        if message.role != expected:
-            position = index + len(messages) - len(turns)
-            raise PromptError(
-                f"messages[{position}].role is {message.role!r} where {expected!r} must stand: an "
-                "optional system message, then user and assistant in turn."
-            )
-    if not turns or turns[-1].role != "user":
-        raise PromptError(
-            f"The last message has the role {messages[-1].role!r}; it must be the user's."
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +36,7 @@ class ChatFormat:
         tool_list: Tokens around the tool descriptions at the end of the system message; None
             for a model that was trained without tools.
         tool_call: Tokens around the calls in an answer; None likewise.
+        tool_result: Role in the header of a call's result; None likewise.
     """
 
     name: str
@@ -116,6 +46,17 @@ class ChatFormat:
     prefix: str = ""
     tool_list: tuple[str, str] | None = None
     tool_call: tuple[str, str] | None = None
+    tool_result: str | None = None
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Every role that the format writes into a header."""
+        results = () if self.tool_result is None else (self.tool_result,)
+        return ("system", "user", "assistant", *results)
+
+    def header_role(self, role: Role) -> str | None:
+        """Return what the header says for ``role``; None if the format has nothing for it."""
+        return self.tool_result if role == "tool" else role
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """Write ``messages`` as one string, as the checkpoint's own template does."""
@@ -149,6 +90,7 @@ _SHAPES = (
         footer="<|end|>",
         tool_list=("<|tool|>", "<|/tool|>"),
         tool_call=("<|tool_call|>", "<|/tool_call|>"),
+        tool_result="tool_response",
     ),
     ChatFormat(name="phi4-mini without tools", header="<|{role}|>", footer="<|end|>"),
     ChatFormat(name="phi4", header="<|im_start|>{role}<|im_sep|>", footer="<|im_end|>"),

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import OptionError
+from ..errors import OptionError, PromptError
 from ..plain_json import plain_json
 
 
@@ -34,7 +34,7 @@ class Tool:
 
     name: str
     description: str
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if self.name == "":
@@ -60,11 +60,39 @@ class ToolCall:
 
     Attributes:
         name: The tool's name, as the model wrote it: check that you offered it.
-        arguments: The arguments, as the model wrote them: check them before use.
+        arguments: The arguments, as the model wrote them: check them before use. A mapping of any
+            kind; the call keeps a copy of it in plain dictionaries and lists.
+        id: A label for the caller that ties a result to its call, as in OpenAI's protocol. The
+            model neither reads nor writes it.
+
+    Raises:
+        PromptError: The name is empty or not text, the id likewise, or the arguments are nothing
+            that JSON can hold.
     """
 
     name: str
-    arguments: Mapping[str, Any]
+    arguments: Mapping[str, Any] = field(hash=False)
+    id: str | None = None
+
+    def __post_init__(self) -> None:
+        for field_name in ("name", "id"):
+            label = getattr(self, field_name)
+            if label is None and field_name == "id":
+                continue
+            if not isinstance(label, str) or not label:
+                raise PromptError(
+                    f"{field_name}={label!r:.80} of a call must be a string that is not empty."
+                )
+        if not isinstance(self.arguments, Mapping):
+            raise PromptError(
+                f"arguments={self.arguments!r:.80} of a call is of type "
+                f"{type(self.arguments).__name__}, not a mapping."
+            )
+        try:
+            plain_json([self.name, self.id])
+            object.__setattr__(self, "arguments", plain_json(self.arguments))
+        except ValueError as error:
+            raise PromptError(f"The call of {self.name!r:.80} cannot be JSON: {error}.") from error
 
 
 def describe_tools(tools: Sequence[Tool]) -> str:
@@ -90,8 +118,24 @@ def describe_tools(tools: Sequence[Tool]) -> str:
     return json.dumps(values, ensure_ascii=False)
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON, though Python reads it")
+def describe_calls(calls: Sequence[ToolCall]) -> str:
+    """Return calls as the JSON that Phi-4-mini writes between its tool-call tokens.
+
+    Example:
+        >>> describe_calls([ToolCall(name="now", arguments={"zone": "UTC"})])
+        '[{"name": "now", "arguments": {"zone": "UTC"}}]'
+    """
+    values = [{"name": call.name, "arguments": call.arguments} for call in calls]
+    return json.dumps(values, ensure_ascii=False)
+
+
+def refuse_constant(name: str) -> None:
+    """Refuse NaN and infinities, for the ``parse_constant`` of ``json.loads``.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(f"{name} is not JSON, although Python reads it")
 
 
 def parse_tool_calls(text: str) -> tuple[ToolCall, ...] | None:
@@ -102,14 +146,14 @@ def parse_tool_calls(text: str) -> tuple[ToolCall, ...] | None:
 
     Example:
         >>> parse_tool_calls('[{"name": "now", "arguments": {}}]')
-        (ToolCall(name='now', arguments={}),)
+        (ToolCall(name='now', arguments={}, id=None),)
         >>> parse_tool_calls("let me think") is None
         True
     """
     stripped = text.strip()
     try:
         listed = stripped if stripped.startswith("[") else f"[{stripped}]"
-        values = json.loads(listed, parse_constant=_refuse_constant)
+        values = json.loads(listed, parse_constant=refuse_constant)
     except (ValueError, RecursionError):
         return None
     calls = []
@@ -119,5 +163,8 @@ def parse_tool_calls(text: str) -> tuple[ToolCall, ...] | None:
         arguments = value.get("arguments")
         if not isinstance(arguments, dict):
             return None
-        calls.append(ToolCall(name=value["name"], arguments=arguments))
+        try:
+            calls.append(ToolCall(name=value["name"], arguments=arguments))
+        except PromptError:  # an empty name, a lone surrogate, a number beyond JSON's
+            return None
     return tuple(calls) or None

@@ -21,7 +21,7 @@ from ..errors import ExportError, MissingDependencyError, OptionError, Phi3OVErr
 from ..exporter.calibration import evaluation_text
 from ..exporter.checkpoint import Checkpoint
 from ..prompt.chat_tokenizer import ChatTokenizer
-from ..prompt.formats import Message
+from ..prompt.messages import Message
 from ..runtime.config import RuntimeConfig
 from .logits import EXACT, ExportedModel, Logits, SourceModel
 

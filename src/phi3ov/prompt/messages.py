@@ -1,0 +1,425 @@
+"""Messages of a conversation: their type, their order, and OpenAI-shaped dictionaries as input.
+
+`Message` is the value that the library works with. `read_messages` also accepts the dictionaries
+that clients of OpenAI's protocol send, and refuses what no prompt can hold by message number and
+field. How a message becomes token ids is ``chat_tokenizer.py``.
+
+Three fields are for the caller and never part of a prompt, because no chat template of the
+family writes them: ``name``, ``tool_call_id`` and the ids of calls. They are checked, so that a
+result belongs to its call.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Literal, Required, TypedDict, get_args
+
+from ..errors import PromptError
+from .tools import ToolCall, refuse_constant
+
+Role = Literal["system", "user", "assistant", "tool"]
+"""Who a message is from; ``tool`` is the result of a call."""
+
+Ending = Literal["question", "answer", "history"]
+"""How a conversation ends: with a ``question`` (of the user, or a tool's result) that the model
+answers; with the beginning of an ``answer`` that the model continues; or as a ``history``: with a
+whole answer, a system message, or empty."""
+
+_ROLES: frozenset[str] = frozenset(get_args(Role))
+_FIELDS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id"})
+_THOUGHTS = frozenset({"reasoning", "reasoning_content"})
+"""Fields of an assistant message in which servers return thoughts. Prompts leave thoughts out, as
+the cards of the reasoning models ask."""
+
+
+class TextPart(TypedDict):
+    """A part of a content in OpenAI's protocol; parts are joined by line breaks."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatFunction(TypedDict):
+    """Name and arguments of a call in OpenAI's protocol; the arguments are JSON as a string."""
+
+    name: str
+    arguments: str
+
+
+class ChatToolCall(TypedDict):
+    """A call in OpenAI's protocol."""
+
+    id: str
+    type: Literal["function"]
+    function: ChatFunction
+
+
+class ChatMessage(TypedDict, total=False):
+    """A message as a dictionary in OpenAI's protocol, for type checkers; see `read_messages`."""
+
+    role: Required[Literal["system", "developer", "user", "assistant", "tool"]]
+    content: str | Sequence[TextPart] | None
+    name: str | None
+    tool_calls: Sequence[ChatToolCall] | None
+    tool_call_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation.
+
+    Attributes:
+        role: Who it is from.
+        content: Its text. Empty where an assistant only calls tools.
+        tool_calls: The calls of an assistant message, in order.
+        tool_call_id: The `ToolCall.id` that a tool message answers. None for the next call that
+            has no result yet.
+        name: A label for the caller, never part of a prompt. Of a tool message: the tool's name.
+
+    Raises:
+        PromptError: The role is unknown, the content is not a string or holds a lone surrogate,
+            or a field does not belong to the role.
+
+    Example:
+        >>> Message("user", "Hello")
+        Message(role='user', content='Hello')
+    """
+
+    role: Role
+    content: str
+    _: KW_ONLY
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.role not in _ROLES:
+            raise PromptError(f"role={self.role!r:.80} is not one of {', '.join(get_args(Role))}.")
+        if not isinstance(self.content, str):
+            raise PromptError(
+                f"content={self.content!r:.80} of the {self.role} message is not a string."
+            )
+        require_text(f"content of the {self.role} message", self.content)
+        if self.tool_calls != ():
+            self._check_calls()
+        for field_name in ("tool_call_id", "name"):
+            label = getattr(self, field_name)
+            if label is not None:
+                _check_label(field_name, label)
+        if self.tool_call_id is not None and self.role != "tool":
+            raise PromptError(
+                f"tool_call_id={self.tool_call_id!r:.80} belongs to a tool message, and this is "
+                f"the message of role {self.role!r}. Leave it out."
+            )
+
+    def _check_calls(self) -> None:
+        calls = self.tool_calls
+        if not isinstance(calls, tuple | list) or not all(
+            isinstance(call, ToolCall) for call in calls
+        ):
+            raise PromptError(f"tool_calls={calls!r:.80} must be a tuple of ToolCall.")
+        if self.role != "assistant":
+            raise PromptError(
+                f"tool_calls={calls!r:.80} belong to an assistant message, and this is the message "
+                f"of role {self.role!r}. Leave them out."
+            )
+        object.__setattr__(self, "tool_calls", tuple(calls))
+        ids = [call.id for call in calls if call.id is not None]
+        if len(set(ids)) < len(ids):
+            raise PromptError(f"tool_calls have the ids {ids!r:.80}; each must differ.")
+
+    def __repr__(self) -> str:
+        extras = "".join(
+            f", {name}={value!r}"
+            for name, value in (
+                ("tool_calls", self.tool_calls),
+                ("tool_call_id", self.tool_call_id),
+                ("name", self.name),
+            )
+            if value is not None and value != ()
+        )
+        return f"Message(role={self.role!r}, content={self.content!r}{extras})"
+
+
+def require_text(what: str, text: str) -> None:
+    """Check that ``text`` can be encoded.
+
+    Raises:
+        PromptError: It holds a lone surrogate.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"The {what} holds a lone surrogate at index {error.start}, which is not text. Decode "
+            "its source as UTF-8 with errors='replace'."
+        ) from error
+
+
+def read_messages(
+    messages: Sequence[Message | Mapping[str, object]], *, ends_with: Ending = "question"
+) -> tuple[Message, ...]:
+    """Return a conversation as `Message` values, checked for content and order.
+
+    A dictionary has the fields of `ChatMessage`. ``developer`` is read as ``system``, ``null``
+    and an empty list as absent, text parts are joined by line breaks, and thoughts of an earlier
+    answer (``reasoning``, ``reasoning_content``) are left out. Everything else is refused.
+
+    Args:
+        messages: The conversation, oldest message first.
+        ends_with: How it must end.
+
+    Returns:
+        The same conversation.
+
+    Raises:
+        PromptError: A message cannot be read, a user's message is empty, or the order is not one
+            that a model can answer. The text begins with the message's number and field, such as
+            ``messages[3].content``.
+
+    Example:
+        >>> read_messages([{"role": "user", "content": [{"type": "text", "text": "Hello"}]}])
+        (Message(role='user', content='Hello'),)
+        >>> read_messages([{"role": "user", "content": "Hello", "images": ["a.png"]}])
+        Traceback (most recent call last):
+            ...
+        phi3ov.errors.PromptError: messages[0].images=['a.png'] is not a field that a prompt can \
+hold. Fields: content, name, role, tool_call_id, tool_calls.
+    """
+    _require_list(messages)
+    read = tuple(
+        message if isinstance(message, Message) else _read_message(number, message)
+        for number, message in enumerate(messages)
+    )
+    check_order(read, ends_with=ends_with)
+    for number, message in enumerate(read):
+        if message.role == "user" and not message.content:
+            raise PromptError(f"messages[{number}].content is empty. Give the user's text.")
+    return read
+
+
+def check_order(messages: Sequence[Message], *, ends_with: Ending = "question") -> None:
+    """Check that a model can read ``messages`` in this order.
+
+    An optional system message comes first, then turns: a user's message and the assistant's
+    answer. An answer with calls may be followed by the result of each call, in the calls' order,
+    and the next answer; or by a user's message.
+
+    Raises:
+        PromptError: A value is not a `Message`, a role is in the wrong place, a result has no
+            call, or the end is not the one that ``ends_with`` names.
+    """
+    _require_list(messages)
+    waiting: list[ToolCall] = []  # calls without a result
+    answering = False  # whether the last message is a result
+    expected: tuple[str, ...] = ("user", "system")
+    for number, message in enumerate(messages):
+        if not isinstance(message, Message):
+            raise PromptError(
+                f"messages[{number}]={message!r:.80} is of type {type(message).__name__}, not a "
+                "Message, such as Message('user', 'Hello')."
+            )
+        role = message.role
+        if role == "tool":
+            _check_result(number, message, waiting)
+            waiting = waiting[1:]
+            answering = True
+            expected = ("tool",) if waiting else ("assistant",)
+            continue
+        if answering and waiting:
+            raise PromptError(
+                f"messages[{number}].role is {role!r} where 'tool' must stand: the call of "
+                f"{waiting[0].name!r:.80} has no result yet. Give a result to every call or to "
+                "none."
+            )
+        if role not in expected:
+            raise PromptError(
+                f"messages[{number}].role is {role!r} where {expected[0]!r} must stand: an "
+                "optional system message, then user and assistant in turn."
+            )
+        answering = False
+        waiting = list(message.tool_calls)
+        expected = ("assistant",) if role == "user" else ("user",)
+    _check_end(messages, ends_with, open_calls=answering and bool(waiting))
+
+
+def _check_result(number: int, message: Message, waiting: Sequence[ToolCall]) -> None:
+    where = f"messages[{number}]"
+    if not waiting:
+        raise PromptError(
+            f"{where}.role is 'tool', and no call before it waits for a result. A result follows "
+            "the assistant message whose tool_calls hold its call."
+        )
+    call = waiting[0]
+    if message.tool_call_id is not None and message.tool_call_id != call.id:
+        raise PromptError(
+            f"{where}.tool_call_id={message.tool_call_id!r:.80} is not the id {call.id!r:.80} of "
+            "the next call without a result. Give the results in the order of the calls: the chat "
+            "format holds no ids."
+        )
+    if message.name is not None and message.name != call.name:
+        raise PromptError(
+            f"{where}.name={message.name!r:.80} is not the name {call.name!r:.80} of the call that "
+            "it answers."
+        )
+
+
+def _check_end(messages: Sequence[Message], ends_with: Ending, *, open_calls: bool) -> None:
+    if open_calls:
+        raise PromptError(
+            f"messages[{len(messages) - 1}] is not the last result: an earlier call has none yet. "
+            "Give a result to every call or to none."
+        )
+    last = messages[-1].role if messages else None
+    if ends_with == "history":
+        if last in ("user", "tool"):
+            raise PromptError(
+                f"messages[{len(messages) - 1}].role is {last!r}; a history ends with the "
+                "assistant's answer. Give the last question to the call that generates."
+            )
+        return
+    if last is None:
+        raise PromptError("The conversation is empty. Give at least one user message.")
+    number = len(messages) - 1
+    if ends_with == "answer":
+        if last != "assistant":
+            raise PromptError(
+                f"messages[{number}].role is {last!r}; only an assistant message can be continued."
+            )
+        if messages[-1].tool_calls:
+            raise PromptError(
+                f"messages[{number}].tool_calls are complete; an answer with calls cannot be "
+                "continued."
+            )
+    elif last not in ("user", "tool"):
+        raise PromptError(
+            f"messages[{number}].role is {last!r}; the last message must be the user's or a "
+            "tool's result."
+        )
+
+
+def _require_list(messages: object) -> None:
+    if isinstance(messages, str) or not isinstance(messages, Sequence):
+        raise PromptError(
+            f"messages={messages!r:.80} is of type {type(messages).__name__}, not a list of "
+            "messages, such as [Message('user', 'Hello')]."
+        )
+
+
+def _check_label(field_name: str, label: object) -> None:
+    if not isinstance(label, str) or not label:
+        raise PromptError(f"{field_name}={label!r:.80} must be a string that is not empty.")
+    require_text(field_name, label)
+
+
+def _read_message(number: int, fields: object) -> Message:
+    """Read one dictionary of OpenAI's protocol."""
+    where = f"messages[{number}]"
+    if not isinstance(fields, Mapping):
+        raise PromptError(
+            f"{where}={fields!r:.80} is of type {type(fields).__name__}, not a Message or a "
+            "dictionary, such as {'role': 'user', 'content': 'Hello'}."
+        )
+    given = {name: value for name, value in fields.items() if value is not None and value != []}
+    role = given.get("role")
+    if role == "developer":
+        role = "system"
+    if not isinstance(role, str) or role not in _ROLES:
+        raise PromptError(
+            f"{where}.role={fields.get('role')!r:.80} is not one of system, developer, user, "
+            "assistant, tool."
+        )
+    for name in given.keys() - _FIELDS:
+        if name in _THOUGHTS and role == "assistant":
+            continue
+        raise PromptError(
+            f"{where}.{name}={given[name]!r:.80} is not a field that a prompt can hold. Fields: "
+            f"{', '.join(sorted(_FIELDS))}."
+        )
+    calls = _read_calls(where, given.get("tool_calls", ()))
+    if "content" not in given and not calls and fields.get("content") != []:
+        raise PromptError(f"{where}.content is missing. Give a string, or a list of text parts.")
+    try:
+        return Message(
+            role=role,  # type: ignore[arg-type]  # compared with _ROLES above
+            content=_read_content(where, given.get("content", "")),
+            tool_calls=calls,
+            tool_call_id=given.get("tool_call_id"),
+            name=given.get("name"),
+        )
+    except PromptError as error:
+        raise PromptError(f"{where}: {error}") from error
+
+
+def _read_content(where: str, content: object) -> str:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list | tuple):
+        raise PromptError(
+            f"{where}.content={content!r:.80} is not a string or a list of text parts."
+        )
+    texts = []
+    for index, part in enumerate(content):
+        here = f"{where}.content[{index}]"
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind != "text":
+            raise PromptError(
+                f"{here}={part!r:.80} is not a text part: the models of this family read text "
+                "only. Give {'type': 'text', 'text': ...}."
+            )
+        given = {name: value for name, value in part.items() if value is not None}
+        unknown = sorted(map(str, given.keys() - {"type", "text"}))
+        if unknown:
+            raise PromptError(f"{here}.{unknown[0]} is not a field of a text part.")
+        if not isinstance(given.get("text"), str):
+            raise PromptError(f"{here}.text={given.get('text')!r:.80} is not a string.")
+        texts.append(given["text"])
+    return "\n".join(texts)
+
+
+def _read_calls(where: str, values: object) -> tuple[ToolCall, ...]:
+    if not isinstance(values, list | tuple):
+        raise PromptError(f"{where}.tool_calls={values!r:.80} is not a list of calls.")
+    return tuple(
+        _read_call(f"{where}.tool_calls[{index}]", value) for index, value in enumerate(values)
+    )
+
+
+def _read_call(here: str, value: object) -> ToolCall:
+    if isinstance(value, ToolCall):
+        return value
+    if not isinstance(value, Mapping):
+        raise PromptError(f"{here}={value!r:.80} is of type {type(value).__name__}, not a call.")
+    given = {name: part for name, part in value.items() if part is not None and name != "index"}
+    unknown = sorted(map(str, given.keys() - {"id", "type", "function"}))
+    if unknown:
+        raise PromptError(f"{here}.{unknown[0]} is not a field of a call.")
+    if given.get("type", "function") != "function":
+        raise PromptError(f"{here}.type={given['type']!r:.80} is not 'function'.")
+    function = given.get("function")
+    if not isinstance(function, Mapping):
+        raise PromptError(f"{here}.function={function!r:.80} is not a dictionary of a call.")
+    unknown = sorted(map(str, function.keys() - {"name", "arguments"}))
+    if unknown:
+        raise PromptError(f"{here}.function.{unknown[0]} is not a field of a call.")
+    arguments = _read_arguments(f"{here}.function.arguments", function.get("arguments"))
+    try:
+        return ToolCall(name=function.get("name"), arguments=arguments, id=given.get("id"))  # type: ignore[arg-type]  # ToolCall checks
+    except PromptError as error:
+        raise PromptError(f"{here}: {error}") from error
+
+
+def _read_arguments(here: str, arguments: object) -> Mapping[str, object]:
+    """Read the arguments of a call; none at all and an empty string are no arguments."""
+    if arguments is None or arguments == "":
+        return {}
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments, parse_constant=refuse_constant)
+        except (ValueError, RecursionError) as error:
+            raise PromptError(f"{here}={arguments!r:.80} is not JSON: {error}.") from error
+    if not isinstance(arguments, Mapping):
+        raise PromptError(f"{here}={arguments!r:.80} is not a JSON object.")
+    return arguments
