@@ -304,7 +304,7 @@ def _require_list(messages: object) -> None:
     if isinstance(messages, str) or not isinstance(messages, Sequence):
         raise PromptError(
             f"messages={messages!r:.80} is of type {type(messages).__name__}, not a list of "
-            "messages, such as [Message('user', 'Hello')]."
+            "Message values, such as [Message('user', 'Hello')]."
         )
 
 
