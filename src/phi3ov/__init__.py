@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from .exporter.recipes import Int4Compression
     from .loading import load_model
     from .model import Phi3Model
-    from .prompt.messages import ChatMessage, Message
+    from .prompt.dictionaries import ChatMessage
+    from .prompt.messages import Message
     from .prompt.tools import Tool, ToolCall
     from .runtime.config import RuntimeConfig
     from .runtime.devices import (
@@ -113,7 +114,8 @@ _MODULES = {
     "artifact.folder": ("Artifact",),
     "batch.runner": ("BatchProgress", "BatchRequest", "BatchResult"),
     "chat": ("Phi3Chat",),
-    "prompt.messages": ("ChatMessage", "Message"),
+    "prompt.dictionaries": ("ChatMessage",),
+    "prompt.messages": ("Message",),
     "exporter.recipes": ("Int4Compression",),
     "runtime.devices": (
         "DeviceChoice",

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from phi3ov.prompt.chat_tokenizer import RUST_WHITE_SPACE
 from phi3ov.prompt.messages import Message
+from phi3ov.prompt.text_tokenizer import RUST_WHITE_SPACE
 
 from .fakes import (
     KITS,

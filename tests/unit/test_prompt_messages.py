@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phi3ov.errors import Phi3OVError, PromptError
-from phi3ov.prompt.messages import ChatMessage, Ending, Message, check_order, read_messages
+from phi3ov.prompt.dictionaries import ChatMessage, read_messages
+from phi3ov.prompt.messages import Ending, Message, check_order
 from phi3ov.prompt.tools import ToolCall
 
 USER: ChatMessage = {"role": "user", "content": "Hello"}

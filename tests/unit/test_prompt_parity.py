@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phi3ov.errors import PromptError, UnsupportedModelError
-from phi3ov.prompt.chat_tokenizer import RUST_WHITE_SPACE, ChatTokenizer
+from phi3ov.prompt.chat_tokenizer import ChatTokenizer
 from phi3ov.prompt.formats import ChatFormat, recognize_format
 from phi3ov.prompt.messages import Message, Role
+from phi3ov.prompt.text_tokenizer import RUST_WHITE_SPACE
 from phi3ov.prompt.tokenizer_files import make_tokenizer, parse_definition, read_stop_ids
 
 from .fakes import (

@@ -2,40 +2,23 @@
 
 `ChatTokenizer` puts control tokens in by id and encodes every content as ordinary text, so no
 content can become a control token. What is written around a message is ``formats.py``; text that
-arrives token by token is ``detokenizer.py``.
+arrives token by token is ``detokenizer.py``; the tokenizer itself is ``text_tokenizer.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 from ..errors import PromptError, UnsupportedModelError
 from .formats import CONTROL_TOKEN, ChatFormat
-from .messages import Message, check_order, require_text
-from .tokenizer_files import (
-    byte_tokens,
-    is_control,
-    make_tokenizer,
-    parse_definition,
-    read_eos_token,
-    read_stop_ids,
-)
+from .messages import Message, check_order
+from .text_tokenizer import TextTokenizer
+from .tokenizer_files import read_eos_token, read_stop_ids
 from .tools import Tool, describe_calls, describe_tools
 
-if TYPE_CHECKING:
-    from tokenizers.decoders import DecodeStream
 
-RUST_WHITE_SPACE = (
-    "".join(map(chr, [*range(0x09, 0x0E), 0x20, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B)]))
-    + "\u2028\u2029\u202f\u205f\u3000"
-)
-"""Unicode's White_Space property, which the tokenizers library strips beside a control token
-with lstrip or rstrip. Python's own ``str.strip`` takes U+001C to U+001F as well."""
-
-
-class ChatTokenizer:
+class ChatTokenizer(TextTokenizer):
     """A checkpoint's tokenizer with its chat format: messages to ids, ids to text.
 
     Control tokens enter a prompt by id. Contents are encoded by a tokenizer in which every
@@ -43,9 +26,7 @@ class ChatTokenizer:
 
     Attributes:
         format: The chat format.
-        control_tokens: Every control token: id to text.
         stop_tokens: The control tokens that end an answer: id to text.
-        byte_tokens: Ids that stand for one byte each (byte fallback vocabularies).
     """
 
     def __init__(
@@ -69,19 +50,8 @@ class ChatTokenizer:
             UnsupportedModelError: The tokenizer lacks a control token of the format, or is
                 of a kind whose segments cannot be encoded one by one.
         """
-        definition = parse_definition(tokenizer_json)
-        definition |= {"truncation": None, "padding": None}  # some fine-tunes ship theirs
-        added = {token["content"]: token for token in definition.get("added_tokens", [])}
-        control = {text: token for text, token in added.items() if is_control(token)}
+        super().__init__(tokenizer_json)
         self.format = chat_format
-        self.control_tokens: dict[int, str] = {token["id"]: text for text, token in control.items()}
-        self._control = control
-        self._decoder = make_tokenizer(definition)
-        for token in control.values():
-            token["special"] = True
-        self._plain = make_tokenizer(definition)
-        self._plain.encode_special_tokens = True
-        self.byte_tokens: frozenset[int] = byte_tokens(definition)
         self._check_format_tokens()
         self._check_segments()
         self.stop_tokens: dict[int, str] = self._find_stop_tokens(stop_ids, eos_token)
@@ -193,7 +163,7 @@ class ChatTokenizer:
                 "message; phi3ov does not drop it."
             )
         footer = self._segments(self.format.footer)
-        return self._encode_segments(
+        return self.encode_segments(
             [*self._open_segments(message), *described, *self._call_segments(message), *footer]
         )
 
@@ -208,63 +178,22 @@ class ChatTokenizer:
                 f"role={message.role!r} with {len(message.tool_calls)} calls: only an assistant "
                 "message without calls can be continued."
             )
-        return self._encode_segments(self._open_segments(message))
+        return self.encode_segments(self._open_segments(message))
 
     @property
     def prefix(self) -> list[int]:
         """The ids before the first message; empty for most formats."""
-        return self._encode_segments(self._segments(self.format.prefix))
+        return self.encode_segments(self._segments(self.format.prefix))
 
     @property
     def opening(self) -> list[int]:
         """The ids that open the assistant's turn."""
-        return self._encode_segments(self._segments(self.format.header.format(role="assistant")))
+        return self.encode_segments(self._segments(self.format.header.format(role="assistant")))
 
     @property
     def closing(self) -> list[int]:
         """The ids that close the assistant's turn."""
-        return self._encode_segments(self._segments(self.format.footer))
-
-    def encode_raw(self, prompt: str) -> list[int]:
-        """Return the ids of ``prompt`` with its control tokens honoured: never for user text.
-
-        Raises:
-            PromptError: It holds a lone surrogate.
-        """
-        require_text("prompt", prompt)
-        ids: list[int] = self._decoder.encode(prompt, add_special_tokens=False).ids
-        return ids
-
-    def encode_text(self, text: str) -> list[int]:
-        """Return the ids of ``text`` as ordinary text.
-
-        Raises:
-            PromptError: The vocabulary itself spells a control token with ordinary pieces.
-        """
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
-        for token_id in ids:
-            if token_id in self.control_tokens:
-                raise PromptError(
-                    f"The text {text[:60]!r} encodes to the control token "
-                    f"{self.control_tokens[token_id]!r} although it was encoded as plain text."
-                )
-        return ids
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Return the text of ``token_ids``; control tokens give no text."""
-        plain = [token_id for token_id in token_ids if token_id not in self.control_tokens]
-        text: str = self._decoder.decode(plain, skip_special_tokens=True)
-        return text
-
-    def decode_stream(self) -> DecodeStream:
-        """Return a fresh incremental decoder for `step`."""
-        from tokenizers.decoders import DecodeStream
-
-        return DecodeStream(skip_special_tokens=True)
-
-    def step(self, stream: DecodeStream, token_ids: list[int]) -> str:
-        """Feed ``token_ids`` to ``stream``; return the text that became certain."""
-        return stream.step(self._decoder, token_ids) or ""
+        return self.encode_segments(self._segments(self.format.footer))
 
     def _open_segments(self, message: Message) -> list[int | str]:
         """Return header and content of a message."""
@@ -285,7 +214,7 @@ class ChatTokenizer:
                 f"tools were given, but the chat format {self.format.name!r} has none: of the "
                 "family only Phi-4-mini was trained to call tools."
             )
-        before, after = (self._control[token]["id"] for token in self.format.tool_list)
+        before, after = (self.control[token]["id"] for token in self.format.tool_list)
         return [before, tools, after]
 
     def _call_segments(self, message: Message) -> list[int | str]:
@@ -305,7 +234,7 @@ class ChatTokenizer:
         """Ids that stand before and after a tool call; None for a model without tools."""
         if self.format.tool_call is None:
             return None
-        before, after = (self._control[token]["id"] for token in self.format.tool_call)
+        before, after = (self.control[token]["id"] for token in self.format.tool_call)
         return before, after
 
     def _segments(self, text: str) -> list[int | str]:
@@ -313,30 +242,9 @@ class ChatTokenizer:
         segments: list[int | str] = []
         position = 0
         for match in CONTROL_TOKEN.finditer(text):
-            segments += [text[position : match.start()], self._control[match.group()]["id"]]
+            segments += [text[position : match.start()], self.control[match.group()]["id"]]
             position = match.end()
         return [*segments, text[position:]]
-
-    def _encode_segments(self, segments: Sequence[int | str]) -> list[int]:
-        """Encode control ids as they are and each run of text between them as one."""
-        ids: list[int] = []
-        run = ""
-        for segment in [*segments, None]:
-            if isinstance(segment, str):
-                run += segment
-                continue
-            if ids and self._flag(ids[-1], "rstrip"):
-                run = run.lstrip(RUST_WHITE_SPACE)
-            if segment is not None and self._flag(segment, "lstrip"):
-                run = run.rstrip(RUST_WHITE_SPACE)
-            ids += self.encode_text(run) if run else []
-            ids += [] if segment is None else [segment]
-            run = ""
-        return ids
-
-    def _flag(self, token_id: int, name: Literal["lstrip", "rstrip"]) -> bool:
-        text = self.control_tokens.get(token_id)
-        return text is not None and bool(self._control[text][name])
 
     def _check_format_tokens(self) -> None:
         needed = {
@@ -347,13 +255,13 @@ class ChatTokenizer:
             )
         }
         needed.update(self.format.tool_list or (), self.format.tool_call or ())
-        missing = sorted(needed - self._control.keys())
+        missing = sorted(needed - self.control.keys())
         if missing:
             raise UnsupportedModelError(
                 f"tokenizer.json has no control token {', '.join(missing)}, which the chat format "
                 f"{self.format.name!r} needs."
             )
-        if any(self._control[token]["lstrip"] for token in needed):
+        if any(self.control[token]["lstrip"] for token in needed):
             raise UnsupportedModelError(
                 f"tokenizer.json gives one of {sorted(needed)} lstrip=true; no Phi-3 tokenizer "
                 "does, and messages could not be encoded one by one."
@@ -363,7 +271,7 @@ class ChatTokenizer:
         """Make sure that text after a control token encodes as it does by itself."""
         for text in ("a b", "\na", " a"):
             opening = self.format.header.format(role="user") + text
-            if self.encode_raw(opening) != self._encode_segments(self._segments(opening)):
+            if self.encode_raw(opening) != self.encode_segments(self._segments(opening)):
                 raise UnsupportedModelError(
                     f"tokenizer.json encodes {text!r} after a control token otherwise than by "
                     "itself (a prefix that is added to the first segment only)."
@@ -371,13 +279,13 @@ class ChatTokenizer:
 
     def _find_stop_tokens(self, stop_ids: Sequence[int], eos_token: str | None) -> dict[int, str]:
         """Unite the configured stop ids with the tokens that end a message or start the next."""
-        names = {"<|endoftext|>", eos_token or ""} & self._control.keys()
+        names = {"<|endoftext|>", eos_token or ""} & self.control.keys()
         for role in self.format.roles:
             names.update(CONTROL_TOKEN.findall(self.format.header.format(role=role)))
         names.update(CONTROL_TOKEN.findall(self.format.footer))
-        stops = {self._control[name]["id"]: name for name in names}
+        stops = {self.control[name]["id"]: name for name in names}
         for token_id in stop_ids:
-            text = self._decoder.id_to_token(token_id)
+            text = self.token_text(token_id)
             if text is not None:
                 stops[token_id] = text
         return dict(sorted(stops.items()))

@@ -1,0 +1,128 @@
+"""A ``tokenizer.json`` as text sees it: control tokens stand by id, and text never becomes one.
+
+`TextTokenizer` holds the file's tokenizer twice: one that honours control tokens, for raw prompts
+and for decoding, and one in which they have lost their meaning, for every other text. Messages
+and what stands around them are ``chat_tokenizer.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..errors import PromptError
+from .messages import require_text
+from .tokenizer_files import byte_tokens, is_control, make_tokenizer, parse_definition
+
+if TYPE_CHECKING:
+    from tokenizers.decoders import DecodeStream
+
+RUST_WHITE_SPACE = (
+    "".join(map(chr, [*range(0x09, 0x0E), 0x20, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B)]))
+    + "\u2028\u2029\u202f\u205f\u3000"
+)
+"""Unicode's White_Space property, which the tokenizers library strips beside a control token
+with lstrip or rstrip. Python's own ``str.strip`` takes U+001C to U+001F as well."""
+
+
+class TextTokenizer:
+    """A checkpoint's tokenizer: text to ids in which no control token can be, ids to text.
+
+    Attributes:
+        control_tokens: Every control token: id to text.
+        byte_tokens: Ids that stand for one byte each (byte fallback vocabularies).
+        control: Every control token's entry in the file, by its text.
+    """
+
+    def __init__(self, tokenizer_json: str) -> None:
+        """Read a ``tokenizer.json``.
+
+        Raises:
+            UnsupportedModelError: It cannot be read.
+        """
+        definition = parse_definition(tokenizer_json)
+        definition |= {"truncation": None, "padding": None}  # some fine-tunes ship theirs
+        added = {token["content"]: token for token in definition.get("added_tokens", [])}
+        self.control: dict[str, dict[str, Any]] = {
+            text: token for text, token in added.items() if is_control(token)
+        }
+        self.control_tokens: dict[int, str] = {
+            token["id"]: text for text, token in self.control.items()
+        }
+        self._decoder = make_tokenizer(definition)
+        for token in self.control.values():
+            token["special"] = True
+        self._plain = make_tokenizer(definition)
+        self._plain.encode_special_tokens = True
+        self.byte_tokens: frozenset[int] = byte_tokens(definition)
+
+    def encode_raw(self, prompt: str) -> list[int]:
+        """Return the ids of ``prompt`` with its control tokens honoured: never for user text.
+
+        Raises:
+            PromptError: It holds a lone surrogate.
+        """
+        require_text("prompt", prompt)
+        ids: list[int] = self._decoder.encode(prompt, add_special_tokens=False).ids
+        return ids
+
+    def encode_text(self, text: str) -> list[int]:
+        """Return the ids of ``text`` as ordinary text.
+
+        Raises:
+            PromptError: The vocabulary itself spells a control token with ordinary pieces.
+        """
+        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        for token_id in ids:
+            if token_id in self.control_tokens:
+                raise PromptError(
+                    f"The text {text[:60]!r} encodes to the control token "
+                    f"{self.control_tokens[token_id]!r} although it was encoded as plain text."
+                )
+        return ids
+
+    def encode_segments(self, segments: Sequence[int | str]) -> list[int]:
+        """Encode control ids as they are and each run of text between them as one.
+
+        Raises:
+            PromptError: As for `encode_text`.
+        """
+        ids: list[int] = []
+        run = ""
+        for segment in [*segments, None]:
+            if isinstance(segment, str):
+                run += segment
+                continue
+            if ids and self._flag(ids[-1], "rstrip"):
+                run = run.lstrip(RUST_WHITE_SPACE)
+            if segment is not None and self._flag(segment, "lstrip"):
+                run = run.rstrip(RUST_WHITE_SPACE)
+            ids += self.encode_text(run) if run else []
+            ids += [] if segment is None else [segment]
+            run = ""
+        return ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of ``token_ids``; control tokens give no text."""
+        plain = [token_id for token_id in token_ids if token_id not in self.control_tokens]
+        text: str = self._decoder.decode(plain, skip_special_tokens=True)
+        return text
+
+    def decode_stream(self) -> DecodeStream:
+        """Return a fresh incremental decoder for `step`."""
+        from tokenizers.decoders import DecodeStream
+
+        return DecodeStream(skip_special_tokens=True)
+
+    def step(self, stream: DecodeStream, token_ids: list[int]) -> str:
+        """Feed ``token_ids`` to ``stream``; return the text that became certain."""
+        return stream.step(self._decoder, token_ids) or ""
+
+    def token_text(self, token_id: int) -> str | None:
+        """Return how the file writes a token; None if it has no such id."""
+        text: str | None = self._decoder.id_to_token(token_id)
+        return text
+
+    def _flag(self, token_id: int, name: Literal["lstrip", "rstrip"]) -> bool:
+        text = self.control_tokens.get(token_id)
+        return text is not None and bool(self.control[text][name])
