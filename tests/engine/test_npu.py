@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,9 +40,14 @@ def set_up(zoo: Zoo, **weights: Any) -> EngineSetup:
 
 
 @pytest.fixture
-def built(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def exported(zoo: Zoo) -> Path:
+    """The export that the tests load: made with the real openvino, so before it is replaced."""
+    return zoo.artifact("phi-4")
+
+
+@pytest.fixture
+def built(exported: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """A machine whose NPU takes two properties, and a pipeline that says 5, 6, 7."""
-    zoo.artifact("phi-4")  # exported with the real openvino
     calls: list[dict[str, Any]] = []
 
     class Core:

@@ -589,19 +589,26 @@ assert os.read(0, 10) == b""
 
 
 @pytest.mark.parametrize(
-    "sent", ["nonsense\n", worker_protocol.encode(worker_protocol.Cancel(number=1)).decode()]
+    ("sent", "code", "said"),
+    [
+        (b"nonsense\n", 2, "phi3ov worker: A line is not JSON"),
+        (worker_protocol.encode(worker_protocol.Cancel(number=1)), 1, "Cancel came before Load"),
+    ],
 )
-def test_the_child_ends_when_its_parent_talks_nonsense(sent: str) -> None:
-    """It neither goes on nor hangs; so a stranger who starts it by hand sees why it does not."""
-    done = subprocess.run(
+def test_the_child_ends_when_its_parent_talks_nonsense(sent: bytes, code: int, said: str) -> None:
+    """It says why and ends, although its parent still holds the pipe open."""
+    with subprocess.Popen(
         [sys.executable, "-c", worker_child._START, str(Path(phi3ov.__file__).parents[1])],
-        check=False,
-        capture_output=True,
-        text=True,
-        input=sent,
-        timeout=120,
-    )
-    assert "ready" not in done.stdout
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write(sent)
+        child.stdin.flush()
+        assert said in child.stdout.read().decode()
+        assert child.wait() == code
 
 
 def test_ctrl_c_in_the_terminal_does_not_end_the_child(zoo: Zoo, load: LoadModel) -> None:

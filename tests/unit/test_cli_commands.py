@@ -184,8 +184,15 @@ def test_every_command_that_has_json_is_listed() -> None:
             lambda path: (path / "config.json").write_bytes(
                 b"x" * (path / "config.json").stat().st_size
             ),
-            2,
+            None,
             "config.json",
+        ),
+        (
+            lambda path: (path / "config.json").write_bytes(
+                (path / "config.json").read_bytes().replace(b'": ', b'" :')
+            ),
+            2,
+            "config.json: its content has changed",
         ),
     ],
 )
@@ -196,12 +203,12 @@ def test_verify_prints_json_whatever_is_wrong(
     folder: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Also where not even the manifest can be read; then nobody knows how many files there are."""
+    """Also where the folder cannot be opened; the number of files is unknown then."""
     spoil(folder)
     assert main(["verify", str(folder), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["path"] == str(folder)
-    assert found["files"] in (files, None)
+    assert found["files"] == files
     assert any(one for one in found["problems"] if any(p in one for p in problem.split("|")))
 
 
