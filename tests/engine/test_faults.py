@@ -30,39 +30,52 @@ ROW = "phi-4"
 LONG = 900
 
 
-def test_killed_while_prompts_are_read(zoo: Zoo, load: LoadModel) -> None:
+def test_killed_before_all_prompts_are_read(zoo: Zoo, load: LoadModel) -> None:
     """Those without a token yet fail with nothing, those with some keep them; then all is well."""
     model = load(zoo.artifact(ROW), engine="worker")
-    chats = [Phi3Chat(model) for _ in range(12)]
-    streams = [
-        chat.stream(prompt_text(LONG, seed), max_new_tokens=50) for seed, chat in enumerate(chats)
+    chats = [Phi3Chat(model) for _ in range(6)]
+    streams = [chats[0].stream(prompt_text(20), max_new_tokens=LONG)]
+    begun = next(streams[0])
+    os.kill(pid_of(model), signal.SIGSTOP)  # it reads none of the prompts that follow
+    streams += [
+        chat.stream(prompt_text(LONG, seed), max_new_tokens=50)
+        for seed, chat in enumerate(chats[1:])
     ]
-    next(streams[0])
     kill(model)
     partial = []
     for stream in streams:
         with pytest.raises(EngineCrashedError, match="SIGKILL") as caught:
             stream.drain()
         partial.append(caught.value.partial_text)
-    assert partial[0]
-    assert partial[-1] == "", "the last prompt had been read already: the test killed too late"
+    assert partial[0].startswith(begun)
+    assert partial[1:] == [""] * 5
     assert all(chat.messages == () for chat in chats)
     assert len(chats[-1].generate(prompt_text(9), max_new_tokens=5).token_ids) == 5
 
 
-def test_killed_while_it_loads_again(zoo: Zoo, load: LoadModel) -> None:
+_WAIT_FOR_EVER = """
+import pathlib, time
+
+pathlib.Path(__file__).with_name("started").touch()
+time.sleep(600)
+"""
+
+
+def test_killed_while_it_loads_again(
+    zoo: Zoo, load: LoadModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The request that started the new child fails with it; the next starts another."""
     model = load(zoo.artifact(ROW), engine="worker")
     chat = Phi3Chat(model)
     kill(model)
-    stream = chat.stream(prompt_text(9), max_new_tokens=5)
-    engine = model._engine
-    assert isinstance(engine, WorkerEngine)
-    child = engine._state.living_child()
-    assert not child._loaded.is_set()
-    kill(model)
-    with pytest.raises(EngineCrashedError):
-        stream.drain()
+    (tmp_path / "sitecustomize.py").write_text(_WAIT_FOR_EVER, encoding="utf-8")
+    with monkeypatch.context() as patched:
+        patched.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+        stream = chat.stream(prompt_text(9), max_new_tokens=5)
+        wait_until((tmp_path / "started").exists)
+        kill(model)
+        with pytest.raises(EngineCrashedError):
+            stream.drain()
     assert len(chat.generate(prompt_text(9), max_new_tokens=5).token_ids) == 5
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -115,16 +116,22 @@ def test_upstream_genai_fails_when_threads_meet(zoo: Zoo) -> None:
     prompt = openvino.Tensor(np.arange(65, 85, dtype=np.int64)[None])
     config = openvino_genai.GenerationConfig(max_new_tokens=200, ignore_eos=True)
 
-    def generate(_: int) -> str | None:
-        try:
-            pipeline.generate(prompt, config)
-        except RuntimeError as error:
-            return str(error)
-        return None
+    begun, met = threading.Event(), threading.Event()
 
-    with ThreadPoolExecutor(8) as executor:
-        errors = [error for error in executor.map(generate, range(16)) if error is not None]
-    assert errors
+    def hold(_text: str) -> openvino_genai.StreamingStatus:
+        begun.set()
+        met.wait(60)
+        return openvino_genai.StreamingStatus.RUNNING
+
+    with ThreadPoolExecutor(1) as executor:
+        first = executor.submit(pipeline.generate, prompt, config, hold)
+        assert begun.wait(60)
+        try:
+            with pytest.raises(RuntimeError, match="has_non_finished_requests"):
+                pipeline.generate(prompt, config)
+        finally:
+            met.set()
+            wait([first])
 
 
 def test_upstream_genai_ignores_what_it_cannot_enforce_in_a_schema(zoo: Zoo) -> None:
