@@ -21,13 +21,13 @@ RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="session")
 def reference_checkpoint(made_once: MadeOnce) -> Path:
-    """The reference checkpoint, built once for all tests. Do not write into it."""
+    """The reference checkpoint, built once for all tests."""
     return made_once("reference", build_reference)
 
 
 @pytest.fixture(scope="session")
 def reference_export(request: pytest.FixtureRequest, made_once: MadeOnce) -> Path:
-    """The reference checkpoint as int4, exported once for all tests. Do not write into it.
+    """The reference checkpoint as int4, exported once for all tests.
 
     PHI3OV_TEST_EXPORT names a folder that is there already, for an environment that cannot export.
     """
@@ -45,7 +45,7 @@ def reference_export(request: pytest.FixtureRequest, made_once: MadeOnce) -> Pat
 def commands(made_once: MadeOnce) -> Path:
     """A folder in which the command built the reference (``small``) and exported it.
 
-    ``small-int8`` is the export, ``export.json`` what the command printed. Do not write into it.
+    ``small-int8`` is the export, ``export.json`` what the command printed.
     """
 
     def build_and_export(folder: Path) -> None:

@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 from phi3ov import export_model
+from tests.conftest import MadeOnce
 from tests.engine.checkpoints import FAMILY, build_checkpoint
 from tests.engine.test_lora import make_adapter
 
@@ -71,21 +72,23 @@ DOCUMENTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what pages begin with: tiny exports and an adapter. Do not write into it."""
-    home = tmp_path_factory.mktemp("documents")
-    for name, row, changes in (
-        ("phi3-int4", "phi-3-mini-4k", {}),
-        ("phi3-draft-int4", "phi-3-mini-4k", {"num_hidden_layers": 1}),
-        ("phi4-mini-int4", "phi-4-mini", {"max_position_embeddings": 8192}),
-    ):
-        checkpoint = home / "checkpoints" / name
-        build_checkpoint(checkpoint, FAMILY[row], **(CONTEXT | changes))
-        export_model(checkpoint, home / "models" / name, progress=False)
-    (home / "adapters").mkdir()
-    make_adapter(home / "adapters" / "poet", home / "checkpoints" / "phi3-int4", seed=1)
-    return home
+@pytest.fixture(scope="session")
+def exported(made_once: MadeOnce) -> Path:
+    """A folder with what pages begin with: tiny exports and an adapter."""
+
+    def make(home: Path) -> None:
+        for name, row, changes in (
+            ("phi3-int4", "phi-3-mini-4k", {}),
+            ("phi3-draft-int4", "phi-3-mini-4k", {"num_hidden_layers": 1}),
+            ("phi4-mini-int4", "phi-4-mini", {"max_position_embeddings": 8192}),
+        ):
+            checkpoint = home / "checkpoints" / name
+            build_checkpoint(checkpoint, FAMILY[row], **(CONTEXT | changes))
+            export_model(checkpoint, home / "models" / name, progress=False)
+        (home / "adapters").mkdir()
+        make_adapter(home / "adapters" / "poet", home / "checkpoints" / "phi3-int4", seed=1)
+
+    return made_once("documents", make)
 
 
 def python_blocks(text: str) -> list[str]:

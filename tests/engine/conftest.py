@@ -39,7 +39,7 @@ def _quiet_and_single() -> None:
 
 
 class Zoo:
-    """The family's tiny checkpoints and their fp16 exports. Do not write into them."""
+    """The family's tiny checkpoints and their fp16 exports."""
 
     def __init__(self, made_once: MadeOnce) -> None:
         self._made_once = made_once
