@@ -11,17 +11,19 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_PROGRESS_BARS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help install demo check types docs api dist test-installed test-lowest format test
+.PHONY: help install demo check types docs api dist format
+.PHONY: test test-all test-slow test-installed test-lowest
 .PHONY: coverage clean
 .PHONY: bench bench-full bench-peers bench-settings bench-report
 
 help:
 	@echo "make demo      build, export and chat with the small reference model"
-	@echo "make test      the whole test suite"
+	@echo "make test      the tests, without the slow ones: minutes"
+	@echo "make test-all  every test, also the slow ones and those at the lowest versions"
 	@echo "make check     ruff, mypy and pyright"
 	@echo "make install   the virtual environment that all of them use"
 	@echo "make format    let ruff format the code"
-	@echo "make coverage  the test suite with branch coverage"
+	@echo "make coverage  all tests with branch coverage"
 	@echo "make docs      the documentation site, in site/"
 	@echo "make dist      wheel and source distribution, in dist/"
 	@echo "make test-installed  the wheel at the lowest and highest versions it allows"
@@ -67,10 +69,15 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Two processes, each a file of tests at a time, in the order of the folders: the long ones first.
+# Two processes, each a file of tests at a time, in the order of the folders: long files first.
 PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: install
-	$(BIN)/python $(PYTEST)
+	$(BIN)/python $(PYTEST) -m "not slow"
+
+test-slow: install
+	$(BIN)/python $(PYTEST) -m slow
+
+test-all: test test-slow test-lowest
 
 # An environment of its own: the site's tools must not move a pin of the library's.
 DOCS := .venv-docs

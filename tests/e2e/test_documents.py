@@ -72,6 +72,15 @@ DOCUMENTS = [
 ]
 
 
+SLOW = {"docs/recipes.md", "docs/guides/export.md", "export_and_measure.py"}
+"""Pages and examples that export with several recipes."""
+
+
+def marked(names: list[str]) -> list[Any]:
+    """Return the names as parameters, with the mark of those that are `SLOW`."""
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in names]
+
+
 @pytest.fixture(scope="session")
 def exported(made_once: MadeOnce) -> Path:
     """A folder with what pages begin with: tiny exports and an adapter."""
@@ -101,7 +110,7 @@ def python_blocks(text: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize("document", marked(DOCUMENTS))
 def test_every_python_block_runs(
     document: str, hub: LocalHub, exported: Path, run_python: RunPython, tmp_path: Path
 ) -> None:
@@ -177,7 +186,7 @@ def arguments(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str],
     return choose
 
 
-@pytest.mark.parametrize("example", sorted(EXAMPLES))
+@pytest.mark.parametrize("example", marked(sorted(EXAMPLES)))
 def test_example_runs(
     example: str,
     arguments: Callable[[str], tuple[str, ...]],

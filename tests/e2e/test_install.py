@@ -1,7 +1,9 @@
-"""The package as distributed: built, installed without the source tree, tested there.
+"""The package as distributed: built, installed without the source tree, tried there.
 
-The environments hold the wheel and what it asks for, at the lowest and at the highest versions
-(requirements/lowest.txt and highest.txt); neither has torch.
+The environments hold the wheel and its dependencies, at the lowest and at the highest versions
+(requirements/lowest.txt and highest.txt); neither has torch. What they prove: the public surface
+is there, phi3ov loads and chats, and the modules that call a dependency work with its oldest and
+newest version. The other unit tests do not depend on where phi3ov is installed.
 """
 
 from __future__ import annotations
@@ -44,6 +46,17 @@ for call in (
         missing.append(error.command)
 print(json.dumps({"heavy": heavy, "text": text, "missing": missing, "file": phi3ov.__file__}))
 """
+
+
+CALLS_A_DEPENDENCY = (
+    "package",  # the public surface
+    "hub",  # huggingface-hub
+    "kv_cache_file",  # safetensors
+    "prompt_parity",  # tokenizers
+    "text",  # tokenizers' streaming decoder
+    "batch_file",  # filelock
+)
+"""Unit tests of modules that call a dependency, by the end of their file's name."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +110,7 @@ def installed(
     return Installed(python, size)
 
 
+@pytest.mark.slow
 def test_the_base_install_loads_and_chats_without_torch(
     installed: Installed, reference_export: Path, tmp_path: Path
 ) -> None:
@@ -110,25 +124,36 @@ def test_the_base_install_loads_and_chats_without_torch(
     assert "site-packages" in said["file"]
 
 
+@pytest.mark.slow
 def test_the_base_install_stays_small(installed: Installed) -> None:
     """site-packages, pip included, takes at most 350 MiB."""
     assert installed.site_bytes < 350 * 2**20
 
 
-def test_the_runtime_passes_its_tests_where_it_is_installed(
+@pytest.mark.slow
+def test_the_command_chats_where_it_is_installed(
     installed: Installed, reference_export: Path, tmp_path: Path
 ) -> None:
-    """The unit tests and those of the command pass without torch and without the source tree."""
+    """The script that pip made answers, in a folder without the source tree."""
+    command = installed.python.with_name("phi3ov.exe" if os.name == "nt" else "phi3ov")
+    question = "What is the capital of France?"
+    said = run(command, "chat", reference_export, question, cwd=tmp_path)
+    assert said.strip() == "The capital of France is Paris."
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", CALLS_A_DEPENDENCY)
+def test_modules_work_with_the_oldest_and_newest_dependencies(
+    module: str, installed: Installed, tmp_path: Path
+) -> None:
+    """Their unit tests pass without torch and without the source tree."""
     shutil.copytree(REPOSITORY / "tests", tmp_path / "tests")
     shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
     said = run(
-        installed.python, "-m", "pytest", "-q", "tests/unit", "tests/e2e/test_cli.py",
-        "-m", "not export", "-p", "no:cacheprovider",
-        cwd=tmp_path, PHI3OV_TEST_EXPORT=str(reference_export),
+        installed.python, "-m", "pytest", "-q", f"tests/unit/test_{module}.py",
+        "-m", "not export", "-p", "no:cacheprovider", cwd=tmp_path,
     )  # fmt: skip
-    passed = re.search(r"(\d+) passed", said)
-    assert passed is not None
-    assert int(passed[1]) > 500, said[-500:]
+    assert re.search(r"[1-9]\d* passed", said)
 
 
 def test_the_source_distribution_builds_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
@@ -164,6 +189,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert names == tracked
 
 
+@pytest.mark.slow
 def test_the_export_extra_resolves_to_what_is_tested(wheel: Path, tmp_path: Path) -> None:
     """``pip install "phi3ov[export]"`` finds one set of versions, and it is the tested one.
 

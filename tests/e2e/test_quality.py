@@ -66,6 +66,7 @@ def test_int4_costs_something_and_the_model_still_speaks(int4: QualityReport) ->
     assert all(one.source and one.artifact for one in int4.samples)
 
 
+@pytest.mark.slow
 def test_int8_loses_less_than_int4_and_fp16_nothing(
     int4: QualityReport, reference_checkpoint: Path, commands: Path, tmp_path: Path
 ) -> None:

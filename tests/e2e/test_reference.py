@@ -105,6 +105,7 @@ def slow_tokenizer(gguf_file: Path) -> SlowTokenizer:
     return SlowTokenizer(gguf_file)
 
 
+@pytest.mark.slow
 def test_logits_equal_those_of_the_source(model: Any, tokenizer: Any, gguf_file: Path) -> None:
     """Repacking loses nothing: the logits are those of the Llama that transformers reads."""
     # What from_pretrained(gguf_file=...) does, without accelerate, which that insists on.

@@ -267,6 +267,7 @@ def fresh_runs(
     return runs
 
 
+@pytest.mark.slow
 def test_the_same_export_twice_is_the_same(
     fresh_runs: dict[bool, tuple[Path, subprocess.CompletedProcess[str]]],
 ) -> None:

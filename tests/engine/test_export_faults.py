@@ -372,6 +372,7 @@ def _export_and_kill(source: Path, target: Path, reports: int, seconds: float) -
     return last
 
 
+@pytest.mark.slow
 def test_an_export_killed_at_any_moment_leaves_all_or_nothing(
     zoo: Zoo, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
