@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .answer.reply import LoadTimings, Reply, Timings, Usage
     from .answer.stream import ReplyStream
     from .artifact.folder import Artifact
-    from .artifact.hub import fetch_artifact, push_to_hub
+    from .artifact.publish import fetch_artifact, push_to_hub
     from .batch.runner import BatchProgress, BatchRequest, BatchResult
     from .chat import Phi3Chat
     from .errors import (
@@ -144,7 +144,7 @@ _MODULES = {
     "exporter.export": ("ExportReport", "export_model"),
     "exporter.progress": ("ExportProgress",),
     "answer.options": ("GenerationOptions", "Options"),
-    "artifact.hub": ("fetch_artifact", "push_to_hub"),
+    "artifact.publish": ("fetch_artifact", "push_to_hub"),
     "runtime.limits": ("RequestLimits",),
     "loading": ("load_model",),
     "runtime.lora": ("LoraAdapter",),
