@@ -1,95 +1,14 @@
-"""The model hub: downloads with clear errors, and publishing an artifact with a model card.
-
-What to download, and what it must hold, is said by ``checkpoint.py`` and ``artifact.py``.
-"""
+"""Exported folders on the model hub: fetched, and published with a model card."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import ExportError
-
-if TYPE_CHECKING:
-    from .folder import Artifact
+from .download import download
+from .folder import MANIFEST_NAME, Artifact
 
 _ARTIFACT_FILES = ("*.json", "*.jinja", "*.xml", "openvino_*.bin", "tokenizer.model")
-
-_WAY_OUT = (
-    "Check the connection, its proxy and HF_HUB_OFFLINE, or give a local folder; a download that "
-    "was cut off goes on where it stopped."
-)
-
-
-def is_hub_id(source: str | Path) -> bool:
-    """Whether ``source`` reads like a hub id: ``owner/name``.
-
-    Example:
-        >>> is_hub_id("microsoft/Phi-3-mini-4k-instruct"), is_hub_id("models/a/b")
-        (True, False)
-    """
-    if not isinstance(source, str):
-        return False
-    owner, slash, name = source.partition("/")
-    plain = not any(
-        part in ("", ".", "..") or "\\" in part or ":" in part for part in (owner, name)
-    )
-    return bool(slash) and plain and "/" not in name
-
-
-def download(repo_id: str, *, revision: str | None, files: Sequence[str]) -> Path:
-    """Return a local folder with those ``files`` of a hub repository; its name is the commit.
-
-    Files that are in the local cache already are not fetched again, and a download that was
-    cut off goes on where it stopped.
-
-    Args:
-        repo_id: Such as ``microsoft/Phi-3-mini-4k-instruct``.
-        revision: Branch, tag or commit; None for the default branch.
-        files: Names or patterns of the files that are needed. Files in sub-folders are not, by
-            whatever name.
-
-    Raises:
-        ExportError: The repository is not there, gated, or cannot be reached.
-    """
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                repo_id,
-                revision=revision,
-                allow_patterns=list(files),
-                ignore_patterns=["*/*"],  # to the hub's patterns a slash is a letter
-            )
-        )
-    except errors.GatedRepoError as error:
-        raise ExportError(
-            f"{repo_id} is gated: accept its terms on its hub page, then log in with "
-            "`hf auth login` or set HF_TOKEN."
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise ExportError(f"{repo_id} has no revision={revision!r}.") from error
-    except errors.RepositoryNotFoundError as error:
-        raise ExportError(
-            f"source={repo_id!r}: there is no such folder here and no such model on the hub (or it "
-            "is private: log in with `hf auth login`)."
-        ) from error
-    except errors.HFValidationError as error:
-        raise ExportError(
-            f"source={repo_id!r} is neither a folder nor a hub id: {error}"
-        ) from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise ExportError(
-            f"{repo_id} could not be downloaded ({type(error).__name__}), and it is not in the "
-            f"local cache. {_WAY_OUT}"
-        ) from error
-    except Exception as error:  # httpx's, xet's, the disk's: the hub's client has many underneath
-        raise ExportError(
-            f"{repo_id} could not be downloaded ({type(error).__name__}: {error}). {_WAY_OUT}"
-        ) from error
 
 
 def fetch_artifact(repo_id: str, *, revision: str | None = None) -> Artifact:
@@ -111,8 +30,6 @@ def fetch_artifact(repo_id: str, *, revision: str | None = None) -> Artifact:
         >>> artifact = fetch_artifact("me/phi3-int4-ov")  # doctest: +SKIP
         >>> model = load_model(artifact.path)  # doctest: +SKIP
     """
-    from .folder import Artifact
-
     return Artifact.open(download(repo_id, revision=revision, files=_ARTIFACT_FILES))
 
 
@@ -146,7 +63,7 @@ def push_to_hub(
             operations=[
                 *(
                     huggingface_hub.CommitOperationAdd(name, artifact.path / name)
-                    for name in [*artifact.manifest.files, "phi3ov.json"]
+                    for name in [*artifact.manifest.files, MANIFEST_NAME]
                 ),
                 huggingface_hub.CommitOperationAdd(
                     "README.md", model_card(artifact, repo_id).encode()

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..artifact.publish import download, is_hub_id
+from ..artifact.download import download, is_hub_id
 from ..errors import ExportError, UnsupportedModelError
 from ..family import Phi3Config
 from ..weight_files import read_shapes
