@@ -11,6 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from . import quality as quality
+    from . import reference as reference
     from .answer.options import GenerationOptions, Options
     from .answer.reply import LoadTimings, Reply, Timings, Usage
     from .answer.stream import ReplyStream
@@ -157,6 +159,9 @@ _MODULES = {
 }
 
 
+_SUBMODULES = ("quality", "reference")
+"""Public modules that are attributes of the package without an import of their own."""
+
 # Hidden from type checkers, which would otherwise take every misspelt name for an object.
 if not TYPE_CHECKING:
 
@@ -166,8 +171,10 @@ if not TYPE_CHECKING:
             if name in names:
                 value = globals()[name] = getattr(import_module(f".{module}", __name__), name)
                 return value
+        if name in _SUBMODULES:
+            return import_module(f".{name}", __name__)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_SUBMODULES})

@@ -44,6 +44,10 @@ LAYERS = (
 )
 """Folders and top-level modules, from the bottom up: imports go down or stay in a layer."""
 
+MOST_ROOMS = 28
+MOST_ARROWS = 110
+"""Folders and top-level modules, and the imports among them: fewer are easier to learn."""
+
 TOP = LAYERS[-1]
 EXPORT_SIDE = {"exporter", "quality", "reference"}
 """Beside the engine: only the top layer imports these, and `quality` reads with `exporter`."""
@@ -116,7 +120,7 @@ def test_public_names_are_sorted_and_complete() -> None:
     imported = {
         alias.name
         for node in ast.walk(ast.parse(FILES["__init__"].read_text(encoding="utf-8")))
-        if isinstance(node, ast.ImportFrom) and node.level == 1
+        if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module
         for alias in node.names
     }
     assert imported == set(phi3ov.__all__)
@@ -127,6 +131,19 @@ def test_public_name_is_there(name: str) -> None:
     """Every public name leads to an object of phi3ov that goes by this name."""
     value = getattr(phi3ov, name)
     assert (value.__name__, value.__module__.partition(".")[0]) == (name, "phi3ov")
+
+
+@pytest.mark.parametrize("name", ["quality", "reference"])
+def test_a_public_module_is_an_attribute(name: str) -> None:
+    """``import phi3ov`` is enough for ``phi3ov.quality.compare``; the folder loads when asked."""
+    code = (
+        f"import sys, phi3ov; assert 'phi3ov.{name}' not in sys.modules; "
+        f"assert {name!r} in dir(phi3ov); print(phi3ov.{name}.__name__)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert result.stdout.strip() == f"phi3ov.{name}"
 
 
 def test_unknown_name_is_an_attribute_error() -> None:
@@ -186,6 +203,8 @@ def test_no_module_imports_itself_in_a_circle() -> None:
     for module, others in modules.items():
         rooms[room_of(module)] |= {room_of(other) for other in others} - {room_of(module)}
     assert circle_in(rooms) == []
+    arrows = sum(map(len, rooms.values()))
+    assert (len(rooms) <= MOST_ROOMS, arrows <= MOST_ARROWS) == (True, True), (len(rooms), arrows)
 
 
 def test_a_circle_would_be_found() -> None:
