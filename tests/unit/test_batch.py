@@ -300,5 +300,5 @@ def test_what_is_no_conversation_fails_alone(conversation: Any, said: str) -> No
 
 def test_options_of_a_request_that_are_no_mapping_are_refused() -> None:
     """Where the request is made."""
-    with pytest.raises(OptionError, match="options=5 is no mapping"):
+    with pytest.raises(OptionError, match="options=5 must be a mapping"):
         BatchRequest(messages=ask("a"), options=5)  # type: ignore[arg-type]

@@ -1,1 +1,5 @@
-"""Many independent conversations: in memory (`runner`) and from a JSONL file (`file`)."""
+"""Answer many independent conversations.
+
+`runner` answers conversations in memory, `file` those of a JSONL file, and `records` reads and
+writes the output of such a run.
+"""

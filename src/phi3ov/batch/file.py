@@ -1,23 +1,25 @@
-r"""A batch in files: conversations in a JSONL file, records in another, resumable at any moment.
+r"""Answer the conversations of a JSONL file into another JSONL file, resumable at any moment.
 
 Input, one JSON object a line (empty lines are skipped)::
 
     {"id": "a1", "messages": [{"role": "user", "content": "Hello"}], "options": {"seed": 7}}
     {"prompt": "Hello"}
 
-``messages`` is a conversation, or ``prompt`` one user message; both are text, in which nothing
-becomes a control token. ``id``, a string or an integer, comes back with the record. ``options``
+``messages`` is a conversation; ``prompt`` is short for one user message. Both are text: nothing in
+them becomes a control token. ``id``, a string or an integer, is copied to the record. ``options``
 are fields of `GenerationOptions` for this line.
 
 Output, one JSON object a line, in the order in which answers end: ``line`` (of the input, from
-1), ``id``, and the reply as `describe_reply` writes it: ``text``, ``finish_reason``, ``usage``,
-``timings`` and ``seed``, and ``parsed``, ``logprobs`` and ``candidates`` where they were asked for;
-or ``error`` with ``type``, ``message`` and ``partial_text``.
+1), ``id``, and the reply as `describe_reply` writes it (``text``, ``finish_reason``, ``usage``,
+``timings``, ``seed``, and ``parsed``, ``logprobs`` and ``candidates`` if requested), or ``error``
+with ``type``, ``message`` and ``partial_text``.
 
-A record is written when its answer is complete, as one line. So a run that ended in whatever way
-leaves records and at most one torn line, which the next run cuts off before it goes on with the
-lines that have no record. A file beside the output says what the records belong to: the input's
-SHA-256, the options and the model's fingerprint. Where one of them differs, nothing is done.
+A record is written as one line when its answer is complete. So a run that is killed leaves whole
+records and at most one incomplete line. The next run removes that line and continues with the
+input lines that have no record. A job file beside the output (``OUTPUT.job``) holds what the
+records depend on: the input's SHA-256, the options, the context and the model's fingerprint. If
+one of them differs, the run is refused. An option that the job file does not know, because an
+older phi3ov wrote it, counts as having its default.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from ..model import Phi3Model
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
-"""More than the longest conversation of the family; a longer line is an error record."""
+"""A longer line gets an error record. No conversation that fits a context of the family is longer."""
 
 _FIELDS = ("id", "messages", "prompt", "options")
 
@@ -51,10 +53,10 @@ class _Line:
     """One line of the input.
 
     Attributes:
-        number: Its number, from 1.
-        id: What the caller calls it.
-        request: What it asks for.
-        error: Why that cannot be told; the request is empty then.
+        number: Line number, from 1.
+        id: The caller's name for the line.
+        request: The conversation and its options; empty if the line is wrong.
+        error: Why the line is wrong.
     """
 
     number: int
@@ -73,20 +75,20 @@ def run_batch_file(
     """Answer the lines of ``source`` that have no record in ``target`` yet.
 
     Args:
-        model: Answers them.
-        source: The input, as the module describes it.
+        model: The model.
+        source: The input, as described in this module.
         target: The output; new, or begun by an earlier run.
-        options: For every line, unless it has its own.
-        report: Called after each record; counts those of earlier runs too.
+        options: Options of every line that does not set its own.
+        report: Called after each record; counts the records of earlier runs, too.
 
     Returns:
-        How many lines have a record now, and in how many of them it is an error.
+        How many lines have a record now, and how many of these records are errors.
 
     Raises:
-        OptionError: ``target`` belongs to another input, other options or another model, is no
-            output of a batch, or is being written by another process.
+        OptionError: ``target`` belongs to another input, other options or another model, is not
+            the output of a batch, or is being written by another process.
         StateError: The model is closed.
-        EngineCrashedError: Three lines in a row crashed the engine; what there was is recorded.
+        EngineCrashedError: Three consecutive lines crashed the engine; finished ones are recorded.
     """
     with locked_output(target):
         return answer_lines(model, source, target, options, report)
@@ -99,7 +101,7 @@ def answer_lines(
     options: GenerationOptions,
     report: ReportProgress,
 ) -> BatchProgress:
-    """Do the work of `run_batch_file` for a caller who holds `locked_output`."""
+    """Do the work of `run_batch_file`; the caller must hold `locked_output`."""
     with source.open("rb") as lines:
         total, checksum = _survey(lines)
         defaults = {"options": _describe_options(GenerationOptions())}
@@ -137,7 +139,7 @@ def _answer(
 
 
 def _raw_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Yield number and bytes of each line that is not empty; of one that is too long, a part."""
+    """Yield number and bytes of each non-empty line; a line that is too long is cut."""
     number = 0
     while raw := file.readline(MAX_LINE_BYTES + 1):
         number += 1
@@ -157,7 +159,7 @@ def _parse(number: int, raw: bytes) -> _Line:
         identity = _read_id(values)
         options = values.get("options", {})
         if not isinstance(options, dict):
-            raise PromptError(f"options={_short(options)} is no JSON object.")
+            raise PromptError(f"options={_short(options)} is not a JSON object.")
         request = BatchRequest(messages=_read_messages(values), options=cast("Options", options))
         return _Line(number=number, id=identity, request=request)
     except Phi3OVError as error:
@@ -167,10 +169,10 @@ def _parse(number: int, raw: bytes) -> _Line:
 def _parse_json(raw: bytes) -> dict[str, Any]:
     try:
         values = json.loads(raw)
-    except (ValueError, RecursionError) as error:  # no UTF-8 either
-        raise PromptError(f"The line is no JSON: {error}.") from error
+    except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8
+        raise PromptError(f"The line is not JSON: {error}.") from error
     if not isinstance(values, dict):
-        raise PromptError(f"The line is no JSON object: {_short(values)}.")
+        raise PromptError(f"The line is not a JSON object: {_short(values)}.")
     return values
 
 
@@ -194,10 +196,12 @@ def _read_messages(values: dict[str, Any]) -> list[Message]:
         return [Message("user", values["prompt"])]
     messages = values["messages"]
     if not isinstance(messages, list):
-        raise PromptError(f"messages={_short(messages)} is no JSON array.")
+        raise PromptError(f"messages={_short(messages)} is not a JSON array.")
     for one in messages:
         if not isinstance(one, dict) or one.keys() != {"role", "content"}:
-            raise PromptError(f"{_short(one)} is no message: it needs 'role' and 'content' alone.")
+            raise PromptError(
+                f"{_short(one)} is not a message: it needs 'role' and 'content' alone."
+            )
     return [Message(one["role"], one["content"]) for one in messages]
 
 
@@ -207,7 +211,7 @@ def _short(value: object) -> str:
 
 
 def _survey(lines: BinaryIO) -> tuple[int, str]:
-    """Return how many lines there are to answer, and the file's SHA-256."""
+    """Return the number of non-empty lines and the file's SHA-256."""
     digest = hashlib.sha256()
     while part := lines.read(2**20):
         digest.update(part)

@@ -18,7 +18,7 @@ from ..errors import GenerationError, OptionError, Phi3OVError
 
 
 def describe_reply(reply: Reply) -> dict[str, Any]:
-    """Return a reply as plain values, for JSON; what was not asked for is left out."""
+    """Return a reply as plain JSON values; fields that were not requested are left out."""
     record = _describe_answer(reply)
     if reply.candidates:
         record["candidates"] = [_describe_answer(one) for one in reply.candidates]
@@ -33,7 +33,7 @@ def _describe_answer(reply: Reply) -> dict[str, Any]:
         "timings": asdict(reply.timings),
         "seed": reply.seed,
     }
-    if reply.parsed is not None:  # an instance of a class is written as the JSON that it was
+    if reply.parsed is not None:  # an instance of a class is written as the JSON it was parsed from
         is_text = isinstance(reply.parsed, str)
         record["parsed"] = reply.parsed if is_text else json.loads(reply.text)
     if reply.logprobs is not None:
@@ -42,7 +42,7 @@ def _describe_answer(reply: Reply) -> dict[str, Any]:
 
 
 def encode_record(line: int, identity: str | int | None, outcome: Reply | Phi3OVError) -> bytes:
-    """Return the line of the output that says what became of one line of the input."""
+    """Return the output line for one input line."""
     record: dict[str, Any] = {"line": line, "id": identity}
     if isinstance(outcome, Phi3OVError):
         partial = outcome.partial_text if isinstance(outcome, GenerationError) else ""
@@ -55,7 +55,9 @@ def encode_record(line: int, identity: str | int | None, outcome: Reply | Phi3OV
         record |= describe_reply(outcome)
     try:
         return json.dumps(record, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:  # an error quotes a lone surrogate; escaped, JSON holds it
+    except (
+        UnicodeEncodeError
+    ):  # an error may quote a lone surrogate, which JSON can only hold escaped
         return json.dumps(record).encode() + b"\n"
 
 
@@ -110,7 +112,7 @@ def _read_claim(claim: Path, target: Path) -> dict[str, Any]:
 
 
 def repair_output(target: Path) -> dict[int, bool]:
-    """Cut off a torn last line; return each recorded line and whether its record is an error."""
+    """Remove an incomplete last line; return each recorded line and whether it failed."""
     done: dict[int, bool] = {}
     with target.open("a+b") as records:
         records.seek(0)
@@ -120,8 +122,8 @@ def repair_output(target: Path) -> dict[int, bool]:
             if record is None:
                 if records.read(1):
                     raise OptionError(
-                        f"{target} is damaged: what follows byte {good} is no record of a batch. "
-                        "Choose another output."
+                        f"{target} is damaged: after byte {good} it holds something that is not a "
+                        "record of a batch. Choose another output."
                     )
                 break
             number, failed = record
@@ -134,7 +136,7 @@ def repair_output(target: Path) -> dict[int, bool]:
 
 
 def _read_record(raw: bytes) -> tuple[int, bool] | None:
-    """Return the line that a record is of and whether it is an error; None if it is torn."""
+    """Return the input line of a record and whether it failed; None if the record is incomplete."""
     if not raw.endswith(b"\n"):
         return None
     try:
@@ -148,13 +150,13 @@ def _read_record(raw: bytes) -> tuple[int, bool] | None:
 
 @contextlib.contextmanager
 def locked_output(target: Path) -> Iterator[None]:
-    """Be the only one who writes ``target``, whose folder is made if need be.
+    """Hold the lock that lets one process write ``target``; create its folder if needed.
 
-    The lock's file, which is empty, stays beside it: whoever waits for it would else lock a file
-    that has been removed, and the next one another.
+    The empty lock file stays. If it were removed, a process that waits for it would lock a file
+    that no longer exists, and the next process would lock a new one.
 
     Raises:
-        OptionError: Another process is writing it, or nothing can be written there.
+        OptionError: Another process is writing ``target``, or it cannot be written.
     """
     from filelock import FileLock, Timeout
 

@@ -1,7 +1,8 @@
-"""Many independent conversations, each with an outcome of its own: `Phi3Model.iter_batch`.
+"""Answer many independent conversations, each with its own outcome: `Phi3Model.iter_batch`.
 
-One thread serves them all: it gives the engine as many as keep it busy, reads what comes, and
-takes the next conversation when one has ended. A batch in files is ``batch_file.py``.
+The caller's thread does all the work: it submits enough conversations to keep the engine busy,
+reads their answers, and submits the next conversation when one has ended. Batches in files are in
+`phi3ov.batch.file`.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ if TYPE_CHECKING:
     from ..answer.stream import ReplyStream
 
 _MOST_CRASHES = 3
-"""Conversations in a row that crash the engine, each alone in it, before a batch gives up."""
+"""A batch gives up after this many consecutive conversations that crash the engine on their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchRequest:
-    """A conversation of a batch that has options of its own.
+    """A conversation of a batch with its own options.
 
     Attributes:
         messages: The conversation; it ends with a user message.
-        options: Changes to the batch's options, for this conversation.
+        options: Changes to the batch's options for this conversation.
 
     Raises:
-        OptionError: ``options`` is no mapping.
+        OptionError: ``options`` is not a mapping.
     """
 
     messages: Sequence[Message]
@@ -42,22 +43,22 @@ class BatchRequest:
     def __post_init__(self) -> None:
         if not isinstance(self.options, Mapping):
             raise OptionError(
-                f"options={self.options!r} is no mapping of names to values, such as "
+                f"options={self.options!r} must be a mapping of names to values, such as "
                 "{'max_new_tokens': 10}."
             )
 
 
 Conversation = Sequence[Message] | BatchRequest
-"""What a batch answers: messages, or messages with options of their own."""
+"""One item of a batch: messages, or messages with their own options."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchResult:
-    """What became of one conversation of a batch.
+    """The outcome of one conversation of a batch.
 
     Attributes:
-        index: Its place in the batch, from 0.
-        outcome: The reply, or the error that it ended with instead.
+        index: Position in the batch, from 0.
+        outcome: The reply, or the error that ended the conversation.
 
     Example:
         >>> failed = BatchResult(index=0, outcome=Phi3OVError("no room"))
@@ -91,12 +92,12 @@ class BatchResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchProgress:
-    """How far a batch is.
+    """Progress of a batch.
 
     Attributes:
-        done: Conversations that have ended, in whatever way.
-        failed: How many of them ended with an error.
-        total: Conversations of the batch; None where that is not known beforehand.
+        done: Conversations that have ended, with a reply or an error.
+        failed: Conversations that ended with an error.
+        total: Conversations in the batch; None if the iterable has no length.
     """
 
     done: int
@@ -105,14 +106,20 @@ class BatchProgress:
 
 
 ReportProgress = Callable[[BatchProgress], None]
-"""What is called after each result of a batch."""
+"""Called after each result of a batch."""
 
 StartReply = Callable[[Sequence[Message], GenerationOptions], "ReplyStream"]
 
 
 @dataclass(slots=True)
 class _Job:
-    """A conversation that has been taken from the batch."""
+    """A conversation taken from the batch.
+
+    Attributes:
+        index: Position in the batch, from 0.
+        request: The conversation and its options.
+        suspect: Whether it was in the engine when the engine crashed.
+    """
 
     index: int
     request: BatchRequest
@@ -129,10 +136,10 @@ class Batch:
 
         Args:
             start: Starts one answer.
-            options: For all of them.
-            running: How many conversations are given to the engine at once. In order, up to
-                four times as many are held until those before them have ended.
-            in_order: Whether results come in the order of the conversations.
+            options: Options of every conversation.
+            running: Number of conversations in the engine at once. With ``in_order``, up to four
+                times as many results wait for those before them.
+            in_order: Whether to yield results in the order of the conversations.
         """
         self._start_reply = start
         self._options = options
@@ -147,7 +154,7 @@ class Batch:
     def run(
         self, conversations: Iterable[Conversation], report: ReportProgress
     ) -> Iterator[BatchResult]:
-        """Yield the results; leaving early cancels what runs."""
+        """Yield the results; closing the generator early cancels the running answers."""
         total = len(conversations) if isinstance(conversations, Sized) else None
         jobs = (
             _Job(index, one if isinstance(one, BatchRequest) else BatchRequest(messages=one))
@@ -160,7 +167,7 @@ class Batch:
                 while (result := self._next_result(done)) is not None:
                     done += 1
                     failed += result.error is not None
-                    self._take_more(jobs)  # the engine need not wait for whoever reads this
+                    self._take_more(jobs)  # so that the engine does not wait for the caller
                     report(BatchProgress(done=done, failed=failed, total=total))
                     yield result
                 if not self._open and not self._ended and not self._suspects:
@@ -171,7 +178,7 @@ class Batch:
                 stream.cancel()
 
     def _take_more(self, jobs: Iterator[_Job]) -> None:
-        """Start as many as keep the engine busy; a suspect is started alone."""
+        """Start enough conversations to keep the engine busy; start a suspect alone."""
         if self._suspects:
             if not self._open:
                 self._start(self._suspects.popleft())
@@ -198,11 +205,11 @@ class Batch:
         self._news.put(job.index)
 
     def _read(self) -> None:
-        """Wait for news of one answer, and read what has come of it."""
+        """Wait until an answer has news, and read what has arrived."""
         try:
-            index = self._news.get(timeout=0.5)  # wakes up, or Windows would not see Ctrl-C
+            index = self._news.get(timeout=0.5)  # a wait without end would block Ctrl-C on Windows
         except queue.Empty:
-            pending = list(self._open)  # one whose time is over is not told by its engine
+            pending = list(self._open)  # the engine does not report a time limit that has passed
         else:
             pending = [index]
         for one in pending:
@@ -220,7 +227,7 @@ class Batch:
 
     def _end(self, job: _Job, outcome: Reply | Phi3OVError) -> None:
         if isinstance(outcome, EngineCrashedError):
-            if not job.suspect:  # whichever of those in the engine it was: each again, alone
+            if not job.suspect:  # any of the running ones may be the cause: retry each alone
                 job.suspect = True
                 self._suspects.append(job)
                 return
@@ -234,7 +241,7 @@ class Batch:
         self._ended[job.index] = BatchResult(index=job.index, outcome=outcome)
 
     def _next_result(self, done: int) -> BatchResult | None:
-        """Return a result that is due."""
+        """Return a result that can be yielded now, or None."""
         if not self._ended:
             return None
         if self._in_order:
