@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from ..model import Phi3Model
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
-"""A longer line gets an error record. No conversation that fits a context of the family is longer."""
+"""A longer line gets an error record; no conversation that fits a context is as long."""
 
 _FIELDS = ("id", "messages", "prompt", "options")
 
