@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from importlib import import_module
 import pytest
 
 from phi3ov.cli import COMMANDS, devices, main
-from phi3ov.cli.printing import bold, print_json
+from phi3ov.cli.printing import print_json, write_line
 from phi3ov.errors import OptionError
 
 
@@ -27,7 +27,8 @@ class Terminal(io.StringIO):
 def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let ``phi3ov devices`` raise."""
 
-    def run(_options: argparse.Namespace) -> None:
+    def run() -> None:
+        """Raise."""
         raise error
 
     monkeypatch.setattr(devices, "run", run)
@@ -61,7 +62,7 @@ def test_a_named_error_is_exit_code_1(
 
 
 def test_wrong_usage_is_exit_code_2() -> None:
-    """An unknown command or option is argparse's 2."""
+    """An unknown command or option is exit code 2."""
     with pytest.raises(SystemExit) as stopped:
         main(["devices", "--jsno"])
     assert stopped.value.code == 2
@@ -90,9 +91,9 @@ def test_ctrl_c_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_reader_that_goes_is_exit_code_141() -> None:
     """``phi3ov ... | head`` ends without a word when ``head`` has seen enough."""
     code = (
-        "import sys; from phi3ov.cli import main; input(); sys.exit(main(['completion', 'bash']))"
+        "import sys; from phi3ov.cli import devices, main; input();"
+        "devices.describe_devices = lambda: (); sys.exit(main(['devices']))"
     )
-    pytest.importorskip("shtab")
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         stdin=subprocess.PIPE,
@@ -115,14 +116,58 @@ def test_emphasis_is_for_terminals_that_want_it(monkeypatch: pytest.MonkeyPatch)
     """Escape codes go to a terminal only, and not where NO_COLOR or TERM=dumb says otherwise."""
     for name in ("NO_COLOR", "TERM"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("WT_SESSION", "1")  # on Windows: a terminal that shows them
-    assert bold("x", Terminal()) == "\x1b[1mx\x1b[0m"
-    assert bold("x", io.StringIO()) == "x"
+
+    def written_to(stream: io.StringIO) -> str:
+        write_line("x", style="bold", stream=stream)
+        return stream.getvalue()
+
+    assert written_to(Terminal()) == "\x1b[1mx\x1b[0m\n"
+    assert written_to(io.StringIO()) == "x\n"
     monkeypatch.setenv("TERM", "dumb")
-    assert bold("x", Terminal()) == "x"
+    assert written_to(Terminal()) == "x\n"
     monkeypatch.delenv("TERM")
     monkeypatch.setenv("NO_COLOR", "1")
-    assert bold("x", Terminal()) == "x"
+    assert written_to(Terminal()) == "x\n"
+
+
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_help_and_usage_errors_are_plain_text_in_a_pipe_and_with_no_color(
+    no_color: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames and colours are for a terminal that shows them; both streams count."""
+    monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setenv("TERM", "xterm")
+    streams = {"stdout": Terminal(), "stderr": Terminal()}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    for arguments in (["--help"], ["devices", "--help"], ["devices", "--jsno"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+    for stream in streams.values():
+        assert ("─" in stream.getvalue()) is (no_color == "")
+        assert stream.getvalue().isascii() is (no_color == "1")
+    piped = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", piped)
+    with pytest.raises(SystemExit):
+        main(["devices", "--help"])
+    assert piped.getvalue().isascii()
+
+
+def test_the_help_explains_positional_arguments_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """In any pair of typer and click, of which some lose the text and some write it twice."""
+    with pytest.raises(SystemExit):
+        main(["batch", "--help"])
+    assert capsys.readouterr().out.count("the JSONL file to write or to continue") == 1
+
+
+def test_missing_streams_are_not_a_defect() -> None:
+    """Under ``pythonw`` or with a closed descriptor, Python sets a stream to None."""
+    code = (
+        "import sys; sys.stdin = sys.stdout = sys.stderr = None;"
+        "from phi3ov.cli import main; sys.exit(main(['verify', 'no-such-folder']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
+    assert done.returncode == 1
 
 
 def test_json_refuses_what_has_no_form_in_it() -> None:
@@ -131,20 +176,31 @@ def test_json_refuses_what_has_no_form_in_it() -> None:
         print_json({"x": object()})
 
 
-def test_completion_knows_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    """The script for bash is one that bash reads, and holds the commands."""
-    pytest.importorskip("shtab")
-    assert main(["completion", "bash"]) == 0
-    script = capsys.readouterr().out
-    assert f"_subparsers=({' '.join(COMMANDS)})" in script
-    if shell := shutil.which("bash"):
-        subprocess.run([shell, "-n"], input=script.encode(), check=True, timeout=60)
+def complete(*arguments: str, **environment: str) -> str:
+    """Run the command as a shell's completion does, and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "phi3ov", *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stderr == ""
+    return done.stdout
 
 
-def test_completion_without_its_package_names_the_command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Without shtab the error says what to install."""
-    monkeypatch.setitem(sys.modules, "shtab", None)
-    assert main(["completion", "bash"]) == 1
-    assert 'pip install "phi3ov[completion]"' in capsys.readouterr().err
+def test_completion_knows_every_command() -> None:
+    """The script for bash asks the command itself, which answers with its commands."""
+    asked = {"_PHI3OV_COMPLETE": "complete_bash", "COMP_CWORD": "1"}
+    assert tuple(complete(COMP_WORDS="phi3ov ", **asked).split()) == COMMANDS
+    asked["COMP_CWORD"] = "3"
+    assert complete(COMP_WORDS="phi3ov export --preset a", **asked).split() == ["accurate"]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_the_script_for_completion_is_one_that_bash_reads() -> None:
+    """``phi3ov --show-completion`` prints it."""
+    script = complete("--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+    assert "complete -o default" in script
+    subprocess.run(["bash", "-n"], input=script.encode(), check=True, timeout=60)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import _thread
-import argparse
 import io
 import json
 import signal
@@ -20,7 +19,7 @@ from filelock import FileLock
 from phi3ov import Artifact, Phi3Model
 from phi3ov.answer.token_stream import TokenRequest
 from phi3ov.artifact.folder import record_files
-from phi3ov.cli import COMMANDS, build_parser, main
+from phi3ov.cli import COMMANDS, build_command, main
 from phi3ov.engine.protocol import ENGINES
 from phi3ov.exporter.export import ExportReport
 from phi3ov.quality.report import QualityReport
@@ -41,7 +40,6 @@ OPTIONS = {
     "quality": "--help --json --max-tokens --quiet --svg --text --window-tokens -h artifact source",
     "devices": "--help --json -h",
     "reference": "--help --json --overwrite -h output",
-    "completion": "--help -h shell",
 }
 """Every argument of every command: public, so a change here is one for CHANGELOG."""
 
@@ -72,13 +70,27 @@ JSON_KEYS: dict[str, set[str]] = {
 HELLO = answer_ids("hello the user")
 
 
-def actions(command: str) -> list[argparse.Action]:
-    """Return what a command's parser takes."""
-    [commands] = [
-        one for one in build_parser()._actions if isinstance(one, argparse._SubParsersAction)
-    ]
-    found: list[argparse.Action] = commands.choices[command]._actions
-    return found
+def parameters(command: str) -> dict[str, Any]:
+    """Return what a command takes: options by each of their spellings, arguments by their names."""
+    parser = build_command().commands[command]
+    context = parser.make_context(command, [], resilient_parsing=True)
+    return {
+        name: parameter
+        for parameter in parser.get_params(context)
+        for name in (
+            parameter.opts
+            if parameter.param_type_name == "option"
+            else [(parameter.metavar or parameter.name).lower()]
+        )
+    }
+
+
+def parse(command: str, *arguments: str) -> dict[str, Any]:
+    """Return the values that a command line gives."""
+    values: dict[str, Any] = (
+        build_command().commands[command].make_context(command, list(arguments)).params
+    )
+    return values
 
 
 @pytest.fixture
@@ -114,17 +126,15 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_options_of_every_command_are_written_down(command: str) -> None:
     """They are public; each is explained in the help."""
-    found = actions(command)
-    names = [name for one in found for name in one.option_strings or [one.dest]]
-    assert sorted(names) == sorted(OPTIONS[command].split())
-    assert [one.dest for one in found if not one.help] == []
+    found = parameters(command)
+    assert sorted(found) == sorted(OPTIONS[command].split())
+    assert [name for name, parameter in found.items() if not parameter.help] == []
 
 
 @pytest.mark.parametrize("command", ["chat", "batch"])
 def test_the_command_offers_every_engine(command: str) -> None:
     """An engine is added in one place."""
-    [engine] = [one for one in actions(command) if one.dest == "engine"]
-    assert engine.choices == tuple(ENGINES)
+    assert tuple(parameters(command)["--engine"].type.choices) == tuple(ENGINES)
 
 
 @pytest.mark.parametrize("command", sorted(JSON_KEYS))
@@ -169,9 +179,9 @@ def test_the_json_of_every_reporting_command_is_written_down(
 
 
 def test_every_command_that_has_json_is_listed() -> None:
-    """Completion is the one that reports nothing."""
+    """Every command reports something."""
     assert {name for name in COMMANDS if "--json" in OPTIONS[name]} == set(JSON_KEYS)
-    assert set(COMMANDS) - set(JSON_KEYS) == {"completion"}
+    assert set(COMMANDS) == set(JSON_KEYS)
 
 
 @pytest.mark.parametrize(
@@ -222,19 +232,20 @@ def test_verify_prints_json_whatever_is_wrong(
     ],
 )
 def test_options_may_stand_between_model_and_message(arguments: list[str]) -> None:
-    """Python 3.11's argparse took the message for missing, and then for one too many."""
-    options = build_parser().parse_args(["chat", *arguments])
-    assert (options.model, options.message, options.temperature) == ("m", "hello", 0.5)
+    """In any order, and behind two dashes."""
+    values = parse("chat", *arguments)
+    given = (values["model"], values["message"], values["temperature"])
+    assert given == ("m", "hello", 0.5)
 
 
 def test_a_message_may_begin_with_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
     """Behind two dashes; a second message is one too many in whatever order."""
-    assert build_parser().parse_args(["chat", "m", "--", "-x"]).message == "-x"
+    assert parse("chat", "m", "--", "-x")["message"] == "-x"
     for arguments in (["m", "a", "b"], ["m", "a", "--threads", "1", "b"]):
         with pytest.raises(SystemExit) as stopped:
             main(["chat", *arguments])
         assert stopped.value.code == 2
-    assert "unrecognized arguments: b" in capsys.readouterr().err
+    assert "unexpected extra argument (b)" in capsys.readouterr().err
 
 
 def test_what_a_terminal_cannot_show_is_replaced(

@@ -1,28 +1,30 @@
-"""The command ``phi3ov``: a thin layer of arguments and printing over the library.
+"""The command ``phi3ov``: options and printing on top of the library.
 
-Each command is a module of this package, named in ``COMMANDS``: its ``add(commands)`` declares
-the arguments and sets ``run``, a function that takes them parsed; its ``EXAMPLE`` ends the help.
+Each command is a module of this package, named in ``COMMANDS``: its function ``run`` takes the
+options (typer reads them from the signature, the help from the docstring) and its ``EXAMPLE``
+ends the help. To add a command, write such a module and add its name to ``COMMANDS``.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 success, 1 an error that the
-library or the system names (one line), 2 wrong usage, 3 an error that neither names, which is a
-defect, 130 Ctrl-C, 141 the reader of a pipe has gone. ``--debug`` adds tracebacks, to the same
-codes.
+library or the system names (one line), 2 wrong usage, 3 an unexpected error, which is a defect,
+130 Ctrl-C, 141 the reader of a pipe has gone. ``--debug`` adds tracebacks; the codes stay.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any, TypeAlias
+from typing import Annotated, Any
+
+import typer
+from typer.main import get_command
 
 from .. import __version__
-from ..errors import Phi3OVError
+from .command import Command, CommandEnded, expand_options
+from .printing import shows_style
 
 COMMANDS = (
     "export",
@@ -33,12 +35,10 @@ COMMANDS = (
     "quality",
     "devices",
     "reference",
-    "completion",
 )
 """The commands in the order in which the help lists them, each a module beside this one."""
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-"""What a command's ``add`` receives; argparse has no public name for it."""
+_HELP_NAMES = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,71 +46,71 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Args:
         arguments: The command line without the program's name; None takes ``sys.argv``.
+
+    Raises:
+        SystemExit: The command line asks for help, or is wrong (exit code 2).
     """
-    parser = build_parser()
-    options = parser.parse_args(arguments)
-    if options.debug:
-        logging.basicConfig(level=logging.DEBUG)
+    _open_missing_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):  # an answer may hold what the terminal cannot show
         sys.stdout.reconfigure(errors="replace")
-    run: Callable[[argparse.Namespace], None] = options.run
+    command = build_command()
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        run(options)
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # Python flushes stdout once more at its end, which must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except Exception as error:  # noqa: BLE001 - whatever it is, a command ends in a sentence
-        if options.debug:
-            traceback.print_exc()
-        if isinstance(error, Phi3OVError | OSError):
-            print(f"phi3ov: {error}", file=sys.stderr)
-            return 1
-        message = f"unexpected {type(error).__name__}: {error}. See more: phi3ov --debug ..."
-        print(f"phi3ov: {message}", file=sys.stderr)
-        return 3
+        command.main(given, prog_name="phi3ov")
+    except CommandEnded as end:
+        return end.exit_code
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that shows examples as they are written, and takes options anywhere.
+def build_command() -> Any:
+    """Return the parser of the whole command line, as typer makes it.
 
-    Python 3.11's takes an optional positional for missing when an option stands before it, as in
-    ``chat MODEL --temperature 0.5 MESSAGE``.
+    Help and usage errors have frames and colours where both output streams are terminals that
+    show them, and are plain text everywhere else.
     """
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
-        self._reading = False
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse, with options and positionals in any order where a command has no commands."""
-        if self._reading or self._subparsers is not None:
-            return super().parse_known_args(args, namespace)
-        self._reading = True
-        try:
-            return self.parse_known_intermixed_args(args, namespace)
-        finally:
-            self._reading = False
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line."""
-    parser = _Parser(
-        prog="phi3ov",
-        description="Export Phi-3 checkpoints to OpenVINO and chat with them, locally.",
-        epilog="Example: phi3ov export microsoft/Phi-3-mini-4k-instruct phi3-int4\n"
-        "         phi3ov chat phi3-int4",
+    fancy = shows_style(sys.stdout) and shows_style(sys.stderr)
+    app = typer.Typer(
+        help="Export Phi-3 checkpoints to OpenVINO and chat with them, locally.",
+        epilog="Example: phi3ov chat phi3-int4",
+        no_args_is_help=True,
+        context_settings=_HELP_NAMES,
+        rich_markup_mode="rich" if fancy else None,
     )
-    parser.add_argument("--version", action="version", version=f"phi3ov {__version__}")
-    parser.add_argument("--debug", action="store_true", help="log everything and show tracebacks")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    app.callback()(_set_up)
+    functions: dict[str, Callable[..., None]] = {}
     for name in COMMANDS:
         module = import_module(f".{name}", __name__)
-        module.add(commands)
-        commands.choices[name].epilog = f"Example: {module.EXAMPLE}"
-    return parser
+        functions[name] = expand_options(module.run)
+        epilog = f"Example: {module.EXAMPLE}"
+        app.command(name, cls=Command, epilog=epilog, context_settings=_HELP_NAMES)(functions[name])
+    group: Any = get_command(app)
+    for name, function in functions.items():
+        group.commands[name].restore_argument_help(function)
+    return group
+
+
+def _print_version(asked: bool) -> None:  # noqa: FBT001 - typer's callback
+    if asked:
+        print(f"phi3ov {__version__}")
+        raise typer.Exit
+
+
+def _set_up(
+    *,
+    version: Annotated[  # noqa: ARG001 - the callback has printed it
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="print the version"),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="log everything and show tracebacks")
+    ] = False,
+) -> None:
+    if debug:
+        logging.basicConfig(level=logging.DEBUG)
+
+
+def _open_missing_streams() -> None:
+    """Replace streams that Python could not open, for example under ``pythonw``, by empty ones."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115

@@ -2,47 +2,35 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from ..engine.protocol import EngineName
 from ..errors import OptionError, Phi3OVError
 from ..runtime.speculation import DraftModel, PromptLookup, Speculation
-from .arguments import add_json, add_model, gigabytes_to_bytes, loading_options
-from .printing import bold, dim, print_json
+from .options import (
+    AnswerOptions,
+    LoadingOptions,
+    engine_option,
+    gigabytes_to_bytes,
+    json_option,
+    refuse_together,
+)
+from .printing import print_json, write_line
 
 if TYPE_CHECKING:
     from ..answer.reply import LoadTimings, Reply
     from ..answer.stream import ReplyStream
     from ..chat import Phi3Chat
-    from . import Commands
 
 EXAMPLE = 'phi3ov chat phi3-int4 "What is the capital of France?"'
-
-
-def add(commands: Commands) -> None:
-    """Declare the command and its arguments."""
-    parser = commands.add_parser("chat", help="talk to an exported model")
-    add_model(parser, engine="pipeline")
-    parser.add_argument("message", nargs="?", help="answer this and end; without it: interactive")
-    parser.add_argument("--system", help="the system message")
-    parser.add_argument("--cache-gb", type=float, help="the most GB that the KV cache takes")
-    proposer = parser.add_mutually_exclusive_group()
-    proposer.add_argument(
-        "--prompt-lookup", action="store_true", help="several tokens per pass, from the prompt"
-    )
-    proposer.add_argument("--draft", help="several tokens per pass, from this smaller model")
-    shape = parser.add_mutually_exclusive_group()
-    shape.add_argument("--json-schema", type=Path, help="a file: the answer is JSON that fits it")
-    shape.add_argument("--regex", help="the answer matches this regular expression")
-    shape.add_argument("--choice", action="append", help="the answer is one of these; repeat")
-    add_json(parser, "the answer to MESSAGE, with its figures")
-    parser.set_defaults(run=run, parser=parser)
 
 
 def _read_schema(path: Path | None) -> Any:
@@ -55,44 +43,74 @@ def _read_schema(path: Path | None) -> Any:
         raise OptionError(f"--json-schema {path} cannot be read: {error}") from error
 
 
-def run(options: argparse.Namespace) -> None:
-    """Run the command."""
-    from ..answer.options import GenerationOptions
+def run(
+    loading: LoadingOptions,
+    answer: AnswerOptions,
+    message: Annotated[
+        str | None, typer.Argument(help="answer this and end; without it: interactive")
+    ] = None,
+    *,
+    engine: Annotated[EngineName, engine_option()] = "pipeline",
+    system: Annotated[str | None, typer.Option(help="the system message")] = None,
+    cache_gb: Annotated[
+        float | None, typer.Option(help="the most GB that the KV cache takes")
+    ] = None,
+    prompt_lookup: Annotated[
+        bool, typer.Option("--prompt-lookup", help="several tokens per pass, from the prompt")
+    ] = False,
+    draft: Annotated[
+        str | None, typer.Option(help="several tokens per pass, from this smaller model")
+    ] = None,
+    json_schema: Annotated[
+        Path | None, typer.Option(help="a file: the answer is JSON that fits it")
+    ] = None,
+    regex: Annotated[
+        str | None, typer.Option(help="the answer matches this regular expression")
+    ] = None,
+    choice: Annotated[
+        list[str] | None, typer.Option(help="the answer is one of these; repeat")
+    ] = None,
+    as_json: Annotated[bool, json_option("the answer to MESSAGE, with its figures")] = False,
+) -> None:
+    """Talk to an exported model: one answer, or a conversation."""
     from ..chat import Phi3Chat
     from ..loading import load_model
 
-    if options.json and options.message is None:
-        options.parser.error("--json goes with a MESSAGE only")
-    answer = GenerationOptions(  # first: what is wrong here is known before the model is loaded
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
+    if as_json and message is None:
+        raise typer.BadParameter("--json goes with a MESSAGE only")
+    refuse_together(prompt_lookup=prompt_lookup, draft=draft)
+    refuse_together(json_schema=json_schema, regex=regex, choice=choice)
+    options = answer.to_generation_options(  # before the model is loaded
         on_overflow="drop_oldest",
-        json_schema=_read_schema(options.json_schema),
-        regex=options.regex,
-        choices=tuple(options.choice) if options.choice else None,
+        json_schema=_read_schema(json_schema),
+        regex=regex,
+        choices=tuple(choice) if choice else None,
     )
     model = load_model(
-        options.model,
-        cache_bytes=gigabytes_to_bytes("--cache-gb", options.cache_gb),
-        speculation=_choose_speculation(options),
-        **loading_options(options),
+        loading.model,
+        engine=engine,
+        cache_bytes=gigabytes_to_bytes("--cache-gb", cache_gb),
+        speculation=_choose_speculation(prompt_lookup=prompt_lookup, draft=draft),
+        **loading.to_arguments(),
     )
     with model:
-        chat = Phi3Chat(model, system=options.system, options=answer)
-        if options.message is not None:
-            _answer_once(chat, options.message, as_json=options.json)
+        chat = Phi3Chat(model, system=system, options=options)
+        if message is not None:
+            _answer_once(chat, message, as_json=as_json)
             return
-        print(f"{bold(model.device.selected, sys.stderr)}: {model.device.reason}", file=sys.stderr)
-        print(dim(_describe_loading(model.load_timings), sys.stderr), file=sys.stderr)
-        help_line = "Ctrl-C stops an answer, /reset forgets, /exit or Ctrl-D ends."
-        print(dim(help_line, sys.stderr), file=sys.stderr)
+        device = f"{model.device.selected}: {model.device.reason}"
+        for line in (device, _describe_loading(model.load_timings), _HELP):
+            write_line(line, style="dim", stream=sys.stderr)
         _converse(chat)
 
 
-def _choose_speculation(options: argparse.Namespace) -> Speculation | None:
-    if options.prompt_lookup:
+_HELP = "Ctrl-C stops an answer, /reset forgets, /exit or Ctrl-D ends."
+
+
+def _choose_speculation(*, prompt_lookup: bool, draft: str | None) -> Speculation | None:
+    if prompt_lookup:
         return PromptLookup()
-    return None if options.draft is None else DraftModel(path=options.draft)
+    return None if draft is None else DraftModel(path=draft)
 
 
 def _converse(chat: Phi3Chat) -> None:
@@ -113,7 +131,7 @@ def _converse(chat: Phi3Chat) -> None:
             except Phi3OVError as error:
                 print(f"phi3ov: {error}", file=sys.stderr)
                 continue
-            print(dim(_describe_reply(reply), sys.stderr), file=sys.stderr)
+            write_line(_describe_reply(reply), style="dim", stream=sys.stderr)
 
 
 def _read_message() -> str:

@@ -2,56 +2,55 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from ..artifact.folder import Artifact
-from ..artifact.ir import Precision, WeightLayer
-from .arguments import add_json
-from .printing import bold, flatten
+from .options import ModelFolder, json_option
+from .printing import flatten, print_json, write_facts, write_table
 
 if TYPE_CHECKING:
-    from . import Commands
+    from ..artifact.folder import Artifact
+    from ..artifact.ir import Precision, WeightLayer
 
 EXAMPLE = "phi3ov info phi3-int4 --json"
 
 
-def add(commands: Commands) -> None:
-    """Declare the command and its arguments."""
-    parser = commands.add_parser("info", help="what an exported folder holds")
-    parser.add_argument("model", help="an exported folder")
-    add_json(parser, "all of it")
-    parser.set_defaults(run=run)
+def run(
+    model: ModelFolder,
+    *,
+    as_json: Annotated[bool, json_option("all of it")] = False,
+) -> None:
+    """Show what an exported folder holds."""
+    from ..artifact.folder import Artifact
 
-
-def run(options: argparse.Namespace) -> None:
-    """Run the command."""
-    facts = _gather_info(Artifact.open(options.model))
-    if options.json:
-        print(json.dumps(facts, indent=2))
+    artifact = Artifact.open(model)
+    facts = _gather_info(artifact)
+    if as_json:
+        print_json(facts)
         return
     weights, layers = facts.pop("weights"), facts.pop("layers")
-    for name, value in facts.items():
-        print(f"{name.replace('_', ' '):18} {flatten(value)}")
-    header = f"{'weights':10} {'group':>6} {'zero points':>12} {'layers':>7} {'parameters':>14}"
-    print(f"\n{bold(header)}")
-    for one in weights:
-        group = one["group_size"] or "row"
-        zero_points = "no" if one["symmetric"] else "yes"
-        if one["precision"] not in ("int4", "int8"):
-            group = zero_points = "-"
-        print(
-            f"{one['precision']:10} {group!s:>6} {zero_points:>12} {one['layers']:>7} "
-            f"{one['parameters']:>14,}"
-        )
+    write_facts({name.replace("_", " "): flatten(value) for name, value in facts.items()})
+    print()
+    write_table(
+        ("weights", "group", "zero points", "layers", "parameters"),
+        [_weight_row(weight) for weight in weights],
+        right="group,zero points,layers,parameters",
+    )
     if layers:
-        print("\n" + draw_layers(Artifact.open(options.model).manifest.layers, sys.stdout.encoding))
+        print("\n" + draw_layers(artifact.manifest.layers, sys.stdout.encoding))
+
+
+def _weight_row(weight: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
+    group = str(weight["group_size"] or "row")
+    zero_points = "no" if weight["symmetric"] else "yes"
+    if weight["precision"] not in ("int4", "int8"):
+        group = zero_points = "-"
+    layers, parameters = str(weight["layers"]), f"{weight['parameters']:,}"
+    return weight["precision"], group, zero_points, layers, parameters
 
 
 def _gather_info(artifact: Artifact) -> dict[str, Any]:

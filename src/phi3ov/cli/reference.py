@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated
 
-from .arguments import add_json
+import typer
+
+from .options import json_option
 from .printing import print_json
-
-if TYPE_CHECKING:
-    from . import Commands
 
 EXAMPLE = "phi3ov reference checkpoints/reference"
 
 
-def add(commands: Commands) -> None:
-    """Declare the command and its arguments."""
-    parser = commands.add_parser("reference", help="build the small reference checkpoint, offline")
-    parser.add_argument("output", type=Path, help="the folder to make")
-    parser.add_argument("--overwrite", action="store_true", help="replace a reference checkpoint")
-    add_json(parser, "the path")
-    parser.set_defaults(run=run)
-
-
-def run(options: argparse.Namespace) -> None:
-    """Run the command."""
+def run(
+    output: Annotated[Path, typer.Argument(help="the folder to make")],
+    *,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace a reference checkpoint")
+    ] = False,
+    as_json: Annotated[bool, json_option("the path")] = False,
+) -> None:
+    """Build the small reference checkpoint, offline."""
     from ..reference import build_reference
 
-    folder = build_reference(options.output, overwrite=options.overwrite)
-    if options.json:
+    folder = build_reference(output, overwrite=overwrite)
+    if as_json:
         print_json({"path": folder})
     else:
         print(folder)

@@ -2,41 +2,34 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
-from ..artifact.folder import Artifact
 from ..errors import Phi3OVError
-from .arguments import add_json
+from .options import ModelFolder, json_option
 from .printing import print_json
-
-if TYPE_CHECKING:
-    from . import Commands
 
 EXAMPLE = "phi3ov verify phi3-int4"
 
 
-def add(commands: Commands) -> None:
-    """Declare the command and its arguments."""
-    parser = commands.add_parser("verify", help="compare an exported folder with its checksums")
-    parser.add_argument("model", help="an exported folder")
-    add_json(parser, "what was found, also where that is an error")
-    parser.set_defaults(run=run)
+def run(
+    model: ModelFolder,
+    *,
+    as_json: Annotated[bool, json_option("what was found, also where that is an error")] = False,
+) -> None:
+    """Compare an exported folder with its checksums."""
+    from ..artifact.folder import Artifact
 
-
-def run(options: argparse.Namespace) -> None:
-    """Run the command."""
-    found: dict[str, Any] = {"path": options.model, "files": None, "problems": ()}
+    found: dict[str, Any] = {"path": model, "files": None, "problems": ()}
     try:
-        artifact = Artifact.open(options.model)
+        artifact = Artifact.open(model)
         found["files"] = len(artifact.manifest.files)
         artifact.verify()
     except (Phi3OVError, OSError) as error:
         found["problems"] = getattr(error, "problems", ()) or (str(error),)
-        if options.json:
+        if as_json:
             print_json(found)
         raise
-    if options.json:
+    if as_json:
         print_json(found)
     else:
         print(f"{artifact.path}: all {found['files']} files are as they were exported")
