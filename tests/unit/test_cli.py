@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import os
 import shutil
@@ -168,6 +169,20 @@ def test_missing_streams_are_not_a_defect() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
     assert done.returncode == 1
+
+
+def test_the_library_and_the_help_import_only_what_they_need() -> None:
+    """The library imports nothing of the command, and help in a pipe neither rich nor OpenVINO."""
+    code = (
+        "import sys, phi3ov; library = {*sys.modules}; from phi3ov.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: print(sorted(library), sorted(sys.modules), sep='\\n')"
+    )
+    command = [sys.executable, "-c", code]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    library, helping = (set(ast.literal_eval(line)) for line in said.splitlines()[-2:])
+    assert not library & {"typer", "rich", "click", "prompt_toolkit"}
+    assert not helping & {"rich", "prompt_toolkit", "openvino", "torch", "transformers", "numpy"}
 
 
 def test_json_refuses_what_has_no_form_in_it() -> None:
