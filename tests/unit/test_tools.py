@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 from phi3ov.answer.reply import Reply
 from phi3ov.chat import Phi3Chat
 from phi3ov.errors import OptionError, PromptError
+from phi3ov.prompt.call_parser import CallText, parse_tool_calls
 from phi3ov.prompt.chat_tokenizer import ChatTokenizer
+from phi3ov.prompt.detokenizer import AnswerText
 from phi3ov.prompt.messages import Message
 from phi3ov.prompt.tools import (
     Tool,
     ToolCall,
     describe_calls,
     describe_tools,
-    parse_tool_calls,
 )
 
 from .fakes import (
@@ -189,6 +190,140 @@ def test_reading_calls_never_fails(text: str) -> None:
     """Whatever a model writes is calls or None."""
     parse_tool_calls(text)
     parse_tool_calls("[" * 5000 + text)
+
+
+PARIS = ToolCall(name="get_weather", arguments={"city": "Paris"})
+NOW = ToolCall(name="now", arguments={})
+
+
+@pytest.mark.parametrize(
+    ("written", "calls"),
+    [
+        ('{"name": "get_weather", "parameters": {"city": "Paris"}}', (PARIS,)),
+        ('[{"name": "get_weather", "arguments": "{\\"city\\": \\"Paris\\"}"}]', (PARIS,)),
+        ('[{"name": "now"}]', (NOW,)),
+        ('[{"name": "now", "arguments": null}]', (NOW,)),
+        ('[{"name": "now", "arguments": ""}]', (NOW,)),
+        ('{"type": "function", "function": {"name": "now", "arguments": {}}}', (NOW,)),
+        ('[{"id": "a", "type": "function", "function": {"name": "now"}}]', (NOW,)),
+        ('{"name": "now", "type": "function", "arguments": {}}', (NOW,)),
+        ('functools[{"name": "now", "arguments": {}}]', (NOW,)),
+        ('functools [{"name": "now"}, {"name": "now"}]', (NOW, NOW)),
+        ('functools{"name": "now"}', (NOW,)),
+        ('```json\n[{"name": "now", "arguments": {}}]\n```', (NOW,)),
+        ('```\n{"name": "now"}\n```', (NOW,)),
+        ('```json\n{"name": "now"}', (NOW,)),
+        ('{"name": "now"}\n{"name": "get_weather", "arguments": {"city": "Paris"}}', (NOW, PARIS)),
+        ('{"name": "now"}; {"name": "now"},', (NOW, NOW)),
+        ('[[{"name": "now"}], [{"name": "now"}]]', (NOW, NOW)),
+    ],
+)
+def test_what_the_model_is_known_to_write_is_read(
+    written: str, calls: tuple[ToolCall, ...]
+) -> None:
+    """Between the tool-call tokens, and as ordinary text of an answer to offered tools."""
+    assert parse_tool_calls(written) == parse_tool_calls(f" {written}\n") == calls
+    _, reply = reply_to([control("<|tool_call|>"), *plain(written), control("<|end|>")])
+    assert (reply.text, reply.tool_calls) == ("", calls)
+    for size in (1, 3, 1000):
+        pieces = [written[start : start + size] for start in range(0, len(written), size)]
+        reader = CallText(["get_weather", "now"])
+        shown = "".join(map(reader.add, pieces)) + reader.finish()
+        assert (shown, reader.calls) == ("", calls)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"name": "now", "description": "Time", "parameters": {}}]',
+        '{"name": "now", "arguments": {}, "parameters": {}}',
+        '{"name": "now", "arguments": []}',
+        '{"name": "now", "arguments": "soon"}',
+        '{"name": ["now"]}',
+        '{"name": "now", "reason": "asked"}',
+        '[{"name": "now"}, 5]',
+        '{"reason": "asked", "function": {"name": "now"}}',
+        '{"name": "now"} {',
+        "functools",
+        "functools[]",
+        "```python\nprint(1)\n```",
+        '{"name": "\\ud800"}',
+        '{"name": "now", "arguments": {"a": 1e999}}',
+    ],
+)
+def test_everything_else_stays_text(text: str) -> None:
+    """What is not calls from its beginning to its end is shown as it was written."""
+    assert parse_tool_calls(text) is None
+    for size in (1, 4, 1000):
+        reader = CallText(["get_weather", "now"])
+        pieces = [text[start : start + size] for start in range(0, len(text), size)]
+        assert "".join(map(reader.add, pieces)) + reader.finish() == text
+        assert reader.calls == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown", "calls"),
+    [
+        ('Let me look. functools[{"name": "now"}]', "Let me look. ", (NOW,)),
+        ('functools[{"name": "now"}] Wait.', " Wait.", (NOW,)),
+        ('functools[{"name": "other"}]', 'functools[{"name": "other"}]', ()),
+        ('{"name": "other"}', '{"name": "other"}', ()),
+        ('The JSON is {"name": "now"}', 'The JSON is {"name": "now"}', ()),
+        ("import functools", "import functools", ()),
+    ],
+)
+def test_calls_in_text_are_those_of_offered_tools(
+    text: str, shown: str, calls: tuple[ToolCall, ...]
+) -> None:
+    """Behind the marker anywhere, else from the answer's beginning; without tools never."""
+    ids = [*plain(text), control("<|end|>")]
+    answer = AnswerText(PHI4_MINI_KIT.chat, offered=["now"])
+    streamed = "".join(map(answer.add, ids)) + answer.finish()
+    assert (streamed, answer.text, answer.tool_calls) == (shown, shown, calls)
+    assert AnswerText.of(PHI4_MINI_KIT.chat, ids, offered=["now"]) == shown
+    assert AnswerText.of(PHI4_MINI_KIT.chat, ids) == text
+
+
+def test_text_that_cannot_be_a_call_is_shown_at_once() -> None:
+    """An answer to offered tools is streamed as any other: held back is what may be a call."""
+    reader = CallText(["now"])
+    assert reader.add("Pa") == "Pa"
+    assert reader.add("ris func") == "ris "
+    assert reader.add("tion") == "function"
+    for beginning in ("```py", "{1", '[{"name": "nob', "functions", "-"):
+        assert CallText(["now"]).add(beginning) == beginning
+
+
+def test_calls_as_text_and_between_tokens_stay_in_order() -> None:
+    """Text held back for a call comes before the call that the tokens hold."""
+    ids = [*plain('functools[{"name": "now"}]'), control("<|tool_call|>"), *plain(CALL)]
+    answer = AnswerText(PHI4_MINI_KIT.chat, offered=["now"])
+    for token_id in ids:
+        answer.add(token_id)
+    answer.finish()
+    assert (answer.text, answer.tool_calls) == ("", (NOW, PARIS))
+
+
+CALL_LIKE = st.lists(
+    st.sampled_from(
+        ['{"name"', ': "now"', "}", "{", "[", "]", "functools", "```", "json\n", ", ", '"', "\\",
+         '"arguments": ', '"parameters": {}', "null", "1e999", '"function": {', " ", "\ud7ff"]
+    )
+    | st.text(max_size=3)
+).map("".join)  # fmt: skip
+
+
+@given(text=CALL_LIKE, size=st.integers(1, 5))
+def test_any_text_is_calls_or_itself(text: str, size: int) -> None:
+    """However it arrives, nothing fails and nothing is lost."""
+    reader = CallText(["now"])
+    pieces = [text[start : start + size] for start in range(0, len(text), size)]
+    shown = "".join(map(reader.add, pieces)) + reader.finish()
+    whole = CallText(["now"])
+    assert shown == whole.add(text) + whole.finish()
+    assert reader.calls == whole.calls
+    assert reader.calls or shown == text
+    parse_tool_calls(text)
 
 
 def test_bad_descriptions_are_refused() -> None:

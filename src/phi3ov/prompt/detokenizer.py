@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from .tools import ToolCall, parse_tool_calls
+from .call_parser import CallText, parse_tool_calls
+from .tools import ToolCall
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from tokenizers.decoders import DecodeStream
 
@@ -134,10 +135,21 @@ class AnswerText:
             between tool-call tokens is no text, unless it cannot be read as calls.
     """
 
-    def __init__(self, decoder: TokenDecoder, stops: Sequence[str] = ()) -> None:
-        """Read ids with ``decoder`` until one of its stop tokens or one of ``stops``."""
+    def __init__(
+        self, decoder: TokenDecoder, stops: Sequence[str] = (), *, offered: Collection[str] = ()
+    ) -> None:
+        """Read ids with ``decoder`` until one of its stop tokens or one of ``stops``.
+
+        Args:
+            decoder: The tokenizer.
+            stops: Strings that end the answer. They are not looked for in calls.
+            offered: Names of the tools whose calls are also read where the model wrote them as
+                ordinary text.
+        """
         self._decoder = decoder
         self._detokenizer = Detokenizer(decoder)
+        self._offered = tuple(offered)
+        self._call_text = CallText(offered)
         self._stops = StopStrings(stops)
         self.stops_early: bool = bool(stops)
         self._pieces: list[str] = []
@@ -147,9 +159,11 @@ class AnswerText:
         self.tool_calls: tuple[ToolCall, ...] = ()
 
     @classmethod
-    def of(cls, decoder: TokenDecoder, token_ids: Sequence[int]) -> str:
+    def of(
+        cls, decoder: TokenDecoder, token_ids: Sequence[int], *, offered: Collection[str] = ()
+    ) -> str:
         """Return the text of a whole answer."""
-        answer = cls(decoder)
+        answer = cls(decoder, offered=offered)
         for token_id in token_ids:
             answer.add(token_id)
         answer.finish()
@@ -171,14 +185,13 @@ class AnswerText:
         if self._call_ids is not None:
             self._call_ids.append(token_id)
             return ""
-        return self._show(self._stops.add(self._detokenizer.add(token_id)))
+        return self._show_text(self._detokenizer.add(token_id))
 
     def finish(self) -> str:
         """Return the text that was held back, once no more ids will come."""
         if self._stops.found is not None:
             return ""
-        rest = self._end_call()
-        rest += self._show(self._stops.add(self._detokenizer.finish()))
+        rest = self._end_call() + self._end_text()
         return rest + self._show(self._stops.finish())
 
     def _switch_call(self, token_id: int) -> str:
@@ -190,10 +203,7 @@ class AnswerText:
         before, after = self._decoder.tool_call_ids or (None, None)
         if token_id == before and self._call_ids is None:
             self._call_ids = []
-            rest = self._detokenizer.finish()
-            if rest:
-                self._detokenizer = Detokenizer(self._decoder)
-            return self._show(self._stops.add(rest))
+            return self._end_text()
         if token_id == after:
             return self._end_call()
         return ""
@@ -208,6 +218,21 @@ class AnswerText:
             return self._show(self._stops.add(text))
         self.tool_calls += calls
         return ""
+
+    def _show_text(self, text: str) -> str:
+        """Show text of the answer, less the calls that it holds."""
+        return self._show(self._stops.add(self._call_text.add(text)))
+
+    def _end_text(self) -> str:
+        """Show what is held back of the text, whole characters or not."""
+        rest = self._detokenizer.finish()
+        if rest:
+            self._detokenizer = Detokenizer(self._decoder)
+        shown = self._show_text(rest)
+        shown += self._show(self._stops.add(self._call_text.finish()))
+        self.tool_calls += self._call_text.calls
+        self._call_text = CallText(self._offered)
+        return shown
 
     def _show(self, text: str) -> str:
         if self._stops.found is not None:

@@ -1,19 +1,43 @@
-"""Tools that a model may call: descriptions into the prompt, calls out of the answer.
+"""Tools that a model may call: their descriptions, calls as values, and which call is asked for.
 
 Only Phi-4-mini was trained with a tool format: the descriptions stand as JSON in the system
-message, and the model answers with ``<|tool_call|>[{"name": ..., "arguments": {...}}]``.
-Where they stand is ``chat_format.py``; nothing here runs a tool.
+message, and the model answers with ``<|tool_call|>[{"name": ..., "arguments": {...}}]``. Where
+they stand in a prompt is ``formats.py``, calls are read in ``call_parser.py``, and functions and
+classes become schemas in ``signatures.py``. Nothing here runs a tool.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypedDict, TypeVar, overload
 
 from ..errors import OptionError, PromptError
 from ..plain_json import plain_json
+from .signatures import describe_signature, parse_arguments
+
+_T = TypeVar("_T")
+
+_SHORT_TYPES = {
+    "str": "string",
+    "int": "integer",
+    "float": "number",
+    "bool": "boolean",
+    "list": "array",
+    "dict": "object",
+}
+"""Python's names of types, as the short form of parameters has them, to those of JSON Schema."""
+
+
+class ToolName(TypedDict):
+    """The name of the tool that the model must call."""
+
+    name: str
+
+
+ToolChoice = Literal["none", "auto", "required"] | ToolName
+"""Whether the model calls a tool: it may not, it may, it must, or it must call one by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,13 +47,27 @@ class Tool:
     Attributes:
         name: What the model calls it.
         description: What it does, for the model to read.
-        parameters: Name of each parameter to its description, such as
-            ``{"city": {"description": "Name of the city", "type": "str"}}``. A mapping of any
-            kind; the tool keeps a copy of it in plain dictionaries and lists.
+        parameters: JSON Schema of the arguments, an object; or, in the short form that
+            Phi-4-mini was trained with, name of each parameter to its description, such as
+            ``{"city": {"description": "Name of the city", "type": "str"}}``, where a parameter
+            with a ``default`` may be left out. They stand in the prompt as they are given. A
+            mapping of any kind; the tool keeps a copy of it in plain dictionaries and lists.
 
     Raises:
-        OptionError: The name is empty, name or description is no text, or the parameters are
-            nothing that JSON can hold.
+        OptionError: The name is empty, name or description is not text, or JSON cannot hold the
+            parameters.
+
+    Example:
+        >>> Tool(
+        ...     name="get_weather",
+        ...     description="Current weather of a city",
+        ...     parameters={
+        ...         "type": "object",
+        ...         "properties": {"city": {"type": "string"}},
+        ...         "required": ["city"],
+        ...     },
+        ... ).name
+        'get_weather'
     """
 
     name: str
@@ -52,6 +90,63 @@ class Tool:
                 raise OptionError(
                     f"{field_name}={value!r:.80} of the tool {self.name!r:.80} is no JSON: {error}."
                 ) from error
+
+    @classmethod
+    def of(cls, source: Callable[..., Any] | Mapping[str, Any] | Tool) -> Tool:
+        """Return a tool made of a function, a class, or a dictionary of OpenAI's protocol.
+
+        Args:
+            source: A function with type hints, whose docstring describes it and, under ``Args:``,
+                its parameters; a pydantic model or a dataclass, whose fields are the parameters;
+                ``{"type": "function", "function": {"name": ..., "parameters": ...}}``; or a
+                `Tool`, which is returned.
+
+        Raises:
+            OptionError: No tool can be made of it; says why.
+
+        Example:
+            >>> def add(a: int, b: int = 1) -> int:
+            ...     \"\"\"Add two numbers.\"\"\"
+            ...     return a + b
+            >>> tool = Tool.of(add)
+            >>> tool.name, tool.description, tool.parameters["required"]
+            ('add', 'Add two numbers.', ['a'])
+        """
+        if isinstance(source, Tool):
+            return source
+        if isinstance(source, Mapping):
+            return cls(**_read_function(source))
+        name = getattr(source, "__name__", "")
+        if not callable(source) or not name.isidentifier():
+            raise OptionError(
+                f"tools holds {source!r:.80} of type {type(source).__name__}. Make a Tool of it: "
+                "Tool(name=..., description=..., parameters=...). A function, a pydantic model and "
+                "a dataclass are tools as they are."
+            )
+        description, schema = describe_signature(source)
+        return cls(name=name, description=description, parameters=schema)
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """JSON Schema of the arguments: ``parameters``, or what their short form stands for.
+
+        Raises:
+            OptionError: The short form has a type that is not one of Python's or JSON's.
+        """
+        given = dict(self.parameters)
+        if given.get("type") == "object" or "$ref" in given:
+            return given
+        properties, required = {}, []
+        for name, parameter in given.items():
+            properties[name] = _long_form(self.name, name, parameter)
+            if "default" not in parameter:
+                required.append(name)
+        return {
+            "type": "object",
+            "properties": properties,
+            "required": required,
+            "additionalProperties": False,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,28 +189,74 @@ class ToolCall:
         except ValueError as error:
             raise PromptError(f"The call of {self.name!r:.80} cannot be JSON: {error}.") from error
 
+    @overload
+    def parse(self, source: type[_T]) -> _T: ...  # type: ignore[overload-overlap]  # a class first
+    @overload
+    def parse(self, source: Callable[..., Any]) -> dict[str, Any]: ...
+    def parse(self, source: Callable[..., Any]) -> Any:
+        """Return the arguments checked and converted to the types of what the tool was made of.
+
+        Args:
+            source: The function, pydantic model or dataclass of `Tool.of`.
+
+        Returns:
+            Keyword arguments for a function; an instance of a class.
+
+        Raises:
+            GenerationError: They do not fit; the model wrote them.
+            OptionError: The source cannot be a tool.
+
+        Example:
+            >>> def add(a: int, b: int = 1) -> int:
+            ...     return a + b
+            >>> call = ToolCall(name="add", arguments={"a": 2})
+            >>> add(**call.parse(add))
+            3
+        """
+        return parse_arguments(self.arguments, source)
+
 
 def describe_tools(tools: Sequence[Tool]) -> str:
-    """Return the descriptions as the JSON that Phi-4-mini's model card shows.
+    """Return the descriptions as JSON, as Phi-4-mini's model card shows them.
 
     Example:
         >>> describe_tools([Tool(name="now", description="Current time")])
         '[{"name": "now", "description": "Current time", "parameters": {}}]'
 
     Raises:
-        OptionError: One is no `Tool`.
+        OptionError: A value is not a `Tool`.
     """
-    for one in tools:
-        if not isinstance(one, Tool):
+    for tool in tools:
+        if not isinstance(tool, Tool):
             raise OptionError(
-                f"tools holds {one!r:.80} of type {type(one).__name__}. Make a Tool of it: "
-                "Tool(name=..., description=..., parameters=...)."
+                f"tools holds {tool!r:.80} of type {type(tool).__name__}. Make a Tool of it: "
+                "Tool.of(...), or Tool(name=..., description=..., parameters=...)."
             )
     values = [
-        {"name": one.name, "description": one.description, "parameters": one.parameters}
-        for one in tools
+        {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
+        for tool in tools
     ]
     return json.dumps(values, ensure_ascii=False)
+
+
+def read_tools(
+    tools: Sequence[Tool | Callable[..., Any] | Mapping[str, Any]],
+) -> tuple[Tool, ...]:
+    """Return each of ``tools`` as a `Tool`.
+
+    Raises:
+        OptionError: No tool can be made of one, or two have the same name.
+    """
+    if isinstance(tools, str | Mapping) or not isinstance(tools, Sequence):
+        raise OptionError(
+            f"tools={tools!r:.80} is of type {type(tools).__name__}, not a list of tools."
+        )
+    made = tuple(Tool.of(tool) for tool in tools)
+    names = [tool.name for tool in made]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise OptionError(f"tools holds {twice[0]!r:.80} twice; each needs a name of its own.")
+    return made
 
 
 def describe_calls(calls: Sequence[ToolCall]) -> str:
@@ -138,33 +279,42 @@ def refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON, although Python reads it")
 
 
-def parse_tool_calls(text: str) -> tuple[ToolCall, ...] | None:
-    """Return the calls in what stood between the tool-call tokens, or None if it is no call.
+def _read_function(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a tool out of a dictionary of OpenAI's protocol."""
+    given = {name: value for name, value in source.items() if value is not None}
+    if given.get("type", "function") != "function":
+        raise OptionError(f"type={given['type']!r:.80} of a tool is not 'function'.")
+    function = given.get("function", given)
+    if not isinstance(function, Mapping):
+        raise OptionError(f"function={function!r:.80} of a tool is not a dictionary.")
+    fields = {name: value for name, value in function.items() if value is not None}
+    unknown = fields.keys() - {"name", "description", "parameters", "strict", "type"}
+    unknown |= given.keys() - {"type", "function"} if "function" in given else set()
+    if unknown:
+        raise OptionError(f"{sorted(map(str, unknown))[0]} is not a field of a tool.")
+    if "name" not in fields:
+        raise OptionError(f"{source!r:.80} is a tool without a name.")
+    return {
+        "name": fields["name"],
+        "description": fields.get("description", ""),
+        "parameters": fields.get("parameters", {}),
+    }
 
-    The model writes a JSON list of objects, sometimes without the brackets, with ``name`` and
-    ``arguments``.
 
-    Example:
-        >>> parse_tool_calls('[{"name": "now", "arguments": {}}]')
-        (ToolCall(name='now', arguments={}, id=None),)
-        >>> parse_tool_calls("let me think") is None
-        True
-    """
-    stripped = text.strip()
-    try:
-        listed = stripped if stripped.startswith("[") else f"[{stripped}]"
-        values = json.loads(listed, parse_constant=refuse_constant)
-    except (ValueError, RecursionError):
-        return None
-    calls = []
-    for value in values:
-        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-            return None
-        arguments = value.get("arguments")
-        if not isinstance(arguments, dict):
-            return None
-        try:
-            calls.append(ToolCall(name=value["name"], arguments=arguments))
-        except PromptError:  # an empty name, a lone surrogate, a number beyond JSON's
-            return None
-    return tuple(calls) or None
+def _long_form(tool: str, name: str, parameter: Any) -> dict[str, Any]:
+    """Return the JSON schema of a parameter in the short form."""
+    if not isinstance(parameter, Mapping):
+        raise OptionError(
+            f"parameters of the tool {tool!r:.80}: {name!r:.80} is {parameter!r:.80}, not a "
+            "description such as {'description': 'Name of the city', 'type': 'str'}."
+        )
+    schema = dict(parameter)
+    kind = schema.get("type")
+    if isinstance(kind, str):
+        schema["type"] = _SHORT_TYPES.get(kind, kind)
+        if schema["type"] not in (*_SHORT_TYPES.values(), "null"):
+            raise OptionError(
+                f"parameters of the tool {tool!r:.80}: {name!r:.80} has type={kind!r:.80}, not one "
+                f"of {', '.join(_SHORT_TYPES)}. Give JSON Schema for others."
+            )
+    return schema
