@@ -152,7 +152,6 @@ def test_chats_at_once_share_forward_passes(zoo: Zoo, monkeypatch: pytest.Monkey
             ngram_tokens=0,
             draft_folder="",
             draft_factors="none",
-            sys_path=(),
         )
     )
     for number in range(8):

@@ -568,12 +568,21 @@ def test_a_property_that_the_device_does_not_know_is_refused(zoo: Zoo) -> None:
         phi3ov.load_model(zoo.artifact(ROW), device="CPU", engine="worker", config=config)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such file names")
+def test_a_folder_whose_name_is_not_utf8_is_refused_by_name(zoo: Zoo, tmp_path: Path) -> None:
+    """Before a process starts, and with a way out."""
+    folder = tmp_path / os.fsdecode(b"\xff")
+    shutil.copytree(zoo.artifact(ROW), folder)
+    with pytest.raises(phi3ov.OptionError, match="cannot be written in it"):
+        phi3ov.load_model(folder, device="CPU", engine="worker")
+
+
 def test_noise_on_stdout_does_not_reach_the_protocol() -> None:
     """What prints after the pipes were claimed prints to stderr."""
     code = """
 import os
-from phi3ov.engine.worker.child import _claim_pipes
-commands, reports = _claim_pipes()
+from phi3ov.engine.worker.startup import claim_pipes
+commands, reports = claim_pipes()
 os.write(1, b"native noise\\n")
 print("python noise", flush=True)
 os.system("echo noise of a child")
@@ -588,20 +597,28 @@ assert os.read(0, 10) == b""
     assert done.stderr.split("\n")[:-1] == ["native noise", "python noise", "noise of a child"]
 
 
+_CANCEL = worker_protocol.encode(worker_protocol.Cancel(number=1))
+_PATHS = worker_protocol.encode_paths(tuple(sys.path))
+START_CHILD = [
+    sys.executable, "-S", "-c", worker_child._START, str(Path(phi3ov.__file__).parents[1])
+]  # fmt: skip
+"""Starts a worker process as the parent does."""
+
+
 @pytest.mark.parametrize(
     ("sent", "code", "said"),
     [
-        (b"nonsense\n", 2, "phi3ov worker: A line is not JSON"),
-        (worker_protocol.encode(worker_protocol.Cancel(number=1)), 1, "Cancel came before Load"),
+        (b"nonsense\n", 2, "not a JSON list of folders"),
+        (b"[3]\n", 2, "not a JSON list of folders"),
+        (_CANCEL, 2, "not a JSON list of folders"),
+        (_PATHS + b"nonsense\n", 2, "A line is not a command"),
+        (_PATHS + _CANCEL, 1, "Cancel came before Load"),
     ],
 )
 def test_the_child_ends_when_its_parent_talks_nonsense(sent: bytes, code: int, said: str) -> None:
     """It says why and ends, although its parent still holds the pipe open."""
     with subprocess.Popen(
-        [sys.executable, "-c", worker_child._START, str(Path(phi3ov.__file__).parents[1])],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        START_CHILD, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as child:
         assert child.stdin is not None
         assert child.stdout is not None
@@ -609,6 +626,13 @@ def test_the_child_ends_when_its_parent_talks_nonsense(sent: bytes, code: int, s
         child.stdin.flush()
         assert said in child.stdout.read().decode()
         assert child.wait() == code
+
+
+@pytest.mark.parametrize("sent", [b"", _PATHS])
+def test_the_child_ends_quietly_when_its_parent_has_gone(sent: bytes) -> None:
+    """At the end of its input, wherever that comes."""
+    done = subprocess.run(START_CHILD, check=False, capture_output=True, input=sent, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
 def test_ctrl_c_in_the_terminal_does_not_end_the_child(zoo: Zoo, load: LoadModel) -> None:

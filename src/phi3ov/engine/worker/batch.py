@@ -27,8 +27,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..genai.prefix_cache import CachedSequence, follow_cache
-from .fields import ProtocolError
-from .protocol import Cancel, Command, Forget, Progress, Submit
+from .protocol import Cancel, Command, Forget, Progress, ProtocolError, Submit
 
 if TYPE_CHECKING:
     from ..genai.draft import SpeculationPlan

@@ -1,14 +1,11 @@
-"""The worker engine's process: `main` of a Python that was started with ``-S``.
+"""The worker engine's child process: reads commands, runs the batch, writes reports.
 
-It reads commands from stdin and writes reports to stdout (see ``worker_protocol.py``). Both
-are moved to private descriptors first, so that nothing a native library prints can get between;
-nor a ``sitecustomize``, which is why ``site`` (``-S``) runs only after that.
-
-It ends when its stdin does, that is, when its parent has closed it or died in whatever way.
-While the model loads that is at once; while it answers, when the step under way has finished,
-because genai's ``step()`` holds the interpreter lock: milliseconds, or the half second that two
-cores take for a chunk of prompt (`prompt_tokens_per_step`). A process that the parent forked and
-did not exec inherits the other end of the pipe; so the parent's id is looked at, too (POSIX).
+`startup` prepares the process and calls `run`. The process ends when its stdin does, that is,
+when the parent has closed it or has died. While the model loads, that is at once; during an
+answer it is after the current step, because genai's ``step()`` holds the interpreter lock:
+milliseconds, or the half second that two cores take for a chunk of a prompt
+(`prompt_tokens_per_step`). A process that the parent has forked without exec keeps the other end
+of the pipe open, so on POSIX the child also checks its parent's id.
 """
 
 from __future__ import annotations
@@ -16,9 +13,6 @@ from __future__ import annotations
 import os
 import queue
 import shutil
-import signal
-import site
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -28,8 +22,18 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from ...errors import Phi3OVError
 from .batch import Batch
-from .fields import ProtocolError
-from .protocol import Command, Failed, Load, Ready, Report, Step, decode_command, encode, read_lines
+from .protocol import (
+    Command,
+    Failed,
+    Load,
+    ProtocolError,
+    Ready,
+    Report,
+    Step,
+    decode_command,
+    encode,
+    read_lines,
+)
 
 if TYPE_CHECKING:
     from ..genai.draft import SpeculationPlan
@@ -37,19 +41,21 @@ if TYPE_CHECKING:
 _LOOK_AT_PARENT_SECONDS = 1.0
 _LEAST_PROMPT_TOKENS, _MOST_PROMPT_TOKENS = 64, 512
 _STEP_BYTES_TOKENS = 200 * 10**9
-"""Bytes of weights times tokens of prompt that a step may take: about half a second."""
+"""Bytes of weights times prompt tokens in one step: about half a second."""
 _work_folders: list[str] = []
-"""What `_leave` removes: the parent's folder, if it named one."""
+"""Folders that `_leave` removes: the parent's, if it named one."""
 
 Send = Callable[[Report], None]
 
 
-def main() -> NoReturn:
-    """Load what the parent says, then answer until it closes the connection."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal's group
-    parent = os.getppid()
-    commands, reports = _claim_pipes()
-    site.main()  # what -S left out
+def run(commands: BinaryIO, reports: BinaryIO, parent: int) -> NoReturn:
+    """Load the model that the parent names, then answer until the parent closes the connection.
+
+    Args:
+        commands: Where the parent writes.
+        reports: Where the parent reads.
+        parent: Its process id.
+    """
     inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(commands, inbox), daemon=True).start()
 
@@ -65,14 +71,19 @@ def main() -> NoReturn:
         send(Ready())
         _serve(batch, inbox, send, parent)
     except Phi3OVError as error:
-        send(Failed(error=type(error).__name__, message=str(error)))
-    except Exception as error:  # noqa: BLE001 - whatever it is, the parent reports it
-        send(Failed(error="GenerationError", message=f"{type(error).__name__}: {error}"))
+        send(Failed(error=type(error).__name__, message=_text(error)))
+    except Exception as error:  # noqa: BLE001 - the parent reports every error
+        send(Failed(error="GenerationError", message=f"{type(error).__name__}: {_text(error)}"))
     _leave(1)
 
 
+def _text(error: Exception) -> str:
+    """Return an error's message; what UTF-8 cannot hold, such as parts of a path, becomes ``?``."""
+    return str(error).encode(errors="replace").decode()
+
+
 def _leave(code: int) -> NoReturn:
-    """End at once: there is nothing to keep, and native destructors may take their time."""
+    """Exit at once: nothing has to be saved, and native destructors may take long."""
     for folder in _work_folders:  # the parent may have died before it could remove it
         for _ in range(50):  # the other thread may still be writing into it
             shutil.rmtree(folder, ignore_errors=True)
@@ -80,16 +91,6 @@ def _leave(code: int) -> NoReturn:
                 break
             time.sleep(0.01)
     os._exit(code)
-
-
-def _claim_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """Take stdin and stdout for the protocol; what prints to stdout from now on goes to stderr."""
-    commands, reports = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
-    os.dup2(2, 1)
-    return commands, reports
 
 
 def _receive(commands: BinaryIO, inbox: queue.SimpleQueue[Command]) -> None:
@@ -108,8 +109,7 @@ def _receive(commands: BinaryIO, inbox: queue.SimpleQueue[Command]) -> None:
 def _load(command: Command) -> Batch:
     if not isinstance(command, Load):
         raise ProtocolError(f"{type(command).__name__} came before Load.")
-    sys.path[:] = dict.fromkeys((*command.sys_path, *sys.path))
-    from ...artifact.folder import MODEL_BIN  # only now, because of the line above
+    from ...artifact.folder import MODEL_BIN
     from ..genai.draft import SpeculationPlan
     from ..genai.kv_pool import KVPool
     from ..genai.vocabulary import loses_first_space
@@ -140,11 +140,11 @@ def _load(command: Command) -> Batch:
 
 
 def prompt_tokens_per_step(weight_bytes: int, device: str) -> int:
-    """Return how much of a prompt one step reads, at most: a power of two.
+    """Return the most prompt tokens that one step reads, a power of two.
 
-    Whoever else is in the batch waits for the step. On two cores reading takes about 3 ns per
-    byte of the weights and token, so a long chunk, which pays on a small model, would hold up the
-    others for seconds on a large one, where it gains nothing (decision 18).
+    All other requests of the batch wait for the step. On two cores reading takes about 3 ns per
+    token and byte of the weights. A long chunk is faster on a small model; on a large one it is
+    not, and would stop the others for seconds (decision 18).
     """
     fitting = _STEP_BYTES_TOKENS // weight_bytes if device == "CPU" else _MOST_PROMPT_TOKENS
     tokens = min(max(fitting, _LEAST_PROMPT_TOKENS), _MOST_PROMPT_TOKENS)
@@ -171,7 +171,7 @@ def _open_pipeline(command: Load, speculation: SpeculationPlan, prompt_tokens: i
     scheduler = scheduler_config(command.blocks, prompt_tokens + answer_tokens)
     scheduler.max_num_seqs = command.max_running
     context = ContextChoice(tokens=command.context_tokens, factors=command.factors)
-    # The parent removes its folder once the model is loaded; building anew makes another.
+    # The parent removes its folder once the model is loaded; a rebuilt pipeline makes another.
     made = bool(command.work_folder) and Path(command.work_folder).is_dir()
     inside = command.work_folder if made else None
     with pinned_folder(artifact, context, inside=inside) as folder:

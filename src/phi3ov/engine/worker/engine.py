@@ -90,9 +90,8 @@ class WorkerEngine:
             draft_factors=self._speculation.draft_factors,
             adapter="" if adapter is None else str(adapter.weights),
             adapter_scale=1.0 if adapter is None else adapter.scale,
-            sys_path=_package_folders(),
         )
-        self._state = _State(load, limit=self.max_running + limits.max_waiting)
+        self._state = _State(load, _package_folders(), limit=self.max_running + limits.max_waiting)
         self._finalizer = weakref.finalize(self, _shut_down, self._state)  # also at exit
         try:
             self._state.living_child().wait_until_loaded()
@@ -130,8 +129,9 @@ class WorkerEngine:
 class _State:
     """What engine, threads and finalizer share; nothing here keeps the engine alive."""
 
-    def __init__(self, load: Load, *, limit: int) -> None:
+    def __init__(self, load: Load, packages: tuple[str, ...], *, limit: int) -> None:
         self.load = load
+        self.packages = packages
         self.limit = limit
         self.lock = threading.RLock()  # a finalizer may run where it is held
         self.closing = False
@@ -142,7 +142,9 @@ class _State:
         """Return the child, a new one if it died."""
         with self.lock:
             if self.child is None or not self.child.usable:
-                self.child = WorkerChild(self.load, self.lock, limit=self.limit)
+                self.child = WorkerChild(
+                    self.load, self.lock, limit=self.limit, packages=self.packages
+                )
             return self.child
 
 

@@ -12,14 +12,14 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import IO, cast
+
+from msgspec.structs import replace
 
 from ... import errors
 from ...answer.token_stream import TokenRequest, TokenStream
 from ...errors import EngineCrashedError, GenerationError, OptionError, Phi3OVError
-from .fields import ProtocolError
 from .protocol import (
     MAX_LINE_BYTES,
     Cancel,
@@ -27,10 +27,12 @@ from .protocol import (
     Forget,
     Load,
     Progress,
+    ProtocolError,
     Ready,
     Submit,
     decode_report,
     encode,
+    encode_paths,
     read_lines,
 )
 
@@ -40,7 +42,7 @@ _PATIENCE_SECONDS = 2.0
 _LAST_WORDS = 12
 _START = (  # phi3ov's folder last: what else is installed beside it must not shadow Python's own
     "import sys; sys.path[:] = [*filter(None, sys.path), sys.argv[1]]; "
-    "from phi3ov.engine.worker.child import main; main()"
+    "from phi3ov.engine.worker.startup import main; main()"
 )
 _MAX_WORDS_BYTES = 2000
 
@@ -71,17 +73,33 @@ class WorkerStream(TokenStream):
 class WorkerChild:
     """One child process and the three threads that write to it, read from it, and keep its log."""
 
-    def __init__(self, load: Load, lock: AbstractContextManager[bool], *, limit: int) -> None:
+    def __init__(
+        self,
+        load: Load,
+        lock: AbstractContextManager[bool],
+        *,
+        limit: int,
+        packages: tuple[str, ...],
+    ) -> None:
         """Start a child that loads ``load``.
 
         Args:
             load: Its first command.
             lock: Guards `streams`, what is unsent, and `dead`.
             limit: How many requests the child is given at once; the others wait here.
+            packages: Folders in which the child finds packages: the parent's ``sys.path``.
 
         Raises:
             EngineCrashedError: The system starts no process.
+            OptionError: A path is not UTF-8.
         """
+        try:
+            encode(load)
+        except UnicodeEncodeError as error:
+            raise OptionError(
+                f"engine='worker' sends paths as UTF-8, and {error.object!r:.200} cannot be "
+                "written in it. Rename it, or use engine='pipeline'."
+            ) from error
         self.streams: dict[int, WorkerStream] = {}
         self.dead: bool = False
         self.outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()  # lines
@@ -98,6 +116,7 @@ class WorkerChild:
                 load = replace(load, work_folder=stack.enter_context(made))
             self.process: subprocess.Popen[bytes] = self._start_process()
             self._remove_work_folder = stack.pop_all().close
+        self.outbox.put(encode_paths(packages))
         self.outbox.put(encode(load))
         self._keeper = self._start_thread(self._keep_log)
         self._start_thread(self._write)

@@ -1,27 +1,48 @@
-"""What the worker engine and its process say to each other: one JSON object a line.
+"""Messages between the worker engine and its child process: one JSON object per line.
 
-Both sides check each line they get: its length, its fields, their types and ranges. Whatever
-else arrives is a `ProtocolError`, and the connection is over. Pickle would run what it reads.
+The first line that the child reads is different: a JSON list of folders, its ``sys.path``. With
+it the child finds msgspec, which reads all other lines.
+
+Both sides check the length of each line and the fields and types of each message. The values of
+a request are not checked again: `GenerationOptions` has done so, and the two processes trust each
+other. A line that does not fit is a `ProtocolError` and ends the connection.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import IO, Any, cast, get_args
+from typing import IO, Annotated, Any
+
+import msgspec
 
 from ...answer.token_stream import TokenRequest
 from ...runtime.rope import RopeFactors
-from .fields import MAX_TOKEN_ID, Fields, ProtocolError, in_range
 
 MAX_LINE_BYTES = 8 * 1024 * 1024
-"""More than the longest prompt of the family (131 072 ids) takes."""
+"""Longest line, in bytes. The longest prompt of the family (131 072 ids) takes less."""
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    """Parent to child, first and once: what to load.
+class ProtocolError(ValueError):
+    """A line that the other process would not write."""
+
+
+class Message(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    tag_field="kind",
+    tag=str.lower,
+):
+    """Base of all messages. The field ``kind`` on the line is the name of the class."""
+
+
+class Load(Message, frozen=True, kw_only=True):
+    """First command to the child, sent once: what to load.
 
     Attributes:
         folder: The artifact's absolute path.
@@ -29,68 +50,61 @@ class Load:
         properties: OpenVINO's properties.
         context_tokens: `ContextChoice.tokens`.
         factors: `ContextChoice.factors`.
-        max_running: How many requests may be in the batch.
-        blocks: How many blocks the KV cache has.
-        block_tokens: Tokens that a block holds.
-        sys_path: Where the parent finds its packages.
-        work_folder: Where temporary files go; the parent removes it. Empty if there are none.
-        candidate_tokens: Tokens proposed for each pass; 0 is no speculation.
-        ngram_tokens: Longest run that prompt lookup looks for; 0 is no prompt lookup.
-        draft_folder: The draft model's absolute path; empty is none.
-        draft_factors: The LongRoPE factors of the draft model.
-        adapter: The absolute path of a LoRA adapter's weights; empty is none.
-        adapter_scale: What the product of the adapter's matrices is multiplied with.
+        max_running: Most requests in the batch.
+        blocks: Number of blocks in the KV cache.
+        block_tokens: Tokens per block.
+        work_folder: Folder for temporary files, which the parent removes; empty for none.
+        candidate_tokens: Tokens proposed for each pass; 0 disables speculation.
+        ngram_tokens: Longest run of tokens that prompt lookup compares; 0 disables prompt lookup.
+        draft_folder: The draft model's absolute path; empty for none.
+        draft_factors: LongRoPE factors of the draft model.
+        adapter: Absolute path of a LoRA adapter's weights; empty for none.
+        adapter_scale: Factor on the product of the adapter's matrices.
     """
 
     folder: str
     device: str
     properties: dict[str, str]
-    context_tokens: int
+    context_tokens: Count
     factors: RopeFactors
-    max_running: int
-    blocks: int
-    block_tokens: int
-    sys_path: tuple[str, ...]
+    max_running: Count
+    blocks: Count
+    block_tokens: Count
     work_folder: str = ""
-    candidate_tokens: int = 0
-    ngram_tokens: int = 0
+    candidate_tokens: Count = 0
+    ngram_tokens: Count = 0
     draft_folder: str = ""
     draft_factors: RopeFactors = "none"
     adapter: str = ""
     adapter_scale: float = 1.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Submit:
-    """Parent to child: generate; ``number`` is new."""
+class Submit(Message, frozen=True, kw_only=True):
+    """Command: generate. ``number`` names the request from now on."""
 
-    number: int
+    number: Count
     request: TokenRequest
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cancel:
-    """Parent to child: stop that request, if it has not ended."""
+class Cancel(Message, frozen=True, kw_only=True):
+    """Command: stop that request if it has not ended."""
 
-    number: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Forget:
-    """Parent to child: empty the KV cache once the requests before this have ended."""
+    number: Count
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ready:
-    """Child to parent, once: the model is loaded."""
+class Forget(Message, frozen=True, kw_only=True):
+    """Command: empty the KV cache once the requests before this one have ended."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failed:
-    """Child to parent, last: why it cannot load the model, or go on.
+class Ready(Message, frozen=True, kw_only=True):
+    """First report, sent once: the model is loaded."""
+
+
+class Failed(Message, frozen=True, kw_only=True):
+    """Last report: why the child cannot load the model or go on.
 
     Attributes:
-        error: The name of a phi3ov error.
+        error: Name of a class in `phi3ov.errors`.
         message: Its message.
     """
 
@@ -98,30 +112,28 @@ class Failed:
     message: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """What one request got in one step.
+class Progress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Result of one step for one request.
 
     Attributes:
         number: Which request.
-        token_ids: The new ids; may be empty when it ended.
-        logprobs: Their log-probabilities, if the request asks for them.
+        token_ids: The new ids; may be empty when the request has ended.
+        logprobs: Their log-probabilities if the request asks for them.
         cached_tokens: `TokenStream.cached_tokens`.
-        ended: Whether nothing follows.
+        ended: Whether this is the last of the request.
         error: Why it failed; None if it did not.
     """
 
-    number: int
-    token_ids: tuple[int, ...]
+    number: Count
+    token_ids: tuple[TokenId, ...]
     logprobs: tuple[float, ...] = ()
-    cached_tokens: int = 0
+    cached_tokens: Count = 0
     ended: bool = False
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """Child to parent: what the requests of the batch got."""
+class Step(Message, frozen=True, kw_only=True):
+    """Report: what the requests of the batch got in one step."""
 
     progress: tuple[Progress, ...]
 
@@ -129,9 +141,24 @@ class Step:
 Command = Load | Submit | Cancel | Forget
 Report = Ready | Failed | Step
 
+_COMMANDS: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
+_REPORTS: msgspec.json.Decoder[Report] = msgspec.json.Decoder(Report)
+
+
+def encode_paths(folders: tuple[str, ...]) -> bytes:
+    """Return the first line that the child reads."""
+    return json.dumps(folders).encode("ascii") + b"\n"
+
+
+def encode(message: Command | Report) -> bytes:
+    """Return a message as a line."""
+    return msgspec.json.encode(message) + b"\n"
+
 
 def read_lines(pipe: IO[bytes]) -> Iterator[bytes]:
-    """Yield each line of ``pipe``, but not a last one that its writer's death has cut off.
+    """Yield each complete line of ``pipe``.
+
+    A last line without its end is dropped: the process that wrote it died.
 
     Raises:
         ProtocolError: A line is longer than `MAX_LINE_BYTES`.
@@ -143,137 +170,47 @@ def read_lines(pipe: IO[bytes]) -> Iterator[bytes]:
             yield line
 
 
-def encode(message: Command | Report) -> bytes:
-    """Return a message as a line."""
-    values = {"kind": type(message).__name__.lower()} | _values(message)
-    if isinstance(message, Submit):
-        values |= _values(values.pop("request"))
-        values["stop_ids"] = sorted(message.request.stop_ids)
-    elif isinstance(message, Step):
-        values["progress"] = [_values(one) for one in message.progress]
-    return json.dumps(values, separators=(",", ":")).encode("ascii") + b"\n"
-
-
-def _values(value: Any) -> dict[str, Any]:
-    return {field.name: getattr(value, field.name) for field in fields(value)}
-
-
 def decode_command(line: bytes) -> Command:
-    """Return what the parent says in ``line``.
+    """Return the command in ``line``.
 
     Raises:
-        ProtocolError: It is no command.
+        ProtocolError: ``line`` is not a command.
     """
-    taken = Fields(_parse(line))
-    kind = taken.text("kind")
-    command: Command
-    if kind == "cancel":
-        command = Cancel(number=taken.integer("number"))
-    elif kind == "submit":
-        command = Submit(number=taken.integer("number"), request=_request(taken))
-    elif kind == "forget":
-        command = Forget()
-    elif kind == "load":
-        command = _load(taken)
-    else:
-        raise ProtocolError(f"kind={kind!r} is no command.")
-    taken.require_no_more()
+    command: Command = _decode(_COMMANDS, line, "command")
     return command
 
 
 def decode_report(line: bytes) -> Report:
-    """Return what the child says in ``line``.
+    """Return the report in ``line``.
 
     Raises:
-        ProtocolError: It is no report.
+        ProtocolError: ``line`` is not a report.
     """
-    taken = Fields(_parse(line))
-    kind = taken.text("kind")
-    report: Report
-    if kind == "step":
-        parts = taken.take("progress", list)
-        report = Step(progress=tuple(_progress(part) for part in parts))
-    elif kind == "ready":
-        report = Ready()
-    elif kind == "failed":
-        report = Failed(error=taken.text("error"), message=taken.text("message"))
-    else:
-        raise ProtocolError(f"kind={kind!r} is no report.")
-    taken.require_no_more()
+    report: Report = _decode(_REPORTS, line, "report")
     return report
 
 
-def _load(taken: Fields) -> Load:
-    properties = taken.take("properties", dict)
-    sys_path = taken.take("sys_path", list)
-    if not all(isinstance(one, str) for one in (*properties.values(), *sys_path)):
-        raise ProtocolError("properties and sys_path must hold strings only.")
-    return Load(
-        folder=taken.text("folder"),
-        device=taken.text("device"),
-        properties=properties,
-        context_tokens=taken.integer("context_tokens", least=1),
-        factors=_factors(taken, "factors"),
-        max_running=taken.integer("max_running", least=1),
-        blocks=taken.integer("blocks", least=1),
-        block_tokens=taken.integer("block_tokens", least=1),
-        candidate_tokens=taken.integer("candidate_tokens"),
-        ngram_tokens=taken.integer("ngram_tokens"),
-        draft_folder=taken.text("draft_folder"),
-        draft_factors=_factors(taken, "draft_factors"),
-        adapter=taken.text("adapter"),
-        adapter_scale=taken.number("adapter_scale", most=1000.0),
-        sys_path=tuple(sys_path),
-        work_folder=taken.text("work_folder"),
-    )
-
-
-def _factors(taken: Fields, name: str) -> RopeFactors:
-    factors = taken.text(name)
-    if factors not in get_args(RopeFactors):
-        raise ProtocolError(f"{name}={factors!r} is not one of {get_args(RopeFactors)}.")
-    return cast("RopeFactors", factors)
-
-
-def _request(taken: Fields) -> TokenRequest:
-    prompt_ids = taken.token_ids("prompt_ids")
-    if not prompt_ids:
-        raise ProtocolError("prompt_ids is empty.")
-    top_k, seed = taken.take("top_k", int, None), taken.take("seed", int, None)
-    return TokenRequest(
-        prompt_ids=prompt_ids,
-        max_new_tokens=taken.integer("max_new_tokens", least=1, most=MAX_TOKEN_ID),
-        stop_ids=frozenset(taken.token_ids("stop_ids")),
-        temperature=taken.number("temperature", most=100.0),
-        top_p=taken.number("top_p", most=1.0),
-        min_p=taken.number("min_p", most=1.0),
-        top_k=None if top_k is None else in_range("top_k", top_k, 1, 2**31 - 1),
-        repetition_penalty=taken.number("repetition_penalty", most=100.0),
-        presence_penalty=taken.number("presence_penalty", least=-2.0, most=2.0),
-        frequency_penalty=taken.number("frequency_penalty", least=-2.0, most=2.0),
-        logprobs=taken.take("logprobs", bool),
-        grammar=taken.take("grammar", str, None),
-        seed=None if seed is None else in_range("seed", seed, 0, 2**32 - 1),
-    )
-
-
-def _progress(part: Any) -> Progress:
-    taken = Fields(part)
-    error = taken.take("error", str, None)
-    progress = Progress(
-        number=taken.integer("number"),
-        token_ids=taken.token_ids("token_ids"),
-        logprobs=taken.logprobs("logprobs"),
-        cached_tokens=taken.integer("cached_tokens"),
-        ended=taken.take("ended", bool),
-        error=error,
-    )
-    taken.require_no_more()
-    return progress
-
-
-def _parse(line: bytes) -> Any:
+def _decode(decoder: msgspec.json.Decoder[Any], line: bytes, expected: str) -> Any:
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"A line is not JSON: {line[:80]!r}") from error
+        message = decoder.decode(line)
+        read, written = msgspec.json.decode(line), msgspec.json.decode(encode(message))
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ProtocolError(f"A line is not a {expected}: {error}: {line[:80]!r}") from error
+    # A struct refuses unknown fields; a dataclass, such as the request, ignores them.
+    if wrong := _wrong_field(read, written):
+        raise ProtocolError(f"A {expected} has {wrong}: {line[:80]!r}")
+    return message
+
+
+def _wrong_field(read: Any, written: Any, place: str = "") -> str | None:
+    """Name a field of ``read`` that is not in ``written``, or the other way round."""
+    if isinstance(read, dict) and isinstance(written, dict):
+        for name in sorted(read.keys() ^ written.keys()):
+            return f"{'an unknown' if name in read else 'no'} field {place}{name}"
+        pairs = [(read[name], written[name], f"{place}{name}.") for name in read]
+    elif isinstance(read, list) and isinstance(written, list):
+        pairs = [(item, other, place) for item, other in zip(read, written, strict=False)]
+    else:
+        return None
+    found = (_wrong_field(*pair) for pair in pairs if isinstance(pair[0], dict | list))
+    return next(filter(None, found), None)
