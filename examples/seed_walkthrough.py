@@ -53,7 +53,7 @@ def by_hand(folder: str) -> str:
 def on_phi3ov(folder: str) -> str:
     """Take the same steps with phi3ov."""
     # 3. to 5.
-    config = phi3ov.RuntimeConfig(inference_precision="f32")
+    config = phi3ov.RuntimeConfig.exact()
     with phi3ov.load_model(folder, device=("GPU.0", "CPU"), config=config) as model:
         # 6. and 7. come with the model; 8. to 10.
         chat = phi3ov.Phi3Chat(model, system=SYSTEM)

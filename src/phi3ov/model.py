@@ -28,6 +28,7 @@ from .prompt.messages import Message
 from .runtime.config import RuntimeConfig
 from .runtime.devices import DeviceChoice
 from .runtime.rope import ContextChoice
+from .runtime.settings import Setting
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -64,6 +65,11 @@ class Phi3Model:
         self.config = config
         self.load_timings = load_timings
         self._engine = engine
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """Every OpenVINO property in force, with who decided and the reason."""
+        return self._engine.settings
 
     @cached_property
     def fingerprint(self) -> ModelFingerprint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,9 +24,10 @@ with phi3ov.load_model(sys.argv[1]) as model:
 
 START_BEHIND = """
 import json, sys
+from dataclasses import replace
 from pathlib import Path
 import phi3ov
-config = phi3ov.RuntimeConfig(inference_precision="f32", kv_cache_precision=sys.argv[5])
+config = replace(phi3ov.RuntimeConfig.exact(), kv_cache_precision=sys.argv[5])
 with phi3ov.load_model(sys.argv[1], device="CPU", engine="paged", config=config) as model:
     tokens = model.restore_kv_cache(sys.argv[2])
     chat = phi3ov.Phi3Chat(model, system=Path(sys.argv[3]).read_text(encoding="utf-8"))
@@ -59,7 +61,7 @@ def test_a_prefix_is_restored_in_another_process(
     """Behind a restored prefix the greedy tokens are those behind the same prefix, read again."""
     question = "What is the capital of France?"
     system = "You are a helpful AI assistant. " + "The green button starts the machine. " * 30
-    config = phi3ov.RuntimeConfig(inference_precision="f32", kv_cache_precision=precision)
+    config = replace(phi3ov.RuntimeConfig.exact(), kv_cache_precision=precision)
     with phi3ov.load_model(reference_export, device="CPU", engine="paged", config=config) as model:
         expected = phi3ov.Phi3Chat(model, system=system).generate(question, max_new_tokens=48)
         assert expected.usage.cached_tokens == 0

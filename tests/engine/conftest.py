@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests.conftest import MadeOnce
 
 from .checkpoints import FAMILY, build_checkpoint
 
-EXACT = phi3ov.RuntimeConfig(inference_precision="f32", kv_cache_precision="f32", threads=2)
+EXACT = replace(phi3ov.RuntimeConfig.exact(), threads=2)
 """Settings under which OpenVINO's fp32 and torch's agree token for token."""
 
 LOCK = ".made.phi3ov-lock"

@@ -25,7 +25,7 @@ from phi3ov.engine.paged.model import BLOCK_TOKENS
 from phi3ov.engine.paged.sampling import Sampler, distribution
 
 from .checkpoints import FAMILY, LONGEST, LONGROPE_ROWS, WINDOW
-from .conftest import LoadModel, Zoo
+from .conftest import EXACT, LoadModel, Zoo
 from .truth import Pin, greedy, prompt_text
 
 ROW = "phi-4"
@@ -93,7 +93,7 @@ def test_a_prefix_of_many_chunks(
 @pytest.mark.parametrize("precision", ["f32", "f16", "u8"])
 def test_the_bytes_come_back(precision: Any, zoo: Zoo, load: LoadModel, tmp_path: Path) -> None:
     """In every precision a restored cache is bit for bit the saved one, and continues as it."""
-    config = RuntimeConfig(inference_precision="f32", kv_cache_precision=precision, threads=2)
+    config = replace(EXACT, kv_cache_precision=precision)
     model = load_paged(load, zoo.artifact(ROW), config=config)
     ids = save(model, PREFIX, tmp_path / "one.kv")
     live = model.complete(PREFIX + QUESTION, max_new_tokens=40)
@@ -194,8 +194,7 @@ def saved(zoo: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _load(zoo: Zoo, **options: Any) -> Phi3Model:
-    config = RuntimeConfig(inference_precision="f32", kv_cache_precision="f32", threads=2)
-    defaults: dict[str, Any] = {"device": "CPU", "config": config, "engine": "paged"}
+    defaults: dict[str, Any] = {"device": "CPU", "config": EXACT, "engine": "paged"}
     return phi3ov.load_model(zoo.artifact("phi-3.5-mini"), **defaults | options)
 
 
@@ -204,7 +203,7 @@ def _load(zoo: Zoo, **options: Any) -> Phi3Model:
     [
         ({"context_tokens": LONGEST}, "rope_factors was 'short', is 'long'"),
         (
-            {"config": RuntimeConfig(inference_precision="f32", kv_cache_precision="f16")},
+            {"config": replace(RuntimeConfig.exact(), kv_cache_precision="f16")},
             "KEY_CACHE_PRECISION was",
         ),
         ({"context_tokens": 49}, "holds 50 tokens, and the context has 49"),

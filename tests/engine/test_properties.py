@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import openvino
 import pytest
@@ -12,7 +11,8 @@ import pytest
 from phi3ov import RuntimeConfig
 from phi3ov.engine.protocol import EngineName
 from phi3ov.runtime import properties
-from phi3ov.runtime.properties import KEPT_KERNELS, device_properties
+from phi3ov.runtime.properties import KEPT_KERNELS, device_settings
+from phi3ov.runtime.settings import passed_properties
 
 from .conftest import EXACT, LoadModel, Zoo
 
@@ -22,9 +22,10 @@ from .conftest import EXACT, LoadModel, Zoo
 def test_a_cpu_keeps_few_kernels_unless_the_caller_says_otherwise() -> None:
     """Or memory would grow with each new length of a prompt."""
     core = openvino.Core()
-    assert device_properties(RuntimeConfig(), core, "CPU")[NAME] == KEPT_KERNELS[NAME]
+    found = passed_properties(device_settings(RuntimeConfig(), core, "CPU"))
+    assert found[NAME] == KEPT_KERNELS[NAME]
     mine = RuntimeConfig(properties={NAME: "7"})
-    assert device_properties(mine, core, "CPU")[NAME] == "7"
+    assert passed_properties(device_settings(mine, core, "CPU"))[NAME] == "7"
 
 
 @pytest.mark.export
@@ -44,7 +45,7 @@ def test_an_openvino_without_the_property_is_not_given_it(
 ) -> None:
     """It is no documented one, and may go; that is logged, and the model loads all the same."""
     monkeypatch.setattr(properties, "KEPT_KERNELS", {"CPU_PROPERTY_OF_YESTERDAY": "100"})
-    found: dict[str, Any] = device_properties(RuntimeConfig(), openvino.Core(), "CPU")
+    found = passed_properties(device_settings(RuntimeConfig(), openvino.Core(), "CPU"))
     assert "CPU_PROPERTY_OF_YESTERDAY" not in found
     assert "CPU_PROPERTY_OF_YESTERDAY" in caplog.text
     load(zoo.artifact("phi-3-mini-4k")).complete("a", max_new_tokens=1)

@@ -157,7 +157,7 @@ def test_upstream_float32_hint_goes_on_rounding_activations(zoo: Zoo, tmp_path: 
         assert np.abs(hinted - exact).max() > 1e-3 * np.abs(exact).max()
     else:
         np.testing.assert_array_equal(hinted, exact)
-    ours = phi3ov.RuntimeConfig(inference_precision="f32").to_properties()
+    ours = phi3ov.RuntimeConfig.exact().to_properties()
     np.testing.assert_array_equal(_logits(tmp_path / "int8", ours), exact)
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import json
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -146,16 +151,56 @@ def test_every_field_becomes_its_property() -> None:
     }
 
 
-def test_float32_rounds_no_activations() -> None:
-    """OpenVINO would go on rounding them to 8 bits; who wants that can say so."""
-    rounding = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
-    assert RuntimeConfig(inference_precision="f32").to_properties()[rounding] == "0"
-    said = RuntimeConfig(inference_precision="f32", dynamic_quantization_group_size=32)
-    assert said.to_properties()[rounding] == "32"
-    assert rounding not in RuntimeConfig(inference_precision="bf16").to_properties()
-    hint = "INFERENCE_PRECISION_HINT"
-    takes_none = RuntimeConfig(inference_precision="f32").to_properties([hint])
-    assert takes_none == {hint: "f32"}
+def test_exact_rounds_nothing() -> None:
+    """Float32 arithmetic, a float32 cache, no rounded activations; float32 alone says no more."""
+    assert RuntimeConfig.exact().to_properties() == {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": "1",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "KV_CACHE_PRECISION": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+    }
+    said = RuntimeConfig(inference_precision="f32").to_properties()
+    assert "DYNAMIC_QUANTIZATION_GROUP_SIZE" not in said
+
+
+CONFIGS = [
+    RuntimeConfig(),
+    RuntimeConfig.exact(),
+    RuntimeConfig(cache_dir=Path("cache"), threads=2, properties={"LOG_LEVEL": "LOG_NONE"}),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_config_travels(config: RuntimeConfig) -> None:
+    """It can be pickled, copied, hashed, and turned into a dict of its fields and back."""
+    for copied in (
+        pickle.loads(pickle.dumps(config)),
+        copy.deepcopy(config),
+        RuntimeConfig(**dataclasses.asdict(config)),
+    ):
+        assert copied == config
+        assert hash(copied) == hash(config)
+    assert json.loads(json.dumps(dataclasses.asdict(config)["properties"])) == config.properties
+    assert len({*CONFIGS, config}) == len(CONFIGS)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda properties: properties.update(A="B"),
+        lambda properties: properties.pop("LOG_LEVEL"),
+        lambda properties: properties.clear(),
+        lambda properties: properties.setdefault("A", "B"),
+        lambda properties: properties.__ior__({"A": "B"}),
+    ],
+)
+def test_the_properties_of_a_config_stay(change: Callable[[Any], object]) -> None:
+    """None of a dict's methods changes them; the hash would no longer fit."""
+    config = CONFIGS[2]
+    with pytest.raises(TypeError, match="cannot be changed"):
+        change(config.properties)
+    assert config.properties == {"LOG_LEVEL": "LOG_NONE"}
 
 
 def test_unsupported_defaults_are_left_out() -> None:

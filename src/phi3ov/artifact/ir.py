@@ -116,6 +116,15 @@ def read_weights(model_xml: Path) -> tuple[WeightLayer, ...]:
     return tuple(layers)
 
 
+def exported_kv_precision(model_xml: Path) -> str | None:
+    """Return the KV_CACHE_PRECISION that optimum-intel wrote into an IR, if any.
+
+    It is among the ``runtime_options``, which OpenVINO obeys unless the caller says otherwise.
+    """
+    found = re.search(r'<KV_CACHE_PRECISION value="(\w+)"', model_xml.read_text(encoding="utf-8"))
+    return found and found.group(1)
+
+
 def layer_name(name: str) -> str:
     """Return the checkpoint's name of the layer that a weight, by any of its names, is of.
 

@@ -16,7 +16,8 @@ import openvino_genai
 
 from ..errors import DeviceError, GenerationError, OptionError
 from ..runtime.lora import AdapterFile, read_adapter
-from ..runtime.properties import compiling, device_properties
+from ..runtime.properties import compiling, device_settings
+from ..runtime.settings import passed_properties
 from .genai.draft import plan_speculation
 from .genai.kv_pool import plan_pool
 from .genai.npu import is_npu, plan_static
@@ -58,6 +59,7 @@ class PipelineEngine(SerialEngine):
             UnsupportedModelError: The rope factors of ``setup.context`` cannot be had.
         """
         self._runner = _Runner(setup)
+        self.settings = self._runner.settings
         super().__init__(
             self._runner.run, free=self._runner.free, name="pipeline", limits=setup.limits
         )
@@ -89,13 +91,17 @@ class _Runner:
     """Owns the native pipeline; lives on the engine's thread once it is built.
 
     Attributes:
+        settings: The OpenVINO properties in force.
         speculation: What is proposed for each pass.
     """
 
     def __init__(self, setup: EngineSetup) -> None:
         self._setup = setup
         self._pipeline: Any = None
-        self._properties = device_properties(setup.config, openvino.Core(), setup.device)
+        self.settings = device_settings(
+            setup.config, openvino.Core(), setup.device, artifact=setup.artifact
+        )
+        self._properties = passed_properties(self.settings)
         self._static = plan_static(setup) if is_npu(setup.device) else {}
         self.speculation = plan_speculation(setup)
         self._adapter = (

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..runtime.config import RuntimeConfig
     from ..runtime.lora import LoraAdapter
     from ..runtime.rope import ContextChoice
+    from ..runtime.settings import Setting
     from ..runtime.speculation import Speculation
 
 EngineName = Literal["pipeline", "worker", "paged", "transformers"]
@@ -77,9 +78,11 @@ class Engine(Protocol):
 
     Attributes:
         max_running: How many requests it answers together.
+        settings: The OpenVINO properties in force, each with its reason.
     """
 
     max_running: int
+    settings: tuple[Setting, ...] = ()
 
     def submit(
         self, request: TokenRequest, *, timeout_seconds: float | None = None, wait: bool = False

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from ..answer.token_stream import TokenRequest, TokenStream
 from ..errors import GenerationError, Phi3OVError, QueueFullError, StateError
 from ..runtime.limits import RequestLimits
+from ..runtime.settings import Setting
 
 RunRequest = Callable[[TokenStream], None]
 """Generates for one stream: puts ids, looks at ``stream.cancelled`` after each, and returns."""
@@ -25,6 +26,7 @@ class SerialEngine:
     """Runs requests one by one on a thread of its own."""
 
     max_running = 1
+    settings: tuple[Setting, ...] = ()
 
     def __init__(
         self,

@@ -13,7 +13,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingDependencyError, OptionError
-from ..runtime.properties import compiling, device_properties
+from ..runtime.properties import compiling, device_settings
+from ..runtime.settings import Setting, passed_properties
 from ..thirdparty.patches import su_rope_accepted
 from ..thirdparty.quiet import quiet_tools
 from .pinned import open_pinned
@@ -42,7 +43,8 @@ class TransformersEngine(SerialEngine):
             speculation="reads one token per pass",
             adapter="takes no LoRA adapter",
         )
-        runner = _Runner(_load(setup))
+        model, self.settings = _load(setup)
+        runner = _Runner(model)
         super().__init__(runner.run, free=runner.free, name="transformers", limits=setup.limits)
 
     def submit(
@@ -68,7 +70,8 @@ _NOT_HERE = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "logprobs": Fals
 """What transformers' ``generate()`` does not do, or does not stream, and the value that is off."""
 
 
-def _load(setup: EngineSetup) -> Any:
+def _load(setup: EngineSetup) -> tuple[Any, tuple[Setting, ...]]:
+    """Return the compiled model, and the OpenVINO properties in force."""
     try:
         from optimum.intel import OVModelForCausalLM
         from transformers import AutoConfig
@@ -82,7 +85,7 @@ def _load(setup: EngineSetup) -> Any:
 
     artifact, device, context = setup.artifact, setup.device, setup.context
     core = openvino.Core()
-    properties = device_properties(setup.config, core, device, paged=False)
+    settings = device_settings(setup.config, core, device, artifact=artifact, paged=False)
     pinned = open_pinned(artifact, context)
     with compiling(artifact.path, device), quiet_tools(), su_rope_accepted():
         model_config = AutoConfig.from_pretrained(artifact.path, local_files_only=True)
@@ -90,7 +93,7 @@ def _load(setup: EngineSetup) -> Any:
         model = OVModelForCausalLM.from_pretrained(
             artifact.path,
             device=device,
-            ov_config=properties,
+            ov_config=passed_properties(settings),
             config=model_config,
             compile=False,
             local_files_only=True,
@@ -99,7 +102,7 @@ def _load(setup: EngineSetup) -> Any:
             model.model = core.read_model(pinned.xml.encode(), pinned.weights)
             model.phi3ov_pinned = pinned  # its weights must outlive the compiled model
         model.compile()
-    return model
+    return model, settings
 
 
 class _Runner:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ..artifact.folder import MODEL_XML
+from ..artifact.folder import MODEL_XML, Artifact
 from ..exporter.checkpoint import weight_files
 from ..runtime.config import RuntimeConfig
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 Logits: TypeAlias = "NDArray[np.float32]"
 """Of shape [tokens, vocabulary]."""
 
-EXACT = RuntimeConfig(inference_precision="f32", kv_cache_precision="f32")
-"""Without these, the CPU plugin rounds activations to 8 bits, and the cache to 16 or 8."""
+EXACT = RuntimeConfig.exact()
+"""Otherwise the CPU plugin rounds activations to 8 bits, and the cache to 16 or 8."""
 
 _SMALL_BYTES = 2**30
 """Checkpoints up to this size are widened to float32 once, larger ones layer by layer."""
@@ -106,9 +106,13 @@ class ExportedModel:
     def __init__(self, folder: Path, config: RuntimeConfig = EXACT) -> None:
         import openvino
 
+        from ..runtime.properties import device_settings
+        from ..runtime.settings import passed_properties
+
         core = openvino.Core()
-        supported = core.get_property("CPU", "SUPPORTED_PROPERTIES")
-        self.properties: dict[str, str] = config.to_properties(supported)
+        # As the engines with paged attention: the answers' arithmetic is measured here.
+        settings = device_settings(config, core, "CPU", artifact=Artifact.open(folder))
+        self.properties: dict[str, str] = passed_properties(settings)
         compiled = core.compile_model(folder / MODEL_XML, "CPU", self.properties)
         self._names = {name for port in compiled.inputs for name in port.get_names()}
         self._request = compiled.create_infer_request()

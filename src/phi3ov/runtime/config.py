@@ -1,7 +1,7 @@
-"""How OpenVINO is told to run a model: `RuntimeConfig`, which becomes OpenVINO properties.
+"""What the caller asks of OpenVINO: `RuntimeConfig`, which becomes OpenVINO properties.
 
-Which device runs it is ``devices.py``; loading and running is ``loading.py``'s and ``engine/``'s
-work.
+What the caller leaves open is chosen in ``settings.py``; which device runs the model, in
+``devices.py``.
 """
 
 from __future__ import annotations
@@ -9,45 +9,60 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
-from typing import Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 from ..errors import OptionError
 from ..validation import require_choice, require_integer
 
 PerformanceHint = Literal["LATENCY", "THROUGHPUT"]
-"""What OpenVINO plans for: one answer soon, or many per second."""
+"""What OpenVINO optimizes for: one answer soon, or many per second."""
 
 InferencePrecision = Literal["f32", "bf16", "f16"]
-"""What the device computes in."""
+"""Precision that the device computes in."""
 
 KVCachePrecision = Literal["f32", "f16", "u8", "u4", "i4"]
-"""What keys and values are kept in."""
+"""Precision that keys and values are kept in."""
+
+
+class Properties(dict[str, str]):
+    """OpenVINO properties by name: a dict that cannot be changed, and so can be hashed."""
+
+    def _refuse(self, *_args: object, **_kwargs: object) -> NoReturn:
+        raise TypeError("RuntimeConfig.properties cannot be changed; use dataclasses.replace().")
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+    def __reduce__(self) -> tuple[Any, ...]:  # dict's own would call __setitem__
+        return Properties, (dict(self),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeConfig:
     """How OpenVINO runs the model; the defaults are for one chat that answers soon.
 
+    What is None is chosen when the model is loaded, for the processor and the weights at hand:
+    `Phi3Model.settings` lists each property in force with the reason for it.
+
     Attributes:
         performance_hint: OpenVINO's PERFORMANCE_HINT.
         num_streams: OpenVINO's NUM_STREAMS: parallel inferences, at least 1.
         cache_dir: OpenVINO's CACHE_DIR: compiled models are kept there, which makes later
-            loads faster on a GPU. On a CPU it makes them slower, which is logged, except for
-            ``engine="transformers"``: OpenVINO writes a model with paged attention there and
-            does not read it back. None is off.
-        threads: OpenVINO's INFERENCE_NUM_THREADS; None lets OpenVINO choose.
-        inference_precision: OpenVINO's INFERENCE_PRECISION_HINT; None lets the device choose
-            (bf16 on CPUs that have it). ``"f32"`` is the one that compares with other
-            frameworks token for token, as `dynamic_quantization_group_size` is then 0.
-        kv_cache_precision: OpenVINO's KV_CACHE_PRECISION; None is what the exporter wrote into
+            loads faster on a GPU. On a CPU only ``engine="transformers"`` gains: OpenVINO
+            writes a model with paged attention there and does not read it back, so loading
+            takes longer, and a warning is logged. None turns it off.
+        threads: OpenVINO's INFERENCE_NUM_THREADS. None is OpenVINO's choice within the
+            affinity mask, or the CPU quota of the container where that is less.
+        inference_precision: OpenVINO's INFERENCE_PRECISION_HINT.
+        kv_cache_precision: OpenVINO's KV_CACHE_PRECISION. None is what the exporter wrote into
             the IR (``"f16"`` from optimum-intel), else the device's choice (``"u8"`` on a CPU).
-        dynamic_quantization_group_size: OpenVINO's DYNAMIC_QUANTIZATION_GROUP_SIZE: so many
-            activations share a scale when they are rounded to 8 bits before they meet
-            compressed weights; 0 rounds none. None lets the device choose (32 on a CPU; one
-            without VNNI rounds none), or is 0 with ``inference_precision="f32"``, where OpenVINO
-            alone would go on rounding. 128 is faster and less exact (decision 20); above the
-            group size of the weights OpenVINO rounds none.
+        dynamic_quantization_group_size: OpenVINO's DYNAMIC_QUANTIZATION_GROUP_SIZE: number of
+            activations that share a scale when they are rounded to 8 bits before they meet
+            compressed weights. Larger is faster and less exact; 0 rounds none, and a size
+            above the group size of the weights rounds none either.
         properties: Any other OpenVINO property by its own name. One that a field above sets
             is refused here; one that OpenVINO does not know is a `DeviceError` when the model
             is loaded. A CPU gets ``CPU_RUNTIME_CACHE_CAPACITY`` 100 unless it is here: with
@@ -68,7 +83,7 @@ class RuntimeConfig:
     inference_precision: InferencePrecision | None = None
     kv_cache_precision: KVCachePrecision | None = None
     dynamic_quantization_group_size: int | None = None
-    properties: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    properties: Mapping[str, str] = field(default_factory=Properties)
 
     def __post_init__(self) -> None:
         require_choice("performance_hint", self.performance_hint, get_args(PerformanceHint))
@@ -89,7 +104,7 @@ class RuntimeConfig:
             require_integer(
                 "dynamic_quantization_group_size", self.dynamic_quantization_group_size, least=0
             )
-        object.__setattr__(self, "properties", MappingProxyType(dict(self.properties)))
+        object.__setattr__(self, "properties", Properties(self.properties))
         for name, value in self.properties.items():
             if not isinstance(name, str) or not isinstance(value, str):
                 raise OptionError(
@@ -102,13 +117,27 @@ class RuntimeConfig:
                     "set that instead."
                 )
 
+    @classmethod
+    def exact(cls) -> RuntimeConfig:
+        """Return the settings that round nothing but the weights: float32 throughout.
+
+        They compare token for token with other frameworks, and are slower than the default.
+        `dataclasses.replace` changes the rest.
+
+        Example:
+            >>> RuntimeConfig.exact().dynamic_quantization_group_size
+            0
+        """
+        return cls(
+            inference_precision="f32", kv_cache_precision="f32", dynamic_quantization_group_size=0
+        )
+
     def to_properties(self, supported: Collection[str] | None = None) -> dict[str, str]:
-        """Return the OpenVINO properties for a device.
+        """Return the OpenVINO properties that the caller set, and PERFORMANCE_HINT, NUM_STREAMS.
 
         Args:
-            supported: Names of the properties that the device takes; None takes all. What is
-                still at its default and not supported is left out; what the caller set and
-                the device does not take is refused.
+            supported: Names of the properties that the device takes; None takes all. A field
+                at its default that is not supported is left out.
 
         Raises:
             OptionError: The caller set a property that the device does not take.
@@ -126,8 +155,9 @@ class RuntimeConfig:
         if self.kv_cache_precision is not None:
             properties["KV_CACHE_PRECISION"] = self.kv_cache_precision
         if self.dynamic_quantization_group_size is not None:
-            size = self.dynamic_quantization_group_size
-            properties[_ROUNDING] = str(size)
+            properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = str(
+                self.dynamic_quantization_group_size
+            )
         if supported is not None:
             defaults = RuntimeConfig().to_properties()
             for name in properties.keys() - set(supported):
@@ -137,16 +167,8 @@ class RuntimeConfig:
                         f"take OpenVINO's {name}."
                     )
                 del properties[name]
-        if (
-            self.inference_precision == "f32"
-            and self.dynamic_quantization_group_size is None
-            and (supported is None or _ROUNDING in supported)
-        ):
-            properties[_ROUNDING] = "0"
         return properties | dict(self.properties)
 
-
-_ROUNDING = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 
 _FIELD_OF_PROPERTY = {
     "PERFORMANCE_HINT": "performance_hint",
@@ -155,5 +177,5 @@ _FIELD_OF_PROPERTY = {
     "INFERENCE_NUM_THREADS": "threads",
     "INFERENCE_PRECISION_HINT": "inference_precision",
     "KV_CACHE_PRECISION": "kv_cache_precision",
-    _ROUNDING: "dynamic_quantization_group_size",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "dynamic_quantization_group_size",
 }

@@ -1,4 +1,4 @@
-"""What a device is told to compile a model, and what is said where it fails."""
+"""What a device is told to compile a model, and what is said where that fails."""
 
 from __future__ import annotations
 
@@ -6,12 +6,25 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import openvino
 import openvino.opset13 as ops
 
+from ..artifact.folder import MODEL_XML, Artifact
+from ..artifact.ir import exported_kv_precision
 from ..errors import DeviceError
 from .config import RuntimeConfig
+from .processor import read_processor
+from .settings import (
+    GROUPS,
+    KV_PRECISION,
+    PRECISION,
+    THREADS,
+    Setting,
+    Situation,
+    choose_settings,
+)
 
 _LOGGER = logging.getLogger("phi3ov")
 
@@ -23,39 +36,79 @@ thousands of turns. With 100 it stays flat and nothing gets slower (decision 19)
 """
 
 
-def device_properties(
-    config: RuntimeConfig, core: openvino.Core, device: str, *, paged: bool = True
-) -> dict[str, str]:
-    """Return the properties with which ``device`` compiles a model.
+def device_settings(
+    config: RuntimeConfig,
+    core: openvino.Core,
+    device: str,
+    *,
+    artifact: Artifact | None = None,
+    paged: bool = True,
+) -> tuple[Setting, ...]:
+    """Return the properties with which ``device`` compiles a model, each with its reason.
 
     Args:
         config: What the caller configured.
         core: OpenVINO.
         device: Its name.
+        artifact: The exported folder; without it nothing that depends on weights is chosen.
         paged: Whether the model computes with paged attention.
 
     Raises:
         OptionError: The caller set a property that the device does not take.
         DeviceError: The device cannot be asked.
     """
+    settings = choose_settings(config, _describe(core, device, artifact, paged=paged))
+    names = {setting.name: setting.value for setting in settings}
+    if paged and device == "CPU" and "CACHE_DIR" in names:
+        _LOGGER.warning(
+            "cache_dir=%s makes loading longer, not shorter: on a CPU OpenVINO writes a model with "
+            "paged attention there and does not read it back. Leave it out.",
+            names["CACHE_DIR"],
+        )
+    if device == "CPU" and not names.keys() & KEPT_KERNELS.keys() and _takes_kept_kernels(core):
+        reason = "keeps memory flat over thousands of turns"
+        settings += tuple(
+            Setting(name=name, value=value, chosen_by="phi3ov", reason=reason)
+            for name, value in KEPT_KERNELS.items()
+        )
+    for setting in settings:
+        _LOGGER.debug("%s: %s", device, setting)
+    return settings
+
+
+def _describe(
+    core: openvino.Core, device: str, artifact: Artifact | None, *, paged: bool
+) -> Situation:
+    """Ask OpenVINO, the processor and the export for what the choice depends on."""
     try:
         supported = set(core.get_property(device, "SUPPORTED_PROPERTIES"))
         # OpenVINO itself keeps compiled models, for every device that can hand them out and back.
         able = "OPTIMIZATION_CAPABILITIES"
         if able in supported and "EXPORT_IMPORT" in core.get_property(device, able):
             supported.add("CACHE_DIR")
+        own = {
+            name: _as_text(core.get_property(device, name))
+            for name in (THREADS, PRECISION, GROUPS, KV_PRECISION)
+            if name in supported
+        }
+        name = core.get_property(device, "FULL_DEVICE_NAME") if device == "CPU" else ""
     except RuntimeError as error:
         raise DeviceError(f"OpenVINO cannot ask device={device!r}: {error}") from error
-    chosen = config.to_properties(supported)
-    if paged and device == "CPU" and "CACHE_DIR" in chosen:
-        _LOGGER.warning(
-            "cache_dir=%s makes loading longer, not shorter: on a CPU OpenVINO writes a model with "
-            "paged attention there and does not read it back. Leave it out.",
-            chosen["CACHE_DIR"],
-        )
-    if device == "CPU" and _takes_kept_kernels(core):
-        return KEPT_KERNELS | chosen
-    return chosen
+    return Situation(
+        device=device,
+        processor=read_processor(str(name)),
+        weights=() if artifact is None else artifact.manifest.weights,
+        supported=frozenset(supported),
+        own=own,
+        exported_kv_precision=(
+            None if artifact is None else exported_kv_precision(artifact.path / MODEL_XML)
+        ),
+        paged=paged,
+    )
+
+
+def _as_text(value: Any) -> str:
+    return str(value.get_type_name()) if isinstance(value, openvino.Type) else str(value)
 
 
 @contextmanager

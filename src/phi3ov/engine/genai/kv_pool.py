@@ -8,7 +8,6 @@ memory is reserved, not touched: the system gives a page when a block is first w
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import openvino
 
 from ...artifact.folder import MODEL_XML, Artifact
+from ...artifact.ir import exported_kv_precision
 from ...errors import OptionError
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def kv_block_bytes(artifact: Artifact, device: str, properties: Mapping[str, str
     config = artifact.config
     head = config.head_dim
     tokens = block_tokens_of(device)
-    exported = _exported_precision(artifact)
+    exported = exported_kv_precision(artifact.path / MODEL_XML)
     in_bytes = 0
     for part, scales in (("KEY", head), ("VALUE", tokens)):
         bits = _precision_of(part, device, properties, exported).bitwidth
@@ -141,10 +141,3 @@ def _precision_of(
     if "KV_CACHE_PRECISION" in core.get_property(device, "SUPPORTED_PROPERTIES"):
         return core.get_property(device, "KV_CACHE_PRECISION")
     return openvino.Type.f16
-
-
-def _exported_precision(artifact: Artifact) -> str | None:
-    """Return the precision that optimum-intel wrote into the IR (``runtime_options``), if any."""
-    xml = (artifact.path / MODEL_XML).read_text(encoding="utf-8")
-    found = re.search(r'<KV_CACHE_PRECISION value="(\w+)"', xml)
-    return found and found.group(1)

@@ -54,6 +54,7 @@ class PagedEngine(SerialEngine):
                 "device='CPU', or with engine='pipeline'."
             )
         model = PagedModel(artifact, device=device, config=setup.config, context=context)
+        self.settings = model.settings
         runner = _Runner(model)
         self._runner = runner
         self._context_tokens = context.tokens

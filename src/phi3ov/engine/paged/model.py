@@ -17,7 +17,8 @@ import openvino
 from numpy.typing import NDArray
 
 from ...errors import UnsupportedModelError
-from ...runtime.properties import compiling, device_properties
+from ...runtime.properties import compiling, device_settings
+from ...runtime.settings import passed_properties
 from ..pinned import open_pinned
 from .cache_file import CacheTensor
 
@@ -47,6 +48,7 @@ class PagedModel:
     Attributes:
         layout: The cache's tensors, in the order of `buffers`.
         buffers: Their bytes, one row per block.
+        settings: The OpenVINO properties in force.
         numerics: What decides the numbers in the cache besides the model: versions, device,
             rope factors and precisions.
     """
@@ -56,7 +58,8 @@ class PagedModel:
     ) -> None:
         """Compile the artifact's model; see `PagedEngine`."""
         core = openvino.Core()
-        properties = device_properties(config, core, device)
+        self.settings = device_settings(config, core, device, artifact=artifact)
+        properties = passed_properties(self.settings)
         self._pinned = open_pinned(artifact, context)  # its weights must outlive the model
         with compiling(artifact.path, device):
             model = core.read_model(self._pinned.xml.encode(), self._pinned.weights)

@@ -19,7 +19,8 @@ import openvino
 from ...answer.token_stream import TokenRequest, TokenStream
 from ...errors import DeviceError, OptionError, QueueFullError, StateError
 from ...runtime.lora import read_adapter
-from ...runtime.properties import device_properties
+from ...runtime.properties import device_settings
+from ...runtime.settings import Setting, passed_properties
 from ..genai.draft import plan_speculation
 from ..genai.kv_pool import plan_pool
 from ..genai.npu import is_npu
@@ -63,7 +64,10 @@ class WorkerEngine:
                 f"engine='worker' batches with paged attention, which device={setup.device!r} "
                 "does not have. Use engine='pipeline' there."
             )
-        properties = device_properties(setup.config, openvino.Core(), setup.device)
+        self.settings: tuple[Setting, ...] = device_settings(
+            setup.config, openvino.Core(), setup.device, artifact=setup.artifact
+        )
+        properties = passed_properties(self.settings)
         self._speculation = plan_speculation(setup)
         adapter = (
             None if setup.adapter is None else read_adapter(setup.adapter, setup.artifact.config)

@@ -1,0 +1,130 @@
+"""What the processor can do and how much of it this process may use.
+
+OpenVINO names the processor and says whether it computes in bfloat16, but not whether it has
+8-bit products (VNNI) or tiles (AMX). archspec reads those on Linux, Windows and macOS. What is
+chosen from them is in ``settings.py``.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+_LOGGER = logging.getLogger("phi3ov")
+
+FEATURES = ("avx2", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_tile")
+"""Instruction sets that decide between settings, under Linux's names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Processor:
+    """The processor, as far as settings depend on it.
+
+    Attributes:
+        name: Its name, as OpenVINO gives it.
+        features: Those of `FEATURES` that it has; empty where they cannot be read.
+        cpus: Logical processors that this process may run on (its affinity mask).
+        quota: Processors' worth of time that the container allows; None for no limit.
+    """
+
+    name: str
+    features: frozenset[str] = frozenset()
+    cpus: int = 1
+    quota: float | None = None
+
+    @property
+    def threads_within_quota(self) -> int | None:
+        """Threads that the quota keeps busy, rounded up; None where it limits nothing."""
+        if self.quota is None or self.quota >= self.cpus:
+            return None
+        return max(1, math.ceil(self.quota))
+
+
+def read_processor(name: str) -> Processor:
+    """Return what this machine's processor can do and how much of it may be used.
+
+    Args:
+        name: The processor's name, from OpenVINO's FULL_DEVICE_NAME.
+
+    Example:
+        >>> read_processor("Intel(R) Core(TM) Ultra 7").cpus >= 1
+        True
+    """
+    return Processor(
+        name=name, features=_read_features(), cpus=usable_cpus(), quota=read_cpu_quota()
+    )
+
+
+def _read_features() -> frozenset[str]:
+    from archspec.cpu.detect import detected_info
+
+    try:
+        found = detected_info().features
+    except Exception as error:  # noqa: BLE001 - it reads files, runs programs and calls cpuid
+        _LOGGER.warning(
+            "The processor's instruction sets cannot be read (%s: %s), so OpenVINO's own settings "
+            "are used.",
+            type(error).__name__,
+            error,
+        )
+        return frozenset()
+    return frozenset(FEATURES) & frozenset(found)
+
+
+def usable_cpus() -> int:
+    """Return how many logical processors this process may run on (``os.process_cpu_count``)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def read_cpu_quota(root: Path = Path("/")) -> float | None:
+    """Return how many processors' worth of time the control groups allow; None for no limit.
+
+    A group's limit holds for the groups inside it, so the smallest one on the way counts. Only
+    Linux has control groups.
+
+    Args:
+        root: Where the file system begins; a test has one of its own.
+    """
+    limits = [limit for folder in _control_groups(root) if (limit := _limit_of(folder)) is not None]
+    return min(limits, default=None)
+
+
+def _control_groups(root: Path) -> list[Path]:
+    """Return the folders of this process's CPU control groups, versions 1 and 2, root included."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    mounted = root / "sys/fs/cgroup"
+    folders = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            bases = [mounted, mounted / "unified"]
+        elif "cpu" in controllers.split(","):
+            bases = [mounted / controllers, mounted / "cpu"]
+        else:
+            continue
+        inner = PurePosixPath(path.lstrip("/"))
+        # Inside a container the path may be the host's, where nothing is; then the base counts.
+        folders += [base / part for base in bases for part in (inner, *inner.parents)]
+    return folders
+
+
+def _limit_of(folder: Path) -> float | None:
+    try:
+        if (folder / "cpu.max").is_file():  # version 2: "QUOTA PERIOD" or "max PERIOD"
+            quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
+            return None if quota == "max" else int(quota) / int(period)
+        if (folder / "cpu.cfs_quota_us").is_file():  # version 1: -1 is no limit
+            quota = (folder / "cpu.cfs_quota_us").read_text(encoding="ascii")
+            period = (folder / "cpu.cfs_period_us").read_text(encoding="ascii")
+            return int(quota) / int(period) if int(quota) > 0 else None
+    except (OSError, ValueError, ZeroDivisionError) as error:
+        _LOGGER.warning("The CPU quota in %s cannot be read: %s", folder, error)
+    return None

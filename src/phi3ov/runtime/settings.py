@@ -1,0 +1,271 @@
+"""Which OpenVINO properties are in force and why: `Setting`, and the rules that choose them.
+
+`RULES` is the whole table: which processor and which weights get which settings, and the
+measurement behind each row. A processor without a row gets OpenVINO's own settings. The guide
+"Load" shows the table, generated from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..artifact.ir import WeightSummary
+from .config import InferencePrecision, Properties, RuntimeConfig
+from .processor import Processor
+
+ChosenBy = Literal["caller", "phi3ov", "tune", "export", "openvino"]
+"""Who decided: the caller's `RuntimeConfig`, `RULES`, ``phi3ov tune``, the exporter, OpenVINO."""
+
+WeightKind = Literal["int4", "int8", "any"]
+"""Which exports a rule is for, by their smallest weights."""
+
+PRECISION = "INFERENCE_PRECISION_HINT"
+GROUPS = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
+THREADS = "INFERENCE_NUM_THREADS"
+KV_PRECISION = "KV_CACHE_PRECISION"
+
+_GROUP_SIZES = (128, 64, 32)
+"""Activation groups that OpenVINO's kernels have, the fastest first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One OpenVINO property in force.
+
+    Attributes:
+        name: OpenVINO's name of it.
+        value: Its value, as a string.
+        chosen_by: Who decided.
+        reason: Why this value, in a sentence.
+    """
+
+    name: str
+    value: str
+    chosen_by: ChosenBy
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.value} ({self.reason})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """One row: the settings for a kind of processor and weights.
+
+    Attributes:
+        name: The kind of processor.
+        needs: Features of `Processor` that it must have.
+        lacks: Features that it must not have.
+        weights: Which exports.
+        inference_precision: What to compute in; None leaves it to OpenVINO.
+        largest_group: Largest activation group; the weights' own groups may allow less. None
+            leaves it to OpenVINO.
+        measured: The measurement behind the row.
+    """
+
+    name: str
+    needs: frozenset[str] = frozenset()
+    lacks: frozenset[str] = frozenset()
+    weights: WeightKind = "any"
+    inference_precision: InferencePrecision | None = None
+    largest_group: int | None = None
+    measured: str
+
+    def fits(self, processor: Processor, kind: str) -> bool:
+        """Return whether the row is for this processor and this kind of weights."""
+        return (
+            self.needs <= processor.features
+            and not self.lacks & processor.features
+            and self.weights in ("any", kind)
+        )
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        name="AMX",
+        needs=frozenset({"amx_tile", "avx512_vnni"}),
+        weights="int4",
+        inference_precision="f32",
+        largest_group=128,
+        measured="Sapphire Rapids class, 2 cores, 2026-11-28, against OpenVINO's bf16: full size, "
+        "ratio 1.0, groups of 128: 2.1 times the decoding of one chat, 2.4 of eight, 1.25 of "
+        "prefill; reference, groups of 64: 1.4, 1.7 and 0.9.",
+    ),
+    Rule(
+        name="AMX",
+        needs=frozenset({"amx_tile", "avx512_vnni"}),
+        weights="int8",
+        inference_precision="f32",
+        largest_group=64,
+        measured="Sapphire Rapids class, 2 cores, 2026-11-28, against OpenVINO's bf16: reference, "
+        "groups of 64: 1.8 times the decoding of one chat, 2.1 of eight, 1.4 of prefill.",
+    ),
+    Rule(
+        name="AVX-512 VNNI, no AMX",
+        needs=frozenset({"avx512_vnni"}),
+        lacks=frozenset({"amx_tile"}),
+        weights="int4",
+        largest_group=128,
+        measured="AMD EPYC, 2 cores, 2026-11-24, against OpenVINO's groups of 32: full size, "
+        "groups of 128: 1.31 times the decoding of one chat, 1.33 of prefill.",
+    ),
+    Rule(
+        name="AVX2 alone",
+        needs=frozenset({"avx2"}),
+        lacks=frozenset({"avx512_vnni", "avx_vnni"}),
+        measured="AMD EPYC, 2 cores, 2026-11-25: OpenVINO computes in float32 and rounds no "
+        "activations there, whatever the group size, so nothing is left to choose.",
+    ),
+)
+"""Every row, the first that fits counts."""
+
+_NO_RULE = "OpenVINO's own: no measurement for this processor with these weights"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Situation:
+    """What settings are chosen for.
+
+    Attributes:
+        device: OpenVINO's name of the device.
+        processor: The processor.
+        weights: The export's weights, by kind.
+        supported: Names of the properties that the device takes; None takes all.
+        own: OpenVINO's own value of each property that it tells.
+        exported_kv_precision: KV_CACHE_PRECISION that the exporter wrote into the IR, if any.
+        paged: Whether the model computes with paged attention, as the rules were measured.
+    """
+
+    device: str
+    processor: Processor
+    weights: tuple[WeightSummary, ...] = ()
+    supported: frozenset[str] | None = None
+    own: Mapping[str, str] = field(default_factory=Properties)
+    exported_kv_precision: str | None = None
+    paged: bool = True
+
+    def takes(self, name: str) -> bool:
+        """Return whether the device takes the property ``name``."""
+        return self.supported is None or name in self.supported
+
+
+def choose_settings(config: RuntimeConfig, situation: Situation) -> tuple[Setting, ...]:
+    """Return every property in force: the caller's, then the rules', then OpenVINO's own.
+
+    Raises:
+        OptionError: The caller set a property that the device does not take.
+    """
+    said = config.to_properties(situation.supported)
+    settings = {name: _said(name, value) for name, value in said.items()}
+    for setting in (*_choose_threads(situation), *_choose_arithmetic(config, situation)):
+        if situation.takes(setting.name):
+            settings.setdefault(setting.name, setting)
+    if (precision := situation.exported_kv_precision) is not None:
+        reason = "the exporter wrote it into the model"
+        settings.setdefault(
+            KV_PRECISION,
+            Setting(name=KV_PRECISION, value=precision, chosen_by="export", reason=reason),
+        )
+    for name in (THREADS, PRECISION, GROUPS, KV_PRECISION):
+        if name in situation.own and name not in settings:
+            settings[name] = Setting(
+                name=name,
+                value=situation.own[name],
+                chosen_by="openvino",
+                reason=_why_own(name, situation),
+            )
+    return tuple(settings.values())
+
+
+def passed_properties(settings: Iterable[Setting]) -> dict[str, str]:
+    """Return what is handed to OpenVINO: all but what it or the export decides by itself."""
+    return {
+        setting.name: setting.value
+        for setting in settings
+        if setting.chosen_by not in ("openvino", "export")
+    }
+
+
+def find_rule(situation: Situation) -> Rule | None:
+    """Return the row of `RULES` for a situation; None where there is none."""
+    if situation.device != "CPU" or not situation.paged:
+        return None
+    kind = _weight_kind(situation.weights)
+    return next((rule for rule in RULES if rule.fits(situation.processor, kind)), None)
+
+
+def largest_group(weights: Iterable[WeightSummary], limit: int) -> int | None:
+    """Return the largest activation group, up to ``limit``, that every group of weights holds.
+
+    OpenVINO rounds nothing where an activation group is larger than the group of weights that
+    it meets or does not divide it. A whole row takes any.
+
+    Example:
+        >>> largest_group([], 128)
+        128
+    """
+    sizes = {one.group_size for one in weights if one.precision in ("int4", "int8")} - {0}
+    for group in _GROUP_SIZES:
+        if group <= limit and all(size % group == 0 for size in sizes):
+            return group
+    return None
+
+
+def _said(name: str, value: str) -> Setting:
+    if (name, value) in (("PERFORMANCE_HINT", "LATENCY"), ("NUM_STREAMS", "1")):
+        reason = "phi3ov's default: one chat that answers soon"
+        return Setting(name=name, value=value, chosen_by="phi3ov", reason=reason)
+    return Setting(name=name, value=value, chosen_by="caller", reason="set in RuntimeConfig")
+
+
+def _choose_threads(situation: Situation) -> Iterable[Setting]:
+    processor = situation.processor
+    threads = processor.threads_within_quota
+    if situation.device == "CPU" and threads is not None:
+        yield Setting(
+            name=THREADS,
+            value=str(threads),
+            chosen_by="phi3ov",
+            reason=f"the container's quota is {processor.quota:g} of {processor.cpus} processors, "
+            "and OpenVINO does not read it",
+        )
+
+
+def _choose_arithmetic(config: RuntimeConfig, situation: Situation) -> Iterable[Setting]:
+    """Choose precision and activation group together: a row was measured as a whole."""
+    rule = find_rule(situation)
+    if rule is None or rule.largest_group is None:
+        return
+    group = largest_group(situation.weights, rule.largest_group)
+    asked = config.inference_precision
+    measured_in = rule.inference_precision or situation.own.get(PRECISION)
+    if group is None or asked not in (None, "f32", measured_in):
+        return
+    if config.dynamic_quantization_group_size == 0:  # float32 pays only where it is rounded
+        return
+    because = f"{rule.name}, {rule.weights} weights: {rule.measured}"
+    if rule.inference_precision is not None:
+        yield Setting(
+            name=PRECISION, value=rule.inference_precision, chosen_by="phi3ov", reason=because
+        )
+    yield Setting(name=GROUPS, value=str(group), chosen_by="phi3ov", reason=because)
+
+
+def _why_own(name: str, situation: Situation) -> str:
+    if situation.device != "CPU":
+        return "OpenVINO's own: phi3ov has measured CPUs only"
+    if name == THREADS:
+        return "OpenVINO's own choice within the affinity mask; 0 stands for that"
+    if not situation.paged:
+        return "OpenVINO's own: the rules were measured with paged attention"
+    if name == KV_PRECISION:
+        return "OpenVINO's own"
+    rule = find_rule(situation)
+    return _NO_RULE if rule is None else f"OpenVINO's own. {rule.name}: {rule.measured}"
+
+
+def _weight_kind(weights: Iterable[WeightSummary]) -> str:
+    kinds = {one.precision for one in weights}
+    return next((kind for kind in ("int4", "int8") if kind in kinds), "float")
