@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     )
     from .runtime.limits import RequestLimits
     from .runtime.lora import LoraAdapter
+    from .runtime.settings import Setting
     from .runtime.speculation import DraftModel, PromptLookup
 
 __version__ = "0.1.0"
@@ -97,6 +98,7 @@ __all__ = [
     "RequestLimits",
     "RestoreError",
     "RuntimeConfig",
+    "Setting",
     "StateError",
     "Timings",
     "Tool",
@@ -153,6 +155,7 @@ _MODULES = {
     "model": ("Phi3Model",),
     "answer.reply": ("LoadTimings", "Reply", "Timings", "Usage"),
     "runtime.config": ("RuntimeConfig",),
+    "runtime.settings": ("Setting",),
     "runtime.speculation": ("DraftModel", "PromptLookup"),
     "answer.stream": ("ReplyStream",),
     "prompt.tools": ("Tool", "ToolCall"),

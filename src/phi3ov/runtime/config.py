@@ -160,7 +160,7 @@ class RuntimeConfig:
             )
         if supported is not None:
             defaults = RuntimeConfig().to_properties()
-            for name in properties.keys() - set(supported):
+            for name in [name for name in properties if name not in supported]:
                 if properties[name] != defaults.get(name):
                     raise OptionError(
                         f"{_FIELD_OF_PROPERTY[name]}={properties[name]!r}: the device does not "
