@@ -13,7 +13,8 @@ import json
 import re
 from typing import Any
 
-from .ebnf import MOST_REPETITIONS, alternatives, literal, repeat, rules
+from ..errors import OptionError
+from .ebnf import MOST_REPETITIONS, alternatives, literal, repeat
 from .json_values import (
     ANY_DEPTH,
     CHARACTER,
@@ -24,7 +25,6 @@ from .json_values import (
     integers_between,
     listed,
     spell_in_string,
-    value_rules,
 )
 from .keywords import (
     ANNOTATIONS,
@@ -44,11 +44,14 @@ from .keywords import (
     require_tag,
     resolve,
 )
+from .parts import GrammarPart, grammar
 from .regex import regex_grammar
 
 MOST_SCHEMAS = 1000
 """The most parts that a schema may have."""
 _DEEPEST = 32
+_RESERVED = ("answer", "class", "json_")
+"""What the names of all other rules begin with."""
 _CHARACTERS_PER_REPETITION = 5
 """How many characters of constants take the matcher as long as one repetition."""
 
@@ -62,32 +65,68 @@ def json_grammar(schema: Any) -> str:
         OptionError: The schema is none, has a keyword that cannot be enforced, no value at
             all, or is too large: parts, or what they need to be written out.
     """
-    return _Compiler(schema).compile()
+    compiler = _Compiler(schema)
+    part = GrammarPart(compiler.compile(), compiler.rules, compiler.size)
+    return grammar(part)
+
+
+def schema_part(schema: Any, name: str) -> GrammarPart:
+    r"""Return a schema as part of a larger grammar.
+
+    Args:
+        schema: A JSON schema.
+        name: Name of its first rule, and prefix of all others: a word that no other part of the
+            grammar has.
+
+    Raises:
+        OptionError: As `json_grammar`, or ``name`` is not an identifier of its own.
+
+    Example:
+        >>> from phi3ov.structured.parts import grammar, one_of, sequence, text
+        >>> cities = schema_part({"enum": ["Paris", "Rome"]}, "city")
+        >>> years = schema_part({"type": "integer", "minimum": 1, "maximum": 9}, "year")
+        >>> print(grammar(sequence(text("go "), one_of(cities, years))))
+        answer ::= "go\u0020" (city | year)
+        city ::= ("\u0022Paris\u0022" | "\u0022Rome\u0022")
+        year ::= (year_part0)
+        year_part0 ::= (class0)
+        class0 ::= [1-9]
+    """
+    if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) or name.startswith(_RESERVED):
+        raise OptionError(
+            f"name={name!r} cannot name a rule: give ASCII letters, digits and underscores that "
+            f"do not begin with {', '.join(_RESERVED)}."
+        )
+    compiler = _Compiler(schema, prefix=f"{name}_")
+    first = {name: compiler.compile()}
+    return GrammarPart(name, first | compiler.rules, compiler.size)
 
 
 class _Compiler:
     """Turns one schema, with its definitions, into rules."""
 
-    def __init__(self, root: Any) -> None:
+    def __init__(self, root: Any, prefix: str = "") -> None:
+        self.rules: dict[str, str] = {}
+        self.size = 0
         self._root = root
-        self._rules: dict[str, str] = {}
+        self._prefix = prefix
         self._names: dict[str, str] = {}  # body to rule
         self._references: dict[tuple[str, str | None], str] = {}  # pointer and tag to rule
         self._pending: list[tuple[str, str | None]] = []
         self._pointers: dict[str, None] = {}  # all that are followed, in that order
         self._count = 0
-        self._size = 0
 
     def compile(self) -> str:
+        """Return the expression for the whole schema, and fill `rules`."""
         answer = self._expression(self._root, "schema", 0)
         while self._pending:
             pointer, tag = key = self._pending.pop()
             schema = resolve(self._root, pointer, pointer)
             schema = schema if tag is None else require_tag(schema, tag)
-            self._rules[self._references[key]] = self._expression(schema, pointer, 0)
+            self.rules[self._references[key]] = self._expression(schema, pointer, 0)
         self._require_finite()
         self._require_steps()
-        return rules(answer, self._rules | value_rules())
+        return answer
 
     def _rule(self, body: str, size: int = 0, where: str = "") -> str:
         """Return the name of a rule: one for each body, whose size counts once."""
@@ -95,13 +134,13 @@ class _Compiler:
             return body
         if body not in self._names:
             self._spend(size, where)
-            self._names[body] = f"part{len(self._rules)}"
-            self._rules[self._names[body]] = body
+            self._names[body] = f"{self._prefix}part{len(self.rules)}"
+            self.rules[self._names[body]] = body
         return self._names[body]
 
     def _spend(self, size: int, where: str) -> None:
-        self._size += size
-        if self._size > MOST_REPETITIONS:
+        self.size += size
+        if self.size > MOST_REPETITIONS:
             raise refusal(
                 where,
                 f"makes the schema too large: it has more than {MOST_REPETITIONS} repetitions, for "
@@ -170,8 +209,8 @@ class _Compiler:
         resolve(self._root, pointer, where)
         key = (pointer, tag)
         if key not in self._references:
-            name = self._references[key] = f"reference{len(self._references)}"
-            self._rules[name] = ""  # `compile` writes it: a chain of them needs no stack
+            name = self._references[key] = f"{self._prefix}reference{len(self._references)}"
+            self.rules[name] = ""  # `compile` writes it: a chain of them needs no stack
             self._pending.append(key)
             self._pointers[pointer] = None
         return self._references[key]

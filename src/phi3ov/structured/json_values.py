@@ -5,6 +5,9 @@ Schemas are put together from them in ``json_grammar.py``.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
 from .character_sets import ANY, Ranges, common, without
 from .ebnf import alternatives, characters, literal, repeat
 
@@ -86,3 +89,15 @@ def value_rules() -> dict[str, str]:
         members = f"{literal('{')} {listed(member, 0, None)} {literal('}')}"
         rules[f"json_value{depth}"] = f"(json_value0 | {items} | {members})"
     return rules
+
+
+def used_rules(expression: str, others: Mapping[str, str]) -> dict[str, str]:
+    """Return those of `value_rules` that ``expression`` and the ``others`` lead to."""
+    known, used = value_rules(), dict[str, str]()
+    waiting = [expression, *others.values()]
+    while waiting:
+        for name in re.findall(r"json_\w+", waiting.pop()):
+            if name in known and name not in used:
+                used[name] = known[name]
+                waiting.append(known[name])
+    return used
