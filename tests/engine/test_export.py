@@ -23,6 +23,7 @@ from phi3ov.artifact.folder import MODEL_BIN, MODEL_XML
 from phi3ov.exporter.mapped_weights import MappedConstants
 from phi3ov.exporter.progress import Phases
 from phi3ov.exporter.recipes import Compression
+from tests.conftest import MadeOnce
 
 from .checkpoints import FAMILY, build_checkpoint
 from .conftest import LoadModel, Zoo, left_in
@@ -41,15 +42,17 @@ RECIPES: dict[str, Compression] = {
 
 
 @pytest.fixture(scope="module")
-def exports(zoo: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """One export per recipe, made when first asked for. Do not write into them."""
-    root = tmp_path_factory.mktemp("exports")
+def exports(zoo: Zoo, made_once: MadeOnce) -> Callable[[str], Path]:
+    """One export per recipe, made when first asked for."""
 
     def export(recipe: str) -> Path:
-        folder = root / recipe
-        if not folder.exists():
-            export_model(zoo.checkpoint(ROW), folder, compression=RECIPES[recipe], progress=False)
-        return folder
+        source = zoo.checkpoint(ROW)
+        return made_once(
+            f"export-{recipe}",
+            lambda folder: export_model(
+                source, folder, compression=RECIPES[recipe], progress=False
+            ),
+        )
 
     return export
 

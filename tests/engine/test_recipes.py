@@ -16,6 +16,7 @@ from phi3ov.cli import main
 from phi3ov.exporter.calibration import evaluation_text
 from phi3ov.quality.logits import SourceModel
 from phi3ov.quality.report import QualityReport, compare
+from tests.conftest import MadeOnce
 
 from .checkpoints import FAMILY, build_checkpoint
 from .conftest import Zoo, left_in
@@ -46,18 +47,20 @@ IGNORED = {
 
 
 class Exports:
-    """One export per recipe, made when first asked for. Do not write into them."""
+    """One export per recipe, made when first asked for."""
 
-    def __init__(self, root: Path, zoo: Zoo) -> None:
-        self._root, self.zoo = root, zoo
+    def __init__(self, made_once: MadeOnce, zoo: Zoo) -> None:
+        self._made_once, self.zoo = made_once, zoo
 
     def folder(self, recipe: str) -> Path:
         """Return the export of ``ROW`` by the recipe of that name."""
-        folder = self._root / recipe
-        if not folder.exists():
-            source = self.zoo.checkpoint(ROW)
-            export_model(source, folder, compression=RECIPES[recipe], progress=False)
-        return folder
+        source = self.zoo.checkpoint(ROW)
+        return self._made_once(
+            f"recipe-{recipe}",
+            lambda folder: export_model(
+                source, folder, compression=RECIPES[recipe], progress=False
+            ),
+        )
 
     def layers(self, recipe: str) -> dict[str, WeightLayer]:
         """Return what the IR holds, by layer name."""
@@ -66,9 +69,9 @@ class Exports:
 
 
 @pytest.fixture(scope="module")
-def exports(zoo: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Exports:
+def exports(zoo: Zoo, made_once: MadeOnce) -> Exports:
     """The exports of this module."""
-    return Exports(tmp_path_factory.mktemp("recipes"), zoo)
+    return Exports(made_once, zoo)
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +109,13 @@ def test_the_ir_holds_what_the_recipe_asks(name: str, exports: Exports) -> None:
             assert layer.symmetric == (recipe.backup != "int8")
     for end in ("model.embed_tokens", "lm_head"):
         assert layers[end].precision != "int4"
-    if recipe.ratio == 1.0 and not recipe.ignored_layers:
-        assert sum(one.precision == "int4" for one in layers.values()) == 8
+    count = sum(layer.precision == "int4" for layer in layers.values())
+    if recipe.ignored_layers:
+        assert count > 0
+    elif recipe.ratio == 1.0:
+        assert count == 8
+    else:
+        assert 0 < count < 8
 
 
 @pytest.mark.parametrize("name", RECIPES)
