@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from phi3ov.prompt.chat_tokenizer import ChatTokenizer
 from phi3ov.prompt.detokenizer import AnswerText, Detokenizer, StopStrings
+from phi3ov.prompt.messages import Message
 
 from .fakes import MINI, MINI_NFKC, PHI4_KIT, PHI4_MINI_KIT, REFERENCE, Kit
 
@@ -44,10 +47,43 @@ def id_sequences(draw: st.DrawFn, kit: Kit) -> list[int]:
 
 
 def whole_text(kit: Kit, token_ids: Sequence[int]) -> str:
-    """Return the slow, obvious text: the unmodified tokenizer decodes all ordinary ids at once."""
+    """Return the slow, obvious text: the unmodified tokenizer decodes all ordinary ids at once.
+
+    Before, each byte that is not part of a character is spelled as the bytes of U+FFFD: the
+    tokenizer itself would replace every byte that stands in one run with it.
+    """
     plain = [one for one in token_ids if one not in kit.chat.control_tokens]
-    text: str = kit.official.decode(plain, skip_special_tokens=False)
+    text: str = kit.official.decode(with_valid_bytes(kit, plain), skip_special_tokens=False)
     return text
+
+
+def with_valid_bytes(kit: Kit, token_ids: Sequence[int]) -> list[int]:
+    """Return ids of a byte fallback vocabulary whose bytes are valid UTF-8."""
+    names = {f"<0x{byte:02X}>": byte for byte in range(256)}
+    ids = {name: kit.official.token_to_id(name) for name in names}
+    values = {ids[name]: byte for name, byte in names.items() if ids[name] is not None}
+    valid: list[int] = []
+    position = 0
+    while position < len(token_ids):
+        for length in range(1, 5):
+            chunk = token_ids[position : position + length]
+            if chunk[0] not in values or _is_character([values.get(one) for one in chunk]):
+                valid += chunk
+                position += length
+                break
+        else:
+            valid += [ids[f"<0x{byte:02X}>"] for byte in "\ufffd".encode()]
+            position += 1
+    return valid
+
+
+def _is_character(values: Sequence[int | None]) -> bool:
+    try:
+        return len(bytes(value for value in values if value is not None).decode()) == 1 and (
+            None not in values
+        )
+    except UnicodeDecodeError:
+        return False
 
 
 def pieces_of(kit: Kit, token_ids: Sequence[int]) -> list[str]:
@@ -101,6 +137,94 @@ def _byte_order() -> list[int]:
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in printable]
     return [*printable, *hidden]
+
+
+@pytest.mark.parametrize("kit", [MINI, MINI_NFKC], ids=lambda kit: kit.name)
+@given(text=st.text(st.characters(min_codepoint=0x80, exclude_categories=["Cs"]), max_size=8))
+@example(text="🎉🎉 ありがとう 👨‍👩‍👧")
+def test_a_character_appears_with_its_last_byte(kit: Kit, text: str) -> None:
+    """Of emoji and scripts without spaces at most three bytes are held back, however many come."""
+    names = kit.official.get_vocab()
+    detokenizer = Detokenizer(kit.chat)
+    for char in text:
+        *before, last = [names[f"<0x{byte:02X}>"] for byte in char.encode()]
+        assert [detokenizer.add(token_id) for token_id in before] == [""] * len(before)
+        assert detokenizer.add(last) == char
+    assert detokenizer.finish() == ""
+
+
+def test_a_stop_string_of_bytes_ends_the_answer_at_once() -> None:
+    """Also within a run of byte tokens that goes on."""
+    names = MINI.official.get_vocab()
+    answer = AnswerText(MINI.chat, ["終"])
+    shown = ""
+    for byte in "🎉終🎉".encode():
+        shown += answer.add(names[f"<0x{byte:02X}>"])
+        if answer.stopped_by is not None:
+            break
+    assert (shown, answer.stopped_by) == ("🎉", "終")
+    assert len(answer.token_ids) == len("🎉終".encode())
+
+
+WORDS = ("<think>", "</think>", "<SQL>", "<b>")
+"""Added tokens that fine-tunes use as words, not marked as special."""
+
+
+def with_words(kit: Kit) -> tuple[ChatTokenizer, dict[str, int]]:
+    """Return the kit's tokenizer with `WORDS` added, and their ids."""
+    definition = json.loads(kit.tokenizer_json)
+    first = max(token["id"] for token in definition["added_tokens"]) + 1
+    ids = {word: first + index for index, word in enumerate(WORDS)}
+    like = {**definition["added_tokens"][-1], "special": False, "rstrip": False}
+    definition["added_tokens"] += [{**like, "id": ids[word], "content": word} for word in WORDS]
+    return ChatTokenizer(json.dumps(definition), kit.chat_format), ids
+
+
+@pytest.mark.parametrize("kit", KITS, ids=lambda kit: kit.name)
+def test_added_tokens_that_are_not_special_are_text(kit: Kit) -> None:
+    """In answers, piece by piece, in prompts, and back."""
+    tokenizer, ids = with_words(kit)
+    user, word = tokenizer.encode_text("the user"), tokenizer.encode_text("x")
+    answer_ids = [ids["<think>"], *user, ids["</think>"], ids["<b>"], *word]
+    answer = AnswerText(tokenizer)
+    shown = "".join(map(answer.add, answer_ids)) + answer.finish()
+    assert shown == answer.text == tokenizer.decode(answer_ids)
+    assert shown.replace(" ", "") == "<think>theuser</think><b>x"
+    text = "a<think>b</think><SQL>"
+    prompt = tokenizer.encode_prompt([Message("user", text)])
+    assert [one for one in prompt if one in ids.values()] == [
+        ids["<think>"], ids["</think>"], ids["<SQL>"]
+    ]  # fmt: skip
+    assert text in tokenizer.decode(prompt).replace(" ", "")
+
+
+@pytest.mark.parametrize("kit", KITS, ids=lambda kit: kit.name)
+def test_an_added_token_that_ends_an_answer_is_a_control_token(kit: Kit) -> None:
+    """Whether the configs name it by id or the tokenizer by text: content cannot write it."""
+    tokenizer, ids = with_words(kit)
+    definition = json.loads(kit.tokenizer_json)
+    like = {**definition["added_tokens"][-1], "special": False}
+    definition["added_tokens"].append({**like, "id": ids["<think>"], "content": "<END>"})
+    text = json.dumps(definition)
+    for named in ({"stop_ids": [ids["<think>"]]}, {"eos_token": "<END>"}):
+        ending = ChatTokenizer(text, kit.chat_format, **named)
+        assert ending.stop_tokens[ids["<think>"]] == "<END>"
+        assert ids["<think>"] not in ending.encode_prompt([Message("user", "a<END>b")])
+    assert tokenizer.stop_tokens == kit.chat.stop_tokens
+
+
+@pytest.mark.parametrize("kit", KITS, ids=lambda kit: kit.name)
+def test_control_tokens_can_be_shown(kit: Kit) -> None:
+    """With ``skip_special_tokens=False`` each that does not end the answer gives its name."""
+    one, two = kit.chat.encode_text("hello"), kit.chat.encode_text("world")
+    calls = kit.chat.tool_call_ids or ()
+    for token_id in kit.chat.control_tokens.keys() - kit.chat.stop_tokens.keys() - set(calls):
+        token_ids = [*one, token_id, *two]
+        answer = AnswerText(kit.chat, skip_special_tokens=False)
+        shown = "".join(map(answer.add, token_ids)) + answer.finish()
+        assert shown == kit.chat.decode(token_ids, skip_special_tokens=False)
+        assert shown == kit.official.decode(token_ids, skip_special_tokens=False)
+        assert kit.chat.control_tokens[token_id] in shown
 
 
 def test_text_is_shown_as_soon_as_it_is_certain() -> None:

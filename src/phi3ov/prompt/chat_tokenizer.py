@@ -50,7 +50,8 @@ class ChatTokenizer(TextTokenizer):
             UnsupportedModelError: The tokenizer lacks a control token of the format, or is
                 of a kind whose segments cannot be encoded one by one.
         """
-        super().__init__(tokenizer_json)
+        named = () if eos_token is None else (eos_token,)
+        super().__init__(tokenizer_json, ending=(*stop_ids, *named))
         self.format = chat_format
         self._check_format_tokens()
         self._check_segments()

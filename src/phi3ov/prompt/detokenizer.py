@@ -8,9 +8,11 @@ become a stop string.
 
 from __future__ import annotations
 
+import codecs
 from typing import TYPE_CHECKING, Protocol
 
 from .call_parser import CallText, parse_tool_calls
+from .text_tokenizer import BYTE_BY_BYTE
 from .tools import ToolCall
 
 if TYPE_CHECKING:
@@ -26,16 +28,25 @@ class TokenDecoder(Protocol):
     """Every control token: id to text."""
     stop_tokens: dict[int, str]
     """The control tokens that end an answer: id to text."""
-    byte_tokens: frozenset[int]
-    """Ids that stand for one byte each (byte fallback); empty for byte-level vocabularies."""
+    byte_values: dict[int, int]
+    """Ids that stand for one byte each, and that byte (byte fallback); empty for byte-level
+    vocabularies."""
 
     @property
     def tool_call_ids(self) -> tuple[int, int] | None:
         """Ids that stand before and after a tool call; None for a model without tools."""
         ...
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Return the text of ``token_ids`` as a whole; control tokens give no text."""
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Return the text of ``token_ids`` as a whole."""
+        ...
+
+    def decode_piece(self, token_ids: Sequence[int], *, first: bool) -> str:
+        """Return the text of ids of a byte fallback vocabulary among which no byte is."""
+        ...
+
+    def decode_bytes(self, token_ids: Sequence[int], *, first: bool) -> bytes:
+        """Return the bytes that ids of a byte fallback vocabulary stand for."""
         ...
 
     def decode_stream(self) -> DecodeStream:
@@ -50,37 +61,43 @@ class TokenDecoder(Protocol):
 class Detokenizer:
     """Text of a growing list of ids; the pieces joined equal ``decode(all ids)``.
 
-    Vocabularies with byte fallback (Llama's, so Phi-3's) spell rare characters as one token
-    per byte, and an invalid byte makes *every* byte of its run a replacement character. So a
-    run of byte tokens is decoded when it is over, in one go.
+    A character appears when its last byte does: at most three bytes are held back.
     """
 
     def __init__(self, decoder: TokenDecoder) -> None:
         self._decoder = decoder
         self._stream = decoder.decode_stream()
         self._token_ids: list[int] = []
-        self._byte_run: list[int] = []
         self._emitted = 0
+        self._bytes = codecs.getincrementaldecoder("utf-8")(BYTE_BY_BYTE)
 
     def add(self, token_id: int) -> str:
         """Take one id; return the text that became certain, often empty."""
+        if self._decoder.byte_values:
+            return self._add_to_fallback(token_id)
         self._token_ids.append(token_id)
-        if token_id in self._decoder.byte_tokens:
-            self._byte_run.append(token_id)
-            return ""
-        piece = ""
-        if self._byte_run:
-            piece = self._decoder.step(self._stream, self._byte_run)
-            self._byte_run = []
-        piece += self._decoder.step(self._stream, [token_id])
+        piece = self._decoder.step(self._stream, [token_id])
         self._emitted += len(piece)
         return piece
 
     def finish(self) -> str:
         """Return what was held back: an unfinished character becomes U+FFFD."""
-        rest = self._decoder.decode(self._token_ids)[self._emitted :]
+        if self._decoder.byte_values:
+            return self._bytes.decode(b"", final=True)
+        rest = self._decoder.decode(self._token_ids, skip_special_tokens=False)[self._emitted :]
         self._emitted += len(rest)
         return rest
+
+    def _add_to_fallback(self, token_id: int) -> str:
+        """Take an id of a vocabulary that spells rare characters as one token per byte.
+
+        Every other token of such a vocabulary has a text of its own, whatever stands beside it.
+        """
+        first, self._token_ids = not self._token_ids, [token_id]
+        if token_id in self._decoder.byte_values:
+            return self._bytes.decode(self._decoder.decode_bytes([token_id], first=first))
+        unfinished = self._bytes.decode(b"", final=True)
+        return unfinished + self._decoder.decode_piece([token_id], first=first)
 
 
 class StopStrings:
@@ -136,7 +153,12 @@ class AnswerText:
     """
 
     def __init__(
-        self, decoder: TokenDecoder, stops: Sequence[str] = (), *, offered: Collection[str] = ()
+        self,
+        decoder: TokenDecoder,
+        stops: Sequence[str] = (),
+        *,
+        offered: Collection[str] = (),
+        skip_special_tokens: bool = True,
     ) -> None:
         """Read ids with ``decoder`` until one of its stop tokens or one of ``stops``.
 
@@ -145,7 +167,10 @@ class AnswerText:
             stops: Strings that end the answer. They are not looked for in calls.
             offered: Names of the tools whose calls are also read where the model wrote them as
                 ordinary text.
+            skip_special_tokens: Whether control tokens give no text. Those that end the answer
+                or stand around calls never do.
         """
+        self._skips_special = skip_special_tokens
         self._decoder = decoder
         self._detokenizer = Detokenizer(decoder)
         self._offered = tuple(offered)
@@ -180,8 +205,10 @@ class AnswerText:
             self.stopped_by = self._decoder.stop_tokens[token_id]
             return ""
         self.token_ids.append(token_id)
-        if token_id in self._decoder.control_tokens:
+        if token_id in (self._decoder.tool_call_ids or ()):
             return self._switch_call(token_id)
+        if token_id in self._decoder.control_tokens and self._skips_special:
+            return ""
         if self._call_ids is not None:
             self._call_ids.append(token_id)
             return ""
@@ -204,9 +231,7 @@ class AnswerText:
         if token_id == before and self._call_ids is None:
             self._call_ids = []
             return self._end_text()
-        if token_id == after:
-            return self._end_call()
-        return ""
+        return self._end_call() if token_id == after else ""
 
     def _end_call(self) -> str:
         """Read the ids of a tool call; return them as text if they are none."""

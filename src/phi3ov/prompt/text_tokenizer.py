@@ -7,12 +7,14 @@ and what stands around them are ``chat_tokenizer.py``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import codecs
+from collections.abc import Collection, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import PromptError
 from .messages import require_text
-from .tokenizer_files import byte_tokens, is_control, make_tokenizer, parse_definition
+from .tokenizer_files import byte_values, is_control, make_tokenizer, parse_definition
 
 if TYPE_CHECKING:
     from tokenizers.decoders import DecodeStream
@@ -24,18 +26,34 @@ RUST_WHITE_SPACE = (
 """Unicode's White_Space property, which the tokenizers library strips beside a control token
 with lstrip or rstrip. Python's own ``str.strip`` takes U+001C to U+001F as well."""
 
+BYTE_BY_BYTE = "phi3ov.byte_by_byte"
+"""Error handler of codecs: every byte of an invalid sequence becomes one U+FFFD."""
+
+
+def _replace_each(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return "\ufffd" * (error.end - error.start), error.end
+
+
+codecs.register_error(BYTE_BY_BYTE, _replace_each)
+
 
 class TextTokenizer:
     """A checkpoint's tokenizer: text to ids in which no control token can be, ids to text.
 
     Attributes:
         control_tokens: Every control token: id to text.
-        byte_tokens: Ids that stand for one byte each (byte fallback vocabularies).
+        byte_values: Ids that stand for one byte each, and that byte (byte fallback vocabularies).
         control: Every control token's entry in the file, by its text.
     """
 
-    def __init__(self, tokenizer_json: str) -> None:
+    def __init__(self, tokenizer_json: str, *, ending: Collection[int | str] = ()) -> None:
         """Read a ``tokenizer.json``.
+
+        Args:
+            tokenizer_json: The file's content.
+            ending: Ids and texts of tokens that end an answer: control tokens in any case.
 
         Raises:
             UnsupportedModelError: It cannot be read.
@@ -44,7 +62,7 @@ class TextTokenizer:
         definition |= {"truncation": None, "padding": None}  # some fine-tunes ship theirs
         added = {token["content"]: token for token in definition.get("added_tokens", [])}
         self.control: dict[str, dict[str, Any]] = {
-            text: token for text, token in added.items() if is_control(token)
+            text: token for text, token in added.items() if is_control(token, ending)
         }
         self.control_tokens: dict[int, str] = {
             token["id"]: text for text, token in self.control.items()
@@ -54,7 +72,8 @@ class TextTokenizer:
             token["special"] = True
         self._plain = make_tokenizer(definition)
         self._plain.encode_special_tokens = True
-        self.byte_tokens: frozenset[int] = byte_tokens(definition)
+        self.byte_values: dict[int, int] = byte_values(definition)
+        self._byte_ids = {byte: token_id for token_id, byte in self.byte_values.items()}
 
     def encode_raw(self, prompt: str) -> list[int]:
         """Return the ids of ``prompt`` with its control tokens honoured: never for user text.
@@ -102,17 +121,63 @@ class TextTokenizer:
             run = ""
         return ids
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Return the text of ``token_ids``; control tokens give no text."""
-        plain = [token_id for token_id in token_ids if token_id not in self.control_tokens]
-        text: str = self._decoder.decode(plain, skip_special_tokens=True)
+    @property
+    def byte_tokens(self) -> frozenset[int]:
+        """Ids that stand for one byte each; none in byte-level vocabularies."""
+        return frozenset(self.byte_values)
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Return the text of ``token_ids``.
+
+        In a byte fallback vocabulary each invalid byte becomes one U+FFFD, and the characters
+        beside it stay. (The tokenizers library replaces every byte of a run that holds one, so a
+        character could not be shown before its run ends.)
+
+        Args:
+            token_ids: The ids.
+            skip_special_tokens: Whether control tokens give no text, or else their names.
+        """
+        if skip_special_tokens:
+            token_ids = [one for one in token_ids if one not in self.control_tokens]
+        if not self.byte_values:
+            return self._decode(token_ids)
+        text, first = "", True
+        for is_bytes, run in groupby(token_ids, self.byte_values.__contains__):
+            ids = list(run)
+            if is_bytes:
+                text += self.decode_bytes(ids, first=first).decode(errors=BYTE_BY_BYTE)
+            else:
+                text += self.decode_piece(ids, first=first)
+            first = False
+        return text
+
+    def decode_piece(self, token_ids: Sequence[int], *, first: bool) -> str:
+        """Return the text of ids of a byte fallback vocabulary among which no byte is.
+
+        Args:
+            token_ids: The ids.
+            first: Whether they begin the text: Llama's decoder then drops a space.
+        """
+        if first:
+            return self._decode(token_ids)
+        return self._decode([self._byte_ids[ord("a")], *token_ids])[1:]
+
+    def decode_bytes(self, token_ids: Sequence[int], *, first: bool) -> bytes:
+        """Return the bytes that ids stand for; ``first`` as in `decode_piece`."""
+        found = bytes(self.byte_values[token_id] for token_id in token_ids)
+        if first and found.startswith(b" ") and not self._decode([self._byte_ids[ord(" ")]]):
+            return found[1:]
+        return found
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        text: str = self._decoder.decode(list(token_ids), skip_special_tokens=False)
         return text
 
     def decode_stream(self) -> DecodeStream:
         """Return a fresh incremental decoder for `step`."""
         from tokenizers.decoders import DecodeStream
 
-        return DecodeStream(skip_special_tokens=True)
+        return DecodeStream(skip_special_tokens=False)
 
     def step(self, stream: DecodeStream, token_ids: list[int]) -> str:
         """Feed ``token_ids`` to ``stream``; return the text that became certain."""

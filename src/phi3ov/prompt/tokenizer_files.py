@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,36 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
-def is_control(token: Mapping[str, Any]) -> bool:
-    """Whether an added token of a ``tokenizer.json`` is a control token: special, or ``<...>``."""
-    return bool(token["special"] or re.fullmatch(r"<.+>", token["content"]))
+_SENTENCE_TOKENS = frozenset({"<s>", "</s>", "<unk>", "<pad>"})
+"""SentencePiece's own tokens, which some files do not mark as special."""
+
+
+def is_control(token: Mapping[str, Any], ending: Collection[int | str] = ()) -> bool:
+    """Whether an added token of a ``tokenizer.json`` is a control token, or else text.
+
+    Control tokens are those that the file marks as special, every ``<|...|>`` (Phi-4-mini's tool
+    tokens are not marked), SentencePiece's own, and those that end an answer. All others, such as
+    ``<think>`` or ``<SQL>``, are pieces of text with an id of their own: in prompts, in answers
+    and in grammars.
+
+    Args:
+        token: Its entry in the file.
+        ending: Ids and texts of tokens that end an answer.
+
+    Example:
+        >>> is_control({"id": 7, "content": "<think>", "special": False})
+        False
+        >>> is_control({"id": 7, "content": "<|tool|>", "special": False})
+        True
+    """
+    text = token["content"]
+    return bool(
+        token["special"]
+        or text in _SENTENCE_TOKENS
+        or re.fullmatch(r"<\|.+\|>", text)
+        or text in ending
+        or token["id"] in ending
+    )
 
 
 def parse_definition(tokenizer_json: str) -> dict[str, Any]:
@@ -67,13 +94,13 @@ def read_eos_token(folder: Path) -> str | None:
     return token.get("content") if isinstance(token, dict) else token
 
 
-def byte_tokens(definition: Mapping[str, Any]) -> frozenset[int]:
-    """Return the ids that stand for one byte each: none without byte fallback."""
+def byte_values(definition: Mapping[str, Any]) -> dict[int, int]:
+    """Return the byte of each id that stands for one: none without byte fallback."""
     model = definition.get("model", {})
     if not model.get("byte_fallback"):
-        return frozenset()
-    return frozenset(
-        token_id
+        return {}
+    return {
+        token_id: int(found[1], 16)
         for text, token_id in model["vocab"].items()
-        if re.fullmatch(r"<0x[0-9A-F]{2}>", text)
-    )
+        if (found := re.fullmatch(r"<0x([0-9A-F]{2})>", text))
+    }

@@ -12,14 +12,14 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openvino_genai
 
-from ...prompt.tokenizer_files import is_control, read_stop_ids
+from ...prompt.tokenizer_files import is_control, read_eos_token, read_stop_ids
 
 _DETOKENIZER = "openvino_detokenizer"
 _OPERATION_SETS = {
@@ -40,7 +40,7 @@ def grammar_tokenizer(folder: Path, *, inside: str | None = None, drafted: bool 
     """
     if drafted:
         return openvino_genai.Tokenizer(str(folder))
-    texts = token_bytes(_read_definition(folder))
+    texts = token_bytes(_read_definition(folder), ending=_ending(folder))
     with tempfile.TemporaryDirectory(
         prefix="phi3ov-", dir=inside, ignore_cleanup_errors=True
     ) as name:
@@ -68,8 +68,19 @@ def _read_definition(folder: Path) -> dict[str, Any]:
     return definition
 
 
-def token_bytes(definition: dict[str, Any]) -> list[bytes]:
-    """Return the bytes of each id of a ``tokenizer.json``; none for control tokens."""
+def _ending(folder: Path) -> set[int | str]:
+    """Return ids and texts of the tokens by which the folder's files end an answer."""
+    eos_token = read_eos_token(folder)
+    return {*read_stop_ids(folder), *(() if eos_token is None else (eos_token,))}
+
+
+def token_bytes(definition: dict[str, Any], *, ending: Collection[int | str] = ()) -> list[bytes]:
+    """Return the bytes of each id of a ``tokenizer.json``; none for control tokens.
+
+    Args:
+        definition: The file's content.
+        ending: Ids and texts of tokens that end an answer: control tokens in any case.
+    """
     vocabulary: dict[str, int] = definition["model"]["vocab"]
     added = {token["id"]: token for token in definition.get("added_tokens", [])}
     texts = [b""] * (max([*vocabulary.values(), *added]) + 1)
@@ -84,7 +95,7 @@ def token_bytes(definition: dict[str, Any]) -> list[bytes]:
         elif all(letter in letters for letter in text):
             texts[token_id] = bytes(letters[letter] for letter in text)
     for token_id, token in added.items():
-        control = is_control(token)
+        control = is_control(token, ending)
         texts[token_id] = b"" if control else token["content"].encode()
     return texts
 
