@@ -27,12 +27,18 @@ from .conftest import Zoo
 def set_up(zoo: Zoo, **weights: Any) -> EngineSetup:
     """Return a setup for an NPU, of an export whose manifest tells of one int4 matrix."""
     artifact = Artifact.open(zoo.artifact("phi-4"))
-    row: dict[str, Any] = {"precision": "int4", "group_size": 0, "symmetric": True} | weights
-    summary = WeightSummary(layers=1, parameters=8, size_bytes=4, **row)
+    row: dict[str, Any] = {
+        "precision": "int4",
+        "group_size": 128,
+        "symmetric": True,
+        "parameters": 8,
+    }
+    summary = WeightSummary(layers=1, size_bytes=4, **row | weights)
     recipe = {"mode": "int4", "ratio": 1.0}
+    long = replace(artifact.config, max_position_embeddings=16384)
     manifest = replace(artifact.manifest, weights=(summary,), recipe=recipe)
     return EngineSetup(
-        artifact=replace(artifact, manifest=manifest),
+        artifact=replace(artifact, manifest=manifest, config=long),
         device="NPU",
         config=RuntimeConfig(),
         context=ContextChoice(tokens=1000, factors="none"),
@@ -87,6 +93,70 @@ def test_the_static_pipeline_gets_its_lengths_and_no_scheduler(
 
 
 @pytest.mark.parametrize(
+    ("context", "positions", "longest"),
+    [(1000, 16384, 1024), (4096, 4096, 3968), (4000, 4096, 3968), (3900, 4096, 3904)],
+)
+def test_prompt_and_answer_stay_within_the_models_positions(
+    context: int, positions: int, longest: int, zoo: Zoo
+) -> None:
+    """MAX_PROMPT_LEN and MIN_RESPONSE_LEN together never exceed max_position_embeddings."""
+    setup = set_up(zoo)
+    config = replace(setup.artifact.config, max_position_embeddings=positions)
+    plan = plan_static(
+        replace(
+            setup,
+            artifact=replace(setup.artifact, config=config),
+            context=ContextChoice(tokens=context, factors="none"),
+        )
+    )
+    assert plan == {"MAX_PROMPT_LEN": longest, "MIN_RESPONSE_LEN": 128}
+    assert sum(plan.values()) <= positions
+
+
+def test_a_model_without_room_for_both_is_refused(zoo: Zoo) -> None:
+    """The shortest prompt and answer that an NPU compiles are 64 and 128 tokens."""
+    setup = set_up(zoo)
+    config = replace(setup.artifact.config, max_position_embeddings=191)
+    artifact = replace(setup.artifact, config=config)
+    with pytest.raises(DeviceError, match=r"max_position_embeddings=191.*at least 192"):
+        plan_static(replace(setup, artifact=artifact))
+
+
+def test_a_prompt_beyond_the_compiled_length_is_refused(
+    zoo: Zoo, built: list[dict[str, Any]]
+) -> None:
+    """Before genai reads it; the message names both lengths and the way out."""
+    engine = PipelineEngine(set_up(zoo))
+    request = TokenRequest(prompt_ids=(1,) * 1025, max_new_tokens=1, stop_ids=frozenset())
+    with pytest.raises(phi3ov.PromptError, match=r"1025 tokens.* 1024.*device='CPU'"):
+        engine.submit(request)
+    engine.submit(replace(request, prompt_ids=(1,) * 1024)).cancel()
+    engine.close()
+    assert len(built) == 1
+
+
+@pytest.mark.parametrize(
+    ("group_size", "parameters", "advice"),
+    [
+        (0, 3_800_000_000, "groups of 128 up to about 5 billion"),
+        (128, 3_800_000_000, None),
+        (128, 14_000_000_000, "one scale per row above 5 billion"),
+        (0, 14_000_000_000, None),
+    ],
+)
+def test_a_recipe_beside_the_guide_is_logged(
+    group_size: int,
+    parameters: int,
+    advice: str | None,
+    zoo: Zoo,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An NPU takes both; OpenVINO's guide recommends one by the model's size."""
+    plan_static(set_up(zoo, group_size=group_size, parameters=parameters))
+    assert (advice is None and not caplog.text) or (advice is not None and advice in caplog.text)
+
+
+@pytest.mark.parametrize(
     ("weights", "message"),
     [
         ({"precision": "int8"}, "takes int4 weights, and .* has none"),
@@ -105,7 +175,7 @@ def test_a_recipe_that_an_npu_does_not_take_is_refused(
 
 def test_a_ratio_and_options_that_an_npu_does_not_take_are_refused(zoo: Zoo) -> None:
     """All problems at once; groups of 128 and rows are both taken."""
-    setup = set_up(zoo, group_size=128)
+    setup = set_up(zoo, group_size=0)
     assert plan_static(setup)["MAX_PROMPT_LEN"] == 1024
     mixed = replace(setup.artifact.manifest, recipe={"ratio": 0.6})
     setup = replace(setup, artifact=replace(setup.artifact, manifest=mixed), cache_bytes=9)

@@ -8,12 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, cast
 
 import pytest
 
@@ -472,6 +473,57 @@ def test_pinning_leaves_nothing_behind(
     assert sorted(artifact.parent.iterdir()) == before
     assert len(model.complete("abc", max_new_tokens=4).token_ids) == 4
     model.artifact.verify()
+
+
+def test_a_killed_clear_cache_leaves_no_folder(
+    zoo: Zoo, load: LoadModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child dies while it builds its pipeline anew; its parent removes what it had made."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    model = load(zoo.artifact("phi-3.5-mini"), engine="worker")
+    engine = cast(WorkerEngine, model._engine)
+    engine.forget_cache()
+    wait_until(lambda: any(tmp_path.iterdir()))
+    child = engine._state.child
+    assert child is not None
+    child.process.kill()
+    wait_until(lambda: child.dead)
+    assert list(tmp_path.iterdir()) == []
+    assert len(model.complete("abc", max_new_tokens=4).token_ids) == 4
+    model.clear_cache()
+    assert list(tmp_path.iterdir()) == []
+
+
+def _no_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_options: object) -> NoReturn:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+
+
+@pytest.mark.parametrize("row", ["phi-3-mini-4k", "phi-3.5-mini"])
+def test_the_pipeline_needs_no_temporary_folder(
+    row: str, zoo: Zoo, load: LoadModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container that cannot be written to it loads, answers and clears its cache."""
+    artifact = zoo.artifact(row)
+    _no_temporary_folder(monkeypatch)
+    model = load(artifact)
+    assert model.complete("abc", max_new_tokens=4, choices=("yes",)).text == "yes"
+    model.clear_cache()
+
+
+def test_the_worker_says_what_to_set_without_a_temporary_folder(
+    zoo: Zoo, load: LoadModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It needs one for LongRoPE's factors only."""
+    with_factors, without = zoo.artifact("phi-3.5-mini"), zoo.artifact("phi-3-mini-4k")
+    _no_temporary_folder(monkeypatch)
+    with pytest.raises(phi3ov.OptionError, match=r"Set TMPDIR.*engine='pipeline'"):
+        load(with_factors, engine="worker")
+    assert load(without, engine="worker").complete("abc", max_new_tokens=2).token_ids
 
 
 def test_without_symbolic_links_a_hard_link_does(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,21 +73,40 @@ def pinned_folder(
 
     Raises:
         UnsupportedModelError: The factors cannot be had from this export.
-        OptionError: The system makes no links there.
+        OptionError: The system makes no folder or no links there.
     """
     if context.factors == "none":
         yield artifact.path
         return
-    with tempfile.TemporaryDirectory(
-        prefix="phi3ov-", dir=inside, ignore_cleanup_errors=True
-    ) as name:
-        folder = Path(name)
+    with temporary_folder(inside) as folder:
         (folder / MODEL_XML).write_text(_pin(artifact, context), encoding="utf-8")
         for file in artifact.path.iterdir():
             if file.name not in (MODEL_XML, MODEL_BIN) and file.is_file():
                 (folder / file.name).write_bytes(file.read_bytes())  # tokenizers: megabytes
         _link(artifact.path / MODEL_BIN, folder / MODEL_BIN)
         yield folder
+
+
+@contextmanager
+def temporary_folder(inside: str | None = None) -> Iterator[Path]:
+    """Give a temporary folder, for pipelines that take a model's graph from a file only.
+
+    Args:
+        inside: Where to make it; None is the system's place.
+
+    Raises:
+        OptionError: No folder can be made there.
+    """
+    try:
+        made = tempfile.TemporaryDirectory(prefix="phi3ov-", dir=inside, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise OptionError(
+            "engine='worker' and a draft model need a temporary folder for the graph with its "
+            f"LongRoPE factors, and none can be written: {error}. Set TMPDIR (TEMP on Windows) to "
+            "a folder that can be, or use engine='pipeline' without a draft model."
+        ) from error
+    with made as name:
+        yield Path(name)
 
 
 def _pin(artifact: Artifact, context: ContextChoice) -> str:

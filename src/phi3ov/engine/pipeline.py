@@ -14,7 +14,7 @@ import numpy as np
 import openvino
 import openvino_genai
 
-from ..errors import DeviceError, GenerationError, OptionError
+from ..errors import DeviceError, GenerationError, OptionError, PromptError
 from ..runtime.lora import AdapterFile, read_adapter
 from ..runtime.properties import compiling, device_settings
 from ..runtime.settings import passed_properties
@@ -74,6 +74,13 @@ class PipelineEngine(SerialEngine):
                 "hands out ids without their probabilities. Load with engine='worker' or 'paged'."
             )
         self._runner.speculation.check(request)
+        longest = self._runner.longest_prompt
+        if longest is not None and len(request.prompt_ids) > longest:
+            raise PromptError(
+                f"The prompt has {len(request.prompt_ids)} tokens, and the longest that an NPU can "
+                f"read here has {longest}: the rest of the model's positions is kept for the "
+                "answer. Shorten the conversation, or load the model with device='CPU'."
+            )
         return super().submit(request, timeout_seconds=timeout_seconds, wait=wait)
 
     def forget_cache(self) -> None:
@@ -92,6 +99,7 @@ class _Runner:
 
     Attributes:
         settings: The OpenVINO properties in force.
+        longest_prompt: Most tokens that a static pipeline reads; None for no such limit.
         speculation: What is proposed for each pass.
     """
 
@@ -103,6 +111,7 @@ class _Runner:
         )
         self._properties = passed_properties(self.settings)
         self._static = plan_static(setup) if is_npu(setup.device) else {}
+        self.longest_prompt = self._static.get("MAX_PROMPT_LEN")
         self.speculation = plan_speculation(setup)
         self._adapter = (
             None if setup.adapter is None else read_adapter(setup.adapter, setup.artifact.config)

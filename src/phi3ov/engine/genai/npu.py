@@ -1,12 +1,13 @@
-"""What an NPU wants before anything is compiled for it: a recipe, and shapes fixed in advance.
+"""What an NPU needs before a model is compiled for it: a recipe, and shapes fixed in advance.
 
 openvino-genai runs a static pipeline there, without paged attention: the longest prompt and the
-shortest room for an answer are compiled in, and each prompt is read whole. The authors have no
-NPU: this was tested with a pipeline that only notes what it is given.
+least room for an answer are compiled in, and each prompt is read whole. The authors have no
+NPU: this was tested with a pipeline that only records what it is given.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from ...errors import DeviceError
@@ -15,9 +16,13 @@ if TYPE_CHECKING:
     from ...artifact.folder import Artifact
     from ..protocol import EngineSetup
 
+_LOGGER = logging.getLogger("phi3ov")
+
 _STEP_TOKENS = 64
 _ANSWER_TOKENS = 128
-"""Room for an answer beside the longest prompt, which is as long as the context."""
+"""Room for an answer beside the longest prompt."""
+_GROUPED_PARAMETERS = 5_000_000_000
+"""OpenVINO's guide for NPUs recommends groups of 128 up to about this size, and rows above."""
 
 
 def is_npu(device: str) -> bool:
@@ -27,6 +32,9 @@ def is_npu(device: str) -> bool:
 
 def plan_static(setup: EngineSetup) -> dict[str, int]:
     """Return what the static pipeline is compiled with, once recipe and options fit an NPU.
+
+    Prompt and answer together stay within the positions that the model knows. Where the context
+    is all of them, the longest prompt is shorter than the context by the room for an answer.
 
     Raises:
         DeviceError: They do not; another of the preferred devices may take them.
@@ -39,12 +47,42 @@ def plan_static(setup: EngineSetup) -> dict[str, int]:
     ]
     if problems:
         raise DeviceError(f"device={setup.device!r}: {'; '.join(problems)}.")
+    _advise(setup.artifact)
     longest = -(-setup.context.tokens // _STEP_TOKENS) * _STEP_TOKENS
-    return {"MAX_PROMPT_LEN": longest, "MIN_RESPONSE_LEN": _ANSWER_TOKENS}
+    positions = setup.artifact.config.max_position_embeddings
+    room = (positions - _ANSWER_TOKENS) // _STEP_TOKENS * _STEP_TOKENS
+    if room < _STEP_TOKENS:
+        least = _ANSWER_TOKENS + _STEP_TOKENS
+        raise DeviceError(
+            f"device={setup.device!r}: max_position_embeddings={positions} of {setup.artifact.path}"
+            f" has no room for a prompt of {_STEP_TOKENS} and an answer of {_ANSWER_TOKENS} tokens:"
+            f" at least {least} are needed. Load it on another device."
+        )
+    return {"MAX_PROMPT_LEN": min(longest, room), "MIN_RESPONSE_LEN": _ANSWER_TOKENS}
+
+
+def _advise(artifact: Artifact) -> None:
+    """Log where an export that an NPU takes is not what OpenVINO's guide recommends for it."""
+    weights = artifact.manifest.weights
+    parameters = sum(kind.parameters for kind in weights)
+    sizes = {kind.group_size for kind in weights if kind.precision == "int4"}
+    small = parameters <= _GROUPED_PARAMETERS
+    if small and 0 in sizes:
+        better = "groups of 128 up to about 5 billion: Int4Compression(group_size=128, ratio=1.0)"
+    elif not small and 128 in sizes:
+        better = "one scale per row above 5 billion: Int4Compression(group_size=-1, ratio=1.0)"
+    else:
+        return
+    _LOGGER.warning(
+        "%s: for an NPU and %.1f billion parameters OpenVINO's guide recommends %s.",
+        artifact.path,
+        parameters / 1e9,
+        better,
+    )
 
 
 def _recipe_problems(artifact: Artifact) -> list[str]:
-    """Say what in the export an NPU does not take: symmetric int4 in rows or groups of 128."""
+    """Return what in the export an NPU does not take: it takes symmetric int4, rows or 128s."""
     way_out = "export it with Int4Compression.npu()"
     packed = [one for one in artifact.manifest.weights if one.precision == "int4"]
     if not packed:

@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino
 import openvino_genai
 
 from ...prompt.tokenizer_files import is_control, read_eos_token, read_stop_ids
 
-_DETOKENIZER = "openvino_detokenizer"
 _OPERATION_SETS = {
     "VocabDecoder": "extension",
     "FuzeRagged": "extension",
@@ -29,28 +28,41 @@ _OPERATION_SETS = {
 }
 
 
-def grammar_tokenizer(folder: Path, *, inside: str | None = None, drafted: bool = False) -> Any:
+def grammar_tokenizer(folder: Path, *, drafted: bool = False) -> Any:
     """Return genai's tokenizer for the artifact in ``folder``, good for grammars alone.
+
+    It is made in memory: a container may have no folder that can be written.
 
     Args:
         folder: The artifact's.
-        inside: Where it is written for a moment; None for the system's temporary folder.
         drafted: Whether there is a draft model: genai then compares the two models' own
             tokenizers, and phi3ov refuses grammars, so it is the artifact's own.
     """
     if drafted:
         return openvino_genai.Tokenizer(str(folder))
-    texts = token_bytes(_read_definition(folder), ending=_ending(folder))
-    with tempfile.TemporaryDirectory(
-        prefix="phi3ov-", dir=inside, ignore_cleanup_errors=True
-    ) as name:
-        made = Path(name)
-        xml, weights = _detokenizer(texts)
-        (made / f"{_DETOKENIZER}.xml").write_text(xml, encoding="utf-8")
-        (made / f"{_DETOKENIZER}.bin").write_bytes(weights)
-        stop_ids = read_stop_ids(folder) or [0]
-        (made / "config.json").write_text(json.dumps({"eos_token_id": stop_ids[0]}))
-        return openvino_genai.Tokenizer(str(made))
+    xml, weights = _detokenizer(token_bytes(_read_definition(folder), ending=_ending(folder)))
+    stop_ids = read_stop_ids(folder) or [0]
+    return openvino_genai.Tokenizer(
+        _unused_tokenizer(eos_id=stop_ids[0]), _tensor(b"\0"), xml, _tensor(weights)
+    )
+
+
+def _tensor(data: bytes) -> openvino.Tensor:
+    return openvino.Tensor(np.frombuffer(data, np.uint8).copy())
+
+
+def _unused_tokenizer(*, eos_id: int) -> str:
+    """Return an IR that hands strings through: prompts come as ids, and genai wants a model.
+
+    genai reads the end token from it.
+    """
+    parameter = _layer(0, "Parameter", 'shape="?" element_type="string"', [], [("STRING", 1)])
+    result = _layer(1, "Result", "", [("STRING", 1)], [])
+    return (
+        f'<?xml version="1.0"?><net name="tokenizer" version="11"><layers>{parameter}{result}'
+        '</layers><edges><edge from-layer="0" from-port="0" to-layer="1" to-port="0"/></edges>'
+        f'<rt_info><eos_token_id value="{eos_id}"/></rt_info></net>'
+    )
 
 
 def loses_first_space(folder: Path) -> bool:

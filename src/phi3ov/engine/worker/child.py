@@ -16,6 +16,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
@@ -171,10 +172,14 @@ def _open_pipeline(command: Load, speculation: SpeculationPlan, prompt_tokens: i
     scheduler = scheduler_config(command.blocks, prompt_tokens + answer_tokens)
     scheduler.max_num_seqs = command.max_running
     context = ContextChoice(tokens=command.context_tokens, factors=command.factors)
-    # The parent removes its folder once the model is loaded; a rebuilt pipeline makes another.
-    made = bool(command.work_folder) and Path(command.work_folder).is_dir()
-    inside = command.work_folder if made else None
-    with pinned_folder(artifact, context, inside=inside) as folder:
+    inside = command.work_folder or None
+    with ExitStack() as stack:
+        # The parent removes its folder once the model is loaded. A rebuilt pipeline makes the same
+        # one again, so that whichever of the two processes is left can remove it.
+        if inside is not None and not Path(inside).is_dir():
+            Path(inside).mkdir(mode=0o700)
+            stack.callback(shutil.rmtree, inside, ignore_errors=True)
+        folder = stack.enter_context(pinned_folder(artifact, context, inside=inside))
         extra = speculation.properties(
             command.device,
             command.properties,
@@ -184,9 +189,7 @@ def _open_pipeline(command: Load, speculation: SpeculationPlan, prompt_tokens: i
         with compiling(artifact.path, command.device), extra as speculative:
             return openvino_genai.ContinuousBatchingPipeline(
                 str(folder),
-                grammar_tokenizer(
-                    artifact.path, inside=inside, drafted=bool(speculation.draft_folder)
-                ),
+                grammar_tokenizer(artifact.path, drafted=bool(speculation.draft_folder)),
                 scheduler,
                 command.device,
                 **command.properties,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import queue
+import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from ... import errors
 from ...answer.token_stream import TokenRequest, TokenStream
 from ...errors import EngineCrashedError, GenerationError, OptionError, Phi3OVError
+from ..pinned import temporary_folder
 from .protocol import (
     MAX_LINE_BYTES,
     Cancel,
@@ -91,6 +92,7 @@ class WorkerChild:
 
         Raises:
             EngineCrashedError: The system starts no process.
+            OptionError: A temporary folder is needed and cannot be made.
             OptionError: A path is not UTF-8.
         """
         try:
@@ -112,10 +114,11 @@ class WorkerChild:
         self._log: deque[str] = deque(maxlen=_LAST_WORDS)
         with ExitStack() as stack:
             if {load.factors, load.draft_factors} != {"none"}:  # it may die before it cleans up
-                made = tempfile.TemporaryDirectory(prefix="phi3ov-", ignore_cleanup_errors=True)
-                load = replace(load, work_folder=stack.enter_context(made))
+                folder = stack.enter_context(temporary_folder())
+                load = replace(load, work_folder=str(folder))
             self.process: subprocess.Popen[bytes] = self._start_process()
             self._remove_work_folder = stack.pop_all().close
+        self._work_folder = load.work_folder
         self.outbox.put(encode_paths(packages))
         self.outbox.put(encode(load))
         self._keeper = self._start_thread(self._keep_log)
@@ -289,6 +292,8 @@ class WorkerChild:
             self.process.kill()
             code = self.process.wait()
         self._remove_work_folder()
+        if self._work_folder:  # the child makes it again while it builds its pipeline anew
+            shutil.rmtree(self._work_folder, ignore_errors=True)
         self._keeper.join(_PATIENCE_SECONDS)  # longer only if the child has left children
         self.outbox.put(None)
         crash = f"The worker process died{why}: {_describe_exit(code)}."
