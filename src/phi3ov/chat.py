@@ -10,9 +10,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from .answer.options import GenerationOptions, Options
+from .answer.prompt_ids import PromptIds
 from .answer.reply import Reply
 from .answer.stream import ReplyStream
 from .atomic_file import replace_file
@@ -122,40 +123,31 @@ class Phi3Chat:
         if not message:
             raise PromptError("The message is empty. Give the user's text.")
         user = Message("user", message)
-        chosen = self.options.changed(options)
-        user_ids = self.model.tokenizer.encode_message(user)
-
-        def fit_prompt(dropped: int) -> tuple[list[int], int]:
-            dropped = min(dropped, len(self._turns))
-            kept = [one for turn in self._turns[dropped:] for one in turn.token_ids]
-            prompt_ids = [*self._beginning_ids, *kept, *user_ids, *self.model.tokenizer.opening]
-            return prompt_ids, dropped
-
-        def end_turn(reply: Reply, keep: bool) -> None:  # noqa: FBT001 - a callback's signature
-            if keep:
-                answer_ids = [*reply.token_ids, *self.model.tokenizer.closing]
-                turn_ids = (*user_ids, *self.model.tokenizer.opening, *answer_ids)
-                turn = Turn(user, Message("assistant", reply.text), turn_ids)
-                self._turns = [*self._turns[reply.dropped_turns :], turn]
-                self._candidates = reply.candidates
-            self._turn_is_open.release()
-
-        self._open_turn()
+        question_ids = (*self._encode(user), *self.model.tokenizer.opening)
+        turn = self._open_turn()
         try:
-            prompt_ids, plan = self.model._plan(fit_prompt, chosen)
-            return self.model._start(
-                prompt_ids, plan, chosen, on_end=end_turn, on_abort=self._turn_is_open.release
+            prompt = PromptIds(
+                beginning=self._beginning_ids,
+                turns=tuple(taken.token_ids for taken in self._turns),
+                ending=question_ids,
             )
+            stream = self.model.stream_ids(prompt, options=self.options, **options)
         except BaseException:
-            self._turn_is_open.release()
+            turn.close()
             raise
+
+        def end_turn(kept: Reply | None) -> None:
+            if kept is not None:
+                self._keep(user, question_ids, kept)
+            turn.close()
+
+        stream.on_end(end_turn)
+        return stream
 
     async def agenerate(self, message: str, **options: Unpack[Options]) -> Reply:
         """Take a turn without blocking the event loop; see `generate`."""
         async with self.stream(message, **options) as stream:
-            async for _ in stream:
-                pass
-        return stream.reply
+            return await stream.adrain()
 
     def choose(self, candidate: Reply) -> None:
         """Continue with another candidate of the last turn; the history holds the first until then.
@@ -167,21 +159,20 @@ class Phi3Chat:
             OptionError: It is no candidate of the last turn.
             StateError: A turn is open.
         """
-        self._open_turn()
-        try:
-            seeds = {one.seed for one in self._candidates if one.token_ids == candidate.token_ids}
+        with self._open_turn():
+            seeds = {
+                drawn.seed for drawn in self._candidates if drawn.token_ids == candidate.token_ids
+            }
             if candidate.seed not in seeds:
                 raise OptionError(
-                    f"candidate={candidate.text[:60]!r} is none of the last turn's "
+                    f"candidate={candidate.text[:60]!r} is not one of the last turn's "
                     f"{len(self._candidates)} candidates. Take one from its reply.candidates."
                 )
-            last, tokenizer = self._turns[-1], self.model.tokenizer
-            question_ids = [*tokenizer.encode_message(last.user), *tokenizer.opening]
-            turn_ids = (*question_ids, *candidate.token_ids, *tokenizer.closing)
-            turn = Turn(last.user, Message("assistant", candidate.text), turn_ids)
-            self._turns = [*self._turns[:-1], turn]
-        finally:
-            self._turn_is_open.release()
+            last, opening = self._turns[-1], self.model.tokenizer.opening
+            candidates = self._candidates
+            self._turns = self._turns[:-1]
+            self._keep(last.user, (*self._encode(last.user), *opening), candidate)
+            self._candidates = candidates
 
     def reset(self) -> None:
         """Forget all turns; the system message stays.
@@ -189,10 +180,9 @@ class Phi3Chat:
         Raises:
             StateError: A turn is open.
         """
-        self._open_turn()
-        self._turns = []
-        self._candidates = ()
-        self._turn_is_open.release()
+        with self._open_turn():
+            self._turns = []
+            self._candidates = ()
 
     def fork(self) -> Phi3Chat:
         """Return a second conversation with the same past; the two go on independently."""
@@ -311,8 +301,56 @@ class Phi3Chat:
             if not text.startswith(turn.assistant.content):
                 raise ValueError(f"token_ids of turn {number} are not those of its answer.")
 
-    def _open_turn(self) -> None:
+    def _encode(self, message: Message) -> tuple[int, ...]:
+        return tuple(self.model.tokenizer.encode_message(message))
+
+    def _keep(self, user: Message, question_ids: tuple[int, ...], reply: Reply) -> None:
+        """Add a finished turn to the history."""
+        closing = self.model.tokenizer.closing
+        token_ids = (*question_ids, *reply.token_ids, *closing)
+        turn = Turn(user, Message("assistant", reply.text), token_ids)
+        self._turns = [*self._turns[reply.dropped_turns :], turn]
+        self._candidates = reply.candidates
+
+    def _open_turn(self) -> _OpenTurn:
         if not self._turn_is_open.acquire(blocking=False):
             raise StateError(
                 "A turn of this chat is still open. Read its stream to the end, or close() it."
             )
+        return _OpenTurn(self._turn_is_open)
+
+    def __repr__(self) -> str:
+        return (
+            f"<phi3ov.Phi3Chat: {len(self._turns)} turns, {len(self.token_ids)} tokens, "
+            f"with {self.model!r}>"
+        )
+
+    def __copy__(self) -> Phi3Chat:
+        return self.fork()
+
+    def __deepcopy__(self, _memo: object) -> Phi3Chat:
+        return self.fork()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "A Phi3Chat cannot be pickled, because its loaded model cannot. Write it with "
+            "chat.save(path), and read it with Phi3Chat.restore(model, path)."
+        )
+
+
+class _OpenTurn:
+    """The right to take a turn, given back once, however often it is closed."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock: threading.Lock | None = lock
+
+    def close(self) -> None:
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.release()
+
+    def __enter__(self) -> _OpenTurn:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()

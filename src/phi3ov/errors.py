@@ -21,7 +21,7 @@ work::
         └─ EngineCrashedError                   the worker process died
 
 Errors of the libraries underneath are translated where they enter (``engine/`` and
-``exporter.py``) and stay reachable as ``__cause__``.
+``exporter/``) and stay reachable as ``__cause__``.
 """
 
 from __future__ import annotations
@@ -104,16 +104,23 @@ class StateError(Phi3OVError, RuntimeError):
 
 
 class QueueFullError(StateError):
-    """As many requests run and wait as `RequestLimits` allows."""
+    """As many requests or prompt tokens wait as `RequestLimits` allows."""
 
-    def __init__(self, open_requests: int) -> None:
-        """Keep how many ``open_requests`` there are."""
+    def __init__(self, open_requests: int, *, waiting_tokens: int | None = None) -> None:
+        """Keep how many ``open_requests`` there are, and the ``waiting_tokens`` if they count."""
+        if waiting_tokens is None:
+            full = f"{open_requests} requests run or wait already"
+            limit = "max_waiting"
+        else:
+            full = f"{waiting_tokens} prompt tokens of {open_requests} requests wait already"
+            limit = "max_waiting_tokens"
         super().__init__(
-            f"{open_requests} requests run or wait already, which is the most that this model "
-            "takes. Try again when one has ended, choose on_full_queue='wait', or load it with "
-            "limits=RequestLimits(max_waiting=...)."
+            f"{full}, which is the most that this model takes. Try again when one has ended, "
+            "choose on_full_queue='wait', or load it with "
+            f"limits=RequestLimits({limit}=...)."
         )
         self.open_requests = open_requests
+        self.waiting_tokens = waiting_tokens
 
 
 class PromptError(Phi3OVError, ValueError):

@@ -10,9 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from .answer.reply import LoadTimings
+from .artifact.download import is_hub_id
 from .artifact.folder import Artifact
+from .artifact.publish import fetch_artifact
 from .engine.protocol import ENGINES, Engine, EngineName, EngineSetup, load_engine
-from .errors import DeviceError, OptionError
+from .errors import ArtifactError, DeviceError, ExportError, OptionError
 from .model import Phi3Model
 from .prompt.chat_tokenizer import ChatTokenizer
 from .runtime.config import RuntimeConfig
@@ -29,6 +31,7 @@ _LOGGER = logging.getLogger("phi3ov")
 def load_model(
     path: str | Path,
     *,
+    revision: str | None = None,
     device: str | Sequence[str] = ("GPU", "CPU"),
     config: RuntimeConfig = RuntimeConfig(),  # noqa: B008 - immutable
     engine: EngineName = "pipeline",
@@ -43,7 +46,9 @@ def load_model(
     """Load an exported folder on the first of the preferred devices that runs it.
 
     Args:
-        path: A folder made by `phi3ov.export_model`.
+        path: A folder made by `phi3ov.export_model`; or the hub id ``owner/name`` of such a folder,
+            which is downloaded as `phi3ov.fetch_artifact` does.
+        revision: Branch, tag or commit of a hub id; None for the default branch.
         device: One OpenVINO device name, or several in order of preference. One that is not
             there, or for which the model does not compile, gives way to the next; the reasons
             are kept in `DeviceChoice.refused` and logged.
@@ -70,7 +75,8 @@ def load_model(
             first answer does not wait for that. `Phi3Model.load_timings` says how long it took.
 
     Raises:
-        ArtifactError: The folder is not what was exported; lists every problem.
+        ArtifactError: The folder is not what was exported; lists every problem. Or there is no such
+            folder, and no such repository on the hub.
         UnsupportedModelError: ``config.json``, tokenizer or graph are not those of a Phi-3 that
             phi3ov supports.
         DeviceError: None of the devices is there, or compiling for them failed, also because
@@ -92,7 +98,7 @@ def load_model(
     _require_type("speculation", speculation, PromptLookup, DraftModel, type(None))
     _require_type("adapter", adapter, LoraAdapter, type(None))
     _require_bytes("cache_bytes", cache_bytes)
-    artifact = Artifact.open(path)
+    artifact = _find(path, revision)
     context = choose_context(artifact.config, context_tokens)
     tokenizer = ChatTokenizer.from_folder(artifact.path, artifact.chat_format)
     available = list_devices()
@@ -129,6 +135,21 @@ def load_model(
     if warm_up:
         _warm_up(model)
     return model
+
+
+def _find(path: str | Path, revision: str | None) -> Artifact:
+    """Open a local folder, or the one that a hub id names."""
+    if isinstance(path, Path) or Path(path).exists() or not is_hub_id(path):
+        if revision is not None:
+            raise OptionError(f"revision={revision!r} goes with a hub id, but {path} is a path.")
+        return Artifact.open(path)
+    try:
+        return fetch_artifact(path, revision=revision)
+    except ExportError as error:
+        raise ArtifactError(
+            f"{path} is not a folder, and cannot be had from the hub: {error} For a local folder, "
+            f"export a checkpoint first: phi3ov.export_model(source, {path!r})."
+        ) from error
 
 
 def _open_first(
@@ -200,4 +221,4 @@ def _require_bytes(name: str, value: int | None) -> None:
 def _require_type(name: str, value: object, *types: type) -> None:
     if not isinstance(value, types):
         names = [f"phi3ov.{one.__name__}" for one in types if one is not type(None)]
-        raise OptionError(f"{name}={value!r} is no {' or '.join(names)}.")
+        raise OptionError(f"{name} must be a {' or '.join(names)}, got {value!r}.")

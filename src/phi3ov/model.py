@@ -1,32 +1,36 @@
-"""A loaded model, `Phi3Model`: it turns prompts into replies.
+"""A loaded model, `Phi3Model`: messages, a raw prompt or token ids in, replies out.
 
-``loading.py`` puts one together. Conversations with a memory are ``chat.py``.
+Every answer takes one way: encode to `PromptIds`, fit the context, submit to the engine, read a
+`ReplyStream`. ``loading.py`` puts a model together; conversations with a memory are ``chat.py``.
 """
 
 from __future__ import annotations
 
+import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from .answer.fit import FitPrompt, fit_context
-from .answer.options import GenerationOptions, Options
-from .answer.reply import LoadTimings, Reply, ReplyPlan
-from .answer.stream import ReplyStream
+from .answer.candidates import CandidateStream
+from .answer.options import MOST_SEED, GenerationOptions, Options, Sampling
+from .answer.prompt_ids import PromptIds, conversation_ids, fit_prompt
+from .answer.reply import LoadTimings, Reply
+from .answer.stream import AnswerStream, ReplyStream
 from .answer.token_stream import TokenRequest, TokenStream
 from .artifact.fingerprint import ModelFingerprint
 from .artifact.folder import Artifact
 from .batch.runner import Batch, BatchResult, Conversation, ReportProgress
-from .engine.protocol import CacheEngine, Engine
+from .engine.protocol import CacheEngine, Engine, EngineState
 from .errors import ContextLengthError, OptionError, PromptError
 from .prompt.chat_tokenizer import ChatTokenizer
 from .prompt.detokenizer import AnswerText
 from .prompt.messages import Message
 from .runtime.config import RuntimeConfig
 from .runtime.devices import DeviceChoice
+from .runtime.limits import RequestLoad
 from .runtime.rope import ContextChoice
 from .runtime.settings import Setting
 
@@ -81,11 +85,65 @@ class Phi3Model:
         """
         return ModelFingerprint.of(self.artifact)
 
+    def generate(
+        self,
+        messages: Sequence[Message],
+        *,
+        options: GenerationOptions = GenerationOptions(),  # noqa: B008 - immutable
+        **changes: Unpack[Options],
+    ) -> Reply:
+        """Answer a list of messages; the model remembers nothing of it.
+
+        Args:
+            messages: The conversation, oldest first; it ends with a user message.
+            options: How to generate.
+            **changes: Fields of `GenerationOptions` that differ from ``options``.
+
+        Raises:
+            PromptError: The conversation cannot be answered; names the message.
+            ContextLengthError: Conversation and answer do not fit the context.
+            OptionError: An option is unknown or not allowed, or the engine cannot do it.
+            StateError: The model is closed, or was loaded by a parent process.
+            QueueFullError: The queue is full, and the options do not say to wait.
+            GenerationError: The engine failed; ``partial_text`` holds what there was.
+
+        Example:
+            >>> model.generate([phi3ov.Message("user", "Hello")]).text  # doctest: +SKIP
+            'Hello! How can I help you today?'
+        """
+        return self.stream(messages, options=options, **changes).drain()
+
+    def stream(
+        self,
+        messages: Sequence[Message],
+        *,
+        options: GenerationOptions = GenerationOptions(),  # noqa: B008 - immutable
+        **changes: Unpack[Options],
+    ) -> ReplyStream:
+        """Answer a list of messages with a stream of text, already under way; see `generate`.
+
+        Errors of the engine are raised while the stream is read.
+        """
+        return self.stream_ids(
+            conversation_ids(self.tokenizer, messages), options=options, **changes
+        )
+
+    async def agenerate(
+        self,
+        messages: Sequence[Message],
+        *,
+        options: GenerationOptions = GenerationOptions(),  # noqa: B008 - immutable
+        **changes: Unpack[Options],
+    ) -> Reply:
+        """Answer a list of messages without blocking the event loop; see `generate`."""
+        async with self.stream(messages, options=options, **changes) as stream:
+            return await stream.adrain()
+
     def complete(self, prompt: str, **options: Unpack[Options]) -> Reply:
         r"""Continue a raw prompt string, in which control tokens are honoured.
 
         This is the one place where text can become a control token: never put text of others
-        into ``prompt``. For conversations use `phi3ov.Phi3Chat`.
+        into ``prompt``. For conversations use `generate` or `phi3ov.Phi3Chat`.
 
         Args:
             prompt: Such as ``"<|user|>\nHello<|end|>\n<|assistant|>\n"``.
@@ -95,12 +153,91 @@ class Phi3Model:
             PromptError: The prompt is empty.
             ContextLengthError: Prompt and answer do not fit the context.
             OptionError: An option is unknown or not allowed, or the engine cannot do it.
-            StateError: The model is closed.
-            QueueFullError: As many requests wait as may, and the options do not say to wait.
+            StateError: The model is closed, or was loaded by a parent process.
+            QueueFullError: The queue is full, and the options do not say to wait.
             GenerationError: The engine failed; ``partial_text`` holds what there was.
         """
-        prompt_ids = self.tokenizer.encode_raw(prompt)
-        return self._start_alone(prompt_ids, GenerationOptions().changed(options)).drain()
+        return self.stream_prompt(prompt, **options).drain()
+
+    def stream_prompt(self, prompt: str, **options: Unpack[Options]) -> ReplyStream:
+        """Continue a raw prompt string with a stream of text; see `complete`."""
+        return self.stream_ids(self.tokenizer.encode_raw(prompt), **options)
+
+    def stream_ids(
+        self,
+        token_ids: Sequence[int] | PromptIds,
+        *,
+        options: GenerationOptions = GenerationOptions(),  # noqa: B008 - immutable
+        **changes: Unpack[Options],
+    ) -> ReplyStream:
+        """Continue token ids with a stream of text: what every other way to an answer ends in.
+
+        An answer that was cut off goes on exactly where it ended:
+        ``model.stream_ids((*reply.prompt_ids, *reply.token_ids))``.
+
+        Args:
+            token_ids: The prompt; as `PromptIds`, ``on_overflow="drop_oldest"`` can leave turns
+                out.
+            options: How to generate.
+            **changes: Fields of `GenerationOptions` that differ from ``options``.
+
+        Raises:
+            PromptError: There are no ids, or one is not in the vocabulary.
+            ContextLengthError: Prompt and answer do not fit the context.
+            OptionError: An option is unknown or not allowed, or the engine cannot do it.
+            StateError: The model is closed, or was loaded by a parent process.
+            QueueFullError: The queue is full, and the options do not say to wait.
+        """
+        chosen = options.changed(changes)
+        if not isinstance(token_ids, PromptIds):
+            token_ids = PromptIds(ending=tuple(token_ids))
+        fitted = fit_prompt(token_ids, chosen, self.context.tokens)
+        self._require_ids(fitted.token_ids)
+        shape = chosen.shape()
+        request = TokenRequest(
+            prompt_ids=fitted.token_ids,
+            max_new_tokens=fitted.max_new_tokens,
+            stop_ids=frozenset(self.tokenizer.stop_tokens),
+            sampling=chosen.sampling,
+            logprobs=chosen.logprobs,
+            grammar=None if shape is None else shape.grammar,
+        )
+        streams = [
+            AnswerStream(
+                tokens,
+                AnswerText(self.tokenizer, chosen.stop),
+                shape=shape,
+                dropped_turns=fitted.dropped_turns,
+                keep_at_timeout=chosen.on_timeout == "keep",
+            )
+            for tokens in self._submit(request, chosen)
+        ]
+        return streams[0] if len(streams) == 1 else CandidateStream(streams)
+
+    def _submit(self, request: TokenRequest, options: GenerationOptions) -> list[TokenStream]:
+        """Give the engine one request per candidate, each with its own seed: all or none."""
+        streams: list[TokenStream] = []
+        try:
+            for sampling in _seeded(request.sampling, options.candidates):
+                stream = self._engine.submit(
+                    replace(request, sampling=sampling),
+                    timeout_seconds=options.timeout_seconds,
+                    wait=options.on_full_queue == "wait" or bool(streams),
+                )
+                streams.append(stream)
+        except BaseException:
+            for stream in streams:
+                stream.cancel()
+            raise
+        return streams
+
+    def _require_ids(self, token_ids: Sequence[int]) -> None:
+        size = self.artifact.vocabulary_size
+        if not 0 <= min(token_ids) <= max(token_ids) < size:
+            wrong = next(token_id for token_id in token_ids if not 0 <= token_id < size)
+            raise PromptError(
+                f"token_ids holds {wrong}, and the model's ids go from 0 to {size - 1}."
+            )
 
     def generate_batch(
         self,
@@ -155,7 +292,7 @@ class Phi3Model:
         """
         chosen = GenerationOptions(on_full_queue="wait").changed(options)
         running = self._engine.max_running
-        batch = Batch(self._start_conversation, chosen, running=running, in_order=in_order)
+        batch = Batch(self._answer, chosen, running=running, in_order=in_order)
         return batch.run(conversations, progress or (lambda _progress: None))
 
     def save_kv_cache(self, token_ids: Sequence[int], path: str | Path) -> None:
@@ -165,7 +302,7 @@ class Phi3Model:
 
         Args:
             token_ids: At least one, and fewer than `context` has tokens.
-            path: The file; it replaces one that is there, all at once. On POSIX its owner alone
+            path: The file; an existing one is overwritten atomically. On POSIX only its owner
                 may read it.
 
         Raises:
@@ -228,7 +365,8 @@ class Phi3Model:
             GenerationError: The engine failed.
         """
         started = time.perf_counter()
-        # What closes a message begins no prompt, so this finds and leaves no prefix to reuse.
+        # No prompt starts with the end-of-message token, so warm-up neither hits nor pollutes the
+        # prefix cache.
         prompt_ids = tuple(self.tokenizer.closing)
         request = TokenRequest(prompt_ids=prompt_ids, max_new_tokens=2, stop_ids=frozenset())
         for _ in self._engine.submit(request, wait=True):
@@ -261,84 +399,37 @@ class Phi3Model:
     def __exit__(self, *_exc: object) -> None:
         self.close()
 
-    def _start_conversation(
-        self, messages: Sequence[Message], options: GenerationOptions
-    ) -> ReplyStream:
-        return self._start_alone(self.tokenizer.encode_prompt(messages), options)
+    @property
+    def load(self) -> RequestLoad:
+        """Requests that run and wait at this moment, and the prompt tokens that wait."""
+        return self._engine.load
 
-    def _start_alone(self, prompt_ids: list[int], options: GenerationOptions) -> ReplyStream:
-        """Start an answer to ``prompt_ids`` that belongs to no chat."""
-        ids, plan = self._plan(_whole_prompt(prompt_ids), options)
-        return self._start(ids, plan, options)
+    @property
+    def state(self) -> EngineState:
+        """``"ready"``, ``"restarting"`` while a worker process is replaced, or ``"closed"``."""
+        return self._engine.state
 
-    def _plan(
-        self, fit_prompt: FitPrompt, options: GenerationOptions
-    ) -> tuple[list[int], ReplyPlan]:
-        """Make prompt and answer fit this model's context; for `Phi3Chat`."""
-        return fit_context(fit_prompt, options, self.context.tokens)
-
-    def _start(
-        self,
-        prompt_ids: list[int],
-        plan: ReplyPlan,
-        options: GenerationOptions,
-        *,
-        on_end: Callable[[Reply, bool], None] = lambda _reply, _keep: None,
-        on_abort: Callable[[], None] = lambda: None,
-    ) -> ReplyStream:
-        """Start the answer that `_plan` made room for; for `Phi3Chat`."""
-        request = TokenRequest(
-            prompt_ids=tuple(prompt_ids),
-            max_new_tokens=plan.max_new_tokens,
-            stop_ids=frozenset(self.tokenizer.stop_tokens),
-            temperature=options.temperature,
-            top_p=options.top_p,
-            top_k=options.top_k,
-            min_p=options.min_p,
-            repetition_penalty=options.repetition_penalty,
-            presence_penalty=options.presence_penalty,
-            frequency_penalty=options.frequency_penalty,
-            logprobs=options.logprobs,
-            grammar=None if plan.shape is None else plan.shape.grammar,
-            seed=plan.seed,
-        )
-        tokens = self._submit(request, options)
-        return ReplyStream(
-            tokens[0],
-            AnswerText(self.tokenizer, options.stop),
-            plan,
-            others=[
-                ReplyStream(
-                    one,
-                    AnswerText(self.tokenizer, options.stop),
-                    replace(plan, seed=one.request.seed),
-                )
-                for one in tokens[1:]
-            ],
-            keep_at_timeout=options.on_timeout == "keep",
-            on_end=on_end,
-            on_abort=on_abort,
+    def __repr__(self) -> str:
+        return (
+            f"<phi3ov.Phi3Model {str(self.artifact.path)!r} on {self.device.selected}, "
+            f"{self.context.tokens} tokens of context, {self.state}>"
         )
 
-    def _submit(self, request: TokenRequest, options: GenerationOptions) -> list[TokenStream]:
-        """Give the engine one request per candidate: all of them or none."""
-        streams: list[TokenStream] = []
-        try:
-            for number in range(options.candidates):
-                seed = None if request.seed is None else (request.seed + number) % 2**32
-                stream = self._engine.submit(
-                    replace(request, seed=seed),
-                    timeout_seconds=options.timeout_seconds,
-                    wait=options.on_full_queue == "wait",
-                )
-                streams.append(stream)
-        except BaseException:
-            for stream in streams:
-                stream.cancel()
-            raise
-        return streams
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "A loaded Phi3Model cannot be copied or pickled: it holds native memory and threads. "
+            "Send the folder's path, and call phi3ov.load_model() in the other process."
+        )
+
+    def _answer(self, messages: Sequence[Message], options: GenerationOptions) -> ReplyStream:
+        return self.stream(messages, options=options)
 
 
-def _whole_prompt(prompt_ids: list[int]) -> FitPrompt:
-    """Return a prompt without turns that could be dropped."""
-    return lambda _turns: (prompt_ids, 0)
+def _seeded(sampling: Sampling, candidates: int) -> Iterator[Sampling]:
+    """Yield the sampling of each candidate: seeds that follow each other, None where greedy."""
+    if sampling.greedy:
+        yield sampling
+        return
+    seed = secrets.randbelow(2**31) if sampling.seed is None else sampling.seed
+    for number in range(candidates):
+        yield replace(sampling, seed=(seed + number) % (MOST_SEED + 1))

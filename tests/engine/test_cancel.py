@@ -143,7 +143,7 @@ def test_closing_the_model_ends_every_stream(
         outcomes = [threads.submit(read, stream) for stream in streams]
         assert tap.reached.wait(60)
         closing = threads.submit(model.close)
-        while not streams[0]._tokens.cancelled:
+        while not streams[0].token_streams[0].cancelled:
             pass
         tap.go_on.set()
         closing.result(timeout=60)

@@ -90,7 +90,7 @@ def test_a_failed_replacement_leaves_the_old_export(
     def fail(*_args: Any) -> None:
         raise RuntimeError("a tool gave up")
 
-    monkeypatch.setattr("phi3ov.exporter.compress", fail)
+    monkeypatch.setattr("phi3ov.exporter.export.compress", fail)
     with pytest.raises(ExportError, match="'convert': RuntimeError: a tool gave up") as caught:
         export_model(zoo.checkpoint(ROW), target, overwrite=True, progress=False)
     assert isinstance(caught.value.__cause__, RuntimeError)
@@ -339,7 +339,7 @@ _PROCESSES: Any = multiprocessing.get_context(
 )
 if _PROCESSES.get_start_method() == "forkserver":  # so that torch is imported once, not 20 times
     _PROCESSES.set_forkserver_preload(
-        ["phi3ov.exporter.compress", "nncf", "optimum.exporters.openvino"]
+        ["phi3ov.exporter.export.compress", "nncf", "optimum.exporters.openvino"]
     )
 
 

@@ -129,12 +129,7 @@ def test_many_at_once_in_a_small_cache_get_their_answers(zoo: Zoo, load: LoadMod
     truths = [
         greedy(zoo.checkpoint(ROW), model.tokenizer.encode_raw(prompt), 16) for prompt in prompts
     ]
-    streams = [
-        model._start_alone(
-            model.tokenizer.encode_raw(prompt), phi3ov.GenerationOptions(max_new_tokens=100)
-        )
-        for prompt in prompts
-    ]
+    streams = [model.stream_prompt(prompt, max_new_tokens=100) for prompt in prompts]
     for stream in streams[::4]:
         stream.cancel()
     with ThreadPoolExecutor(12) as threads:
@@ -177,8 +172,7 @@ def test_clearing_waits_its_turn(zoo: Zoo, load: LoadModel) -> None:
     model = load(zoo.artifact(ROW), engine="worker")
     prompts = [prompt_text(30, seed) for seed in range(3)]
     alone = [model.complete(prompt, max_new_tokens=60).token_ids for prompt in prompts]
-    options = phi3ov.GenerationOptions(max_new_tokens=60)
-    streams = [model._start_alone(model.tokenizer.encode_raw(one), options) for one in prompts]
+    streams = [model.stream_prompt(prompt, max_new_tokens=60) for prompt in prompts]
     model.clear_cache()
     assert [stream.drain().token_ids for stream in streams] == alone
     assert model.complete(prompts[0], max_new_tokens=5).usage.cached_tokens == 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -59,11 +60,7 @@ def draw(model: Phi3Model, options: GenerationOptions, count: int) -> Counter[in
             prompt_ids=prompt_ids,
             max_new_tokens=1,
             stop_ids=frozenset(model.tokenizer.stop_tokens),
-            temperature=options.temperature,
-            top_p=options.top_p,
-            top_k=options.top_k,
-            min_p=options.min_p,
-            seed=seed,
+            sampling=replace(options.sampling, seed=seed),
         )
         for seed in range(count)
     ]

@@ -16,6 +16,7 @@ import uvicorn
 
 import phi3ov
 from phi3ov.engine.worker.engine import WorkerEngine
+from phi3ov.runtime.limits import RequestLoad
 
 from .conftest import EXACT, Zoo
 from .test_worker import wait_until
@@ -92,6 +93,8 @@ def test_a_client_that_goes_away_ends_its_answer(app: Any) -> None:
         with httpx.stream("POST", url, json=body, timeout=60) as response:
             next(response.iter_text())
             (stream,) = child.streams.values()
-        wait_until(lambda: child.open_requests() == 0)
+        wait_until(
+            lambda: app.state.model.load == RequestLoad(running=0, waiting=0, waiting_tokens=0)
+        )
         assert stream.cancelled
         assert app.state.model.complete("a", max_new_tokens=2).finish_reason == "length"

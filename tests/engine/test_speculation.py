@@ -83,7 +83,7 @@ def test_many_at_once_speculate_and_cancel(zoo: Zoo, stranger: Path, load: LoadM
     ids = [model.tokenizer.encode_raw(prompt) for prompt in prompts]
     truths = [greedy(zoo.checkpoint(ROW), one, 16) for one in ids]
     options = GenerationOptions(max_new_tokens=16)
-    streams = [model._start_alone(one, options) for one in ids]
+    streams = [model.stream_ids(one, options=options) for one in ids]
     streams[2].cancel()
     with ThreadPoolExecutor(6) as threads:
         replies = list(threads.map(lambda stream: stream.drain(), streams))

@@ -119,8 +119,7 @@ def test_an_answer_across_the_longrope_border_is_right_while_others_run(
 
 def start(model: Phi3Model, prompt: str, max_new_tokens: int) -> phi3ov.ReplyStream:
     """Start a raw prompt."""
-    options = phi3ov.GenerationOptions(max_new_tokens=max_new_tokens)
-    return model._start_alone(model.tokenizer.encode_raw(prompt), options)
+    return model.stream_prompt(prompt, max_new_tokens=max_new_tokens)
 
 
 @pytest.mark.parametrize("count", [8, 32])

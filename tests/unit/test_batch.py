@@ -28,7 +28,8 @@ from phi3ov import (
 )
 from phi3ov.answer.token_stream import TokenRequest, TokenStream
 from phi3ov.batch.runner import Conversation
-from phi3ov.engine.protocol import Engine
+from phi3ov.engine.protocol import Engine, EngineState
+from phi3ov.runtime.limits import RequestLoad
 
 from .fakes import MINI, Answer, FakeEngine, answer_ids, make_model
 
@@ -41,6 +42,9 @@ class Crowd(Engine):
     Attributes:
         most: The most requests that were open at the same time.
     """
+
+    load = RequestLoad(running=0, waiting=0, waiting_tokens=0)
+    state: EngineState = "ready"
 
     def __init__(self, max_running: int, *, poison: str = "poison") -> None:
         self.max_running = max_running

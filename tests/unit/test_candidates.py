@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from phi3ov.answer.candidates import CandidateStream
 from phi3ov.answer.options import GenerationOptions
-from phi3ov.answer.reply import ReplyPlan
-from phi3ov.answer.stream import ReplyStream
+from phi3ov.answer.stream import AnswerStream
 from phi3ov.answer.token_stream import TokenRequest, TokenStream
 from phi3ov.chat import Phi3Chat
 from phi3ov.errors import GenerationError, OptionError, QueueFullError
@@ -23,8 +23,9 @@ TEXTS = ("one", "two", "three")
 
 def answer_by_seed(request: TokenRequest) -> Answer:
     """Answer with the text that belongs to the request's seed."""
-    assert request.seed is not None
-    return Answer(answer_ids(TEXTS[(request.seed + 2) % 2**32]))
+    seed = request.sampling.seed
+    assert seed is not None
+    return Answer(answer_ids(TEXTS[(seed + 2) % 2**32]))
 
 
 def test_candidates_have_seeds_in_a_row_and_the_first_is_the_reply() -> None:
@@ -66,7 +67,7 @@ def test_what_is_no_candidate_cannot_be_chosen() -> None:
     chat = Phi3Chat(make_model(FakeEngine(answer_by_seed)), options=DRAWN)
     old = chat.generate("hi")
     new = chat.generate("hi", seed=2**32 - 1, candidates=2)
-    with pytest.raises(OptionError, match="candidate='one' is none of the last turn's 2"):
+    with pytest.raises(OptionError, match="candidate='one' is not one of the last turn's 2"):
         chat.choose(old.candidates[0])
     chat.choose(new.candidates[1])
     chat.reset()
@@ -126,9 +127,9 @@ def test_an_event_loop_hears_of_every_candidates_time_limit() -> None:
         for limit in (60, 0.2)
     )
     tokenizer = make_model(FakeEngine([])).tokenizer
-    plan = ReplyPlan(prompt_tokens=1, max_new_tokens=5)
-    other = ReplyStream(second, AnswerText(tokenizer, ()), plan)
-    stream = ReplyStream(first, AnswerText(tokenizer, ()), plan, others=[other])
+    stream = CandidateStream(
+        [AnswerStream(tokens, AnswerText(tokenizer, ())) for tokens in (first, second)]
+    )
     second.begun = True
     first.put(list(answer_ids("one")))
     first.end()

@@ -114,8 +114,9 @@ def test_requests_carry_the_options() -> None:
     first, second = engine.requests
     assert first.stop_ids == frozenset(MINI.chat.stop_tokens)
     assert (first.max_new_tokens, second.max_new_tokens) == (9, 1024)
-    assert (first.temperature, first.top_p, first.top_k) == (0.5, 0.9, 7)
-    assert (first.repetition_penalty, first.seed, second.seed) == (1.1, 4, 3)
+    assert (first.sampling.temperature, first.sampling.top_p, first.sampling.top_k) == (0.5, 0.9, 7)
+    assert first.sampling.repetition_penalty == 1.1
+    assert (first.sampling.seed, second.sampling.seed) == (4, 3)
     engine.close()
 
 
@@ -123,7 +124,7 @@ def test_drawn_seed_is_recorded() -> None:
     """Sampling without a seed draws one, tells the engine and records it in the reply."""
     chat, engine = make_chat(*[Answer(HELLO)] * 5)
     seeds = [chat.generate("hi", temperature=1.0).seed for _ in range(4)]
-    assert seeds == [request.seed for request in engine.requests]
+    assert seeds == [request.sampling.seed for request in engine.requests]
     assert None not in seeds
     assert len(set(seeds)) > 1
     assert chat.generate("hi").seed is None

@@ -176,7 +176,7 @@ def unstarted_child(*, limit: int) -> WorkerChild:
     """Return the parent's side of a worker without a process, to see what it would say."""
     child = WorkerChild.__new__(WorkerChild)
     child.outbox, child.streams = queue.SimpleQueue(), {}
-    child._limit, child._sent, child._unsent = limit, set(), deque()
+    child._limit, child._sent, child._unsent = limit, {}, deque()
     child._lock = threading.RLock()
     return child
 
@@ -194,7 +194,7 @@ def test_a_task_takes_its_turn_and_what_it_raises_reaches_who_asked() -> None:
     stream = engine.submit(ASKED)
     engine._do(lambda: order.append("task"))
     assert order == ["answer", "task"]
-    assert stream.poll() is None
+    assert stream.read() is None
 
     def fail(error: BaseException) -> None:
         raise error

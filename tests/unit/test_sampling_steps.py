@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from phi3ov.answer.options import Sampling
 from phi3ov.answer.token_stream import TokenRequest
 from phi3ov.engine.paged.sampling import Sampler, distribution
 
@@ -16,14 +17,14 @@ from phi3ov.engine.paged.sampling import Sampler, distribution
 def slow_distribution(scores: NDArray[np.float64], request: TokenRequest) -> NDArray[np.float64]:
     """Return the probability of every token: sort all, then apply each filter as it is defined."""
     order = np.argsort(-scores, kind="stable")
-    if request.top_k is not None:
-        order = order[: request.top_k]
-    weights = np.exp((scores[order] - scores[order[0]]) / request.temperature)
+    if request.sampling.top_k is not None:
+        order = order[: request.sampling.top_k]
+    weights = np.exp((scores[order] - scores[order[0]]) / request.sampling.temperature)
     weights /= weights.sum()
-    weights[weights < request.min_p * weights[0]] = 0
+    weights[weights < request.sampling.min_p * weights[0]] = 0
     kept = len(order)
-    if request.top_p < 1:
-        kept = int(np.searchsorted(np.cumsum(weights), request.top_p)) + 1
+    if request.sampling.top_p < 1:
+        kept = int(np.searchsorted(np.cumsum(weights), request.sampling.top_p)) + 1
     result = np.zeros(len(scores))
     result[order[:kept]] = weights[:kept] / weights[:kept].sum()
     return result
@@ -39,15 +40,15 @@ def slow_choice(
     scores = logits.astype(np.float64)
     for token in {*request.prompt_ids, *answer}:
         if scores[token] > 0:
-            scores[token] *= 1 / request.repetition_penalty
+            scores[token] *= 1 / request.sampling.repetition_penalty
         else:
-            scores[token] *= request.repetition_penalty
+            scores[token] *= request.sampling.repetition_penalty
     for token in set(answer):
-        scores[token] -= np.sign(scores[token] + 0.0 or 1.0) * request.presence_penalty
+        scores[token] -= np.sign(scores[token] + 0.0 or 1.0) * request.sampling.presence_penalty
     for token in set(answer):
-        penalty = request.frequency_penalty * answer.count(token)
+        penalty = request.sampling.frequency_penalty * answer.count(token)
         scores[token] -= np.sign(scores[token] + 0.0 or 1.0) * penalty
-    if request.temperature == 0:
+    if request.sampling.temperature == 0:
         return int(scores.argmax())
     return int(generator.choice(len(scores), p=slow_distribution(scores, request)))
 
@@ -71,7 +72,10 @@ def requests(draw: st.DrawFn, vocabulary: int) -> TokenRequest:
         }
     prompt = draw(st.lists(st.integers(0, vocabulary - 1), min_size=1, max_size=8))
     return TokenRequest(
-        prompt_ids=tuple(prompt), max_new_tokens=100, stop_ids=frozenset(), **options
+        prompt_ids=tuple(prompt),
+        max_new_tokens=100,
+        stop_ids=frozenset(),
+        sampling=Sampling(**options),
     )
 
 
@@ -83,7 +87,7 @@ def test_the_sampler_draws_what_a_slow_one_draws(
     vocabulary = data.draw(st.sampled_from([3, 50, 700]))
     request = data.draw(requests(vocabulary))
     noise = np.random.default_rng(seed)
-    generator = np.random.default_rng(request.seed)
+    generator = np.random.default_rng(request.sampling.seed)
     sampler, answer = Sampler(request), list[int]()
     for _ in range(24):
         logits = (3 * noise.standard_normal(vocabulary)).astype(np.float32)
@@ -99,7 +103,7 @@ def test_the_distribution_of_a_large_vocabulary_is_the_slow_one(
     data: st.DataObject, seed: int
 ) -> None:
     """A nucleus that holds most of a flat vocabulary is found as well as one of a few tokens."""
-    request = data.draw(requests(6000).filter(lambda made: made.temperature > 0))
+    request = data.draw(requests(6000).filter(lambda made: not made.sampling.greedy))
     scores = np.random.default_rng(seed).standard_normal(6000)
     found = np.zeros(6000)
     ids, found[ids] = distribution(scores, request)

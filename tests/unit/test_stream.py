@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from phi3ov.answer.options import GenerationOptions, Options
 from phi3ov.answer.reply import Reply
 from phi3ov.answer.stream import ReplyStream
 from phi3ov.answer.token_stream import TokenRequest, TokenStream
-from phi3ov.engine.protocol import Engine
+from phi3ov.engine.protocol import Engine, EngineState
 from phi3ov.engine.serial import SerialEngine, _serve, _State
 from phi3ov.errors import GenerationError, StateError
 from phi3ov.model import Phi3Model
+from phi3ov.runtime.limits import RequestLoad
 
 from .fakes import MINI, Answer, FakeEngine, answer_ids, make_model
 
@@ -36,17 +38,22 @@ class Ends:
 
     def __init__(self) -> None:
         self.kept: list[bool] = []
-        self.replies: list[Reply] = []
         self.aborts = 0
 
-    def on_end(self, reply: Reply, keep: bool) -> None:
-        """Note a finished reply."""
-        self.replies.append(reply)
-        self.kept.append(keep)
+    def attach(self, stream: ReplyStream) -> None:
+        """Note how ``stream`` ends, without keeping it alive."""
+        watched = weakref.ref(stream)
 
-    def on_abort(self) -> None:
-        """Note a failure."""
-        self.aborts += 1
+        def note(kept: Reply | None) -> None:
+            ended = watched()
+            with contextlib.suppress(StateError):
+                if ended is not None:
+                    _ = ended.reply  # raises where it failed
+                    self.kept.append(kept is not None)
+                    return
+            self.aborts += 1
+
+        stream.on_end(note)
 
 
 def open_stream(
@@ -56,9 +63,9 @@ def open_stream(
     engine = FakeEngine([answer])
     model = make_model(engine)
     chosen = GenerationOptions().changed(options or {})
-    ids, plan = model._plan(lambda _turns: (list(PROMPT), 0), chosen)
-    ends = Ends() if ends is None else ends
-    stream = model._start(ids, plan, chosen, on_end=ends.on_end, on_abort=ends.on_abort)
+    stream = model.stream_ids(PROMPT, options=chosen)
+    if ends is not None:
+        ends.attach(stream)
     return stream, engine, model
 
 
@@ -147,10 +154,11 @@ def test_timings_are_ordered_and_rates_not_negative() -> None:
 def test_timings_are_those_of_the_engine_not_of_a_late_reader() -> None:
     """An answer that lay there for a while before it was read did not take longer."""
     stream, engine, _model = open_stream(Answer(HELLO))
-    stream._tokens.wait_for_end()
+    (tokens,) = stream.token_streams
+    tokens.wait_for_end()
     late = time.perf_counter()
     timings = stream.drain().timings
-    assert stream._tokens.asked_at + timings.total_seconds < late
+    assert tokens.asked_at + timings.total_seconds < late
     engine.close()
 
 
@@ -162,14 +170,15 @@ def test_generate_reads_no_token_before_the_end_unless_one_may_end_it(
     gate = threading.Event()
     stream, engine, _model = open_stream(Answer(HELLO, gate=gate), options={"stop": stop})
     taken = 0
-    poll = stream._tokens.poll
+    (tokens,) = stream.token_streams
+    read = tokens.read
 
     def count(wait_seconds: float = 0.0) -> list[int] | None:
         nonlocal taken
-        taken += not stream._tokens._over.is_set()
-        return poll(wait_seconds)
+        taken += not gate.is_set()
+        return read(wait_seconds)
 
-    stream._tokens.poll = count  # type: ignore[method-assign]
+    tokens.read = count  # type: ignore[method-assign]
     reader = threading.Thread(target=stream.drain)
     reader.start()
     time.sleep(0.05)
@@ -188,12 +197,12 @@ def test_a_listener_is_called_when_the_answer_may_have_ended(
     gate = threading.Event()
     stream, engine, _model = open_stream(Answer(HELLO, gate=gate), options={"stop": stop})
     wakes: list[bool] = []
-    stream._add_listener(lambda: wakes.append(True))
+    stream.add_listener(lambda: wakes.append(True))
     gate.set()
-    stream._tokens.wait_for_end()
+    stream.token_streams[0].wait_for_end()
     wait_for(lambda: len(wakes) >= calls)
     assert len(wakes) == calls  # before anything is read, which may cancel and so tell again
-    assert stream._read_ready()
+    assert stream.poll()
     engine.close()
 
 
@@ -368,13 +377,15 @@ def test_ctrl_c_while_waiting_cancels_the_answer(piece_by_piece: bool) -> None:
         def wait_for_end(self) -> None:
             raise KeyboardInterrupt
 
-        def __next__(self) -> list[int]:
+        def read(self, _wait_seconds: float = 0.0) -> list[int] | None:
             if not self.cancelled:
                 raise KeyboardInterrupt
-            raise StopIteration
+            return None
 
     class Once(Engine):
         max_running = 1
+        load = RequestLoad(running=0, waiting=0, waiting_tokens=0)
+        state: EngineState = "ready"
 
         def submit(
             self, request: TokenRequest, *, timeout_seconds: float | None = None, wait: bool = False
@@ -386,8 +397,8 @@ def test_ctrl_c_while_waiting_cancels_the_answer(piece_by_piece: bool) -> None:
 
     ends = Ends()
     model = make_model(Once())  # type: ignore[arg-type]
-    ids, plan = model._plan(lambda _turns: (list(PROMPT), 0), GenerationOptions())
-    stream = model._start(ids, plan, GenerationOptions(), on_end=ends.on_end)
+    stream = model.stream_ids(PROMPT)
+    ends.attach(stream)
     with pytest.raises(KeyboardInterrupt):
         next(stream) if piece_by_piece else stream.drain()
     assert stream.reply.finish_reason == "cancelled"

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phi3ov.answer.options import GenerationOptions
+from phi3ov.answer.options import GenerationOptions, Sampling
 from phi3ov.answer.token_stream import TokenRequest
 from phi3ov.chat import Phi3Chat
 from phi3ov.engine.genai.draft import SpeculationPlan
@@ -314,7 +314,9 @@ def test_options_keep_a_copy_of_the_schema() -> None:
 
 
 @pytest.mark.parametrize(
-    "asked", [{"grammar": "answer ::= x"}, {"logprobs": True}, {"presence_penalty": 1.0}], ids=str
+    "asked",
+    [{"grammar": "answer ::= x"}, {"logprobs": True}, {"sampling": Sampling(presence_penalty=1.0)}],
+    ids=str,
 )
 def test_speculation_refuses_what_depends_on_each_token(asked: dict[str, Any]) -> None:
     """Nothing is known of what genai does with the rejected tokens; without it, all is well."""

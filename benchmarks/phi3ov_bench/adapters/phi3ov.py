@@ -39,14 +39,14 @@ class Phi3OV(Adapter):
             ),
         )
         self.loaded.tokenizer.stop_tokens = {}  # every answer of the benchmark has its full length
-        start = self.loaded._start
+        start = self.loaded.stream_ids
 
         def noted(*arguments: Any, **options: Any) -> Any:
             """Note when phi3ov's own clock starts: what it does before counts as well."""
             self.started = time.perf_counter()
             return start(*arguments, **options)
 
-        self.loaded._start = noted  # type: ignore[method-assign]
+        self.loaded.stream_ids = noted  # type: ignore[method-assign]
 
     def generate(self, prompt: dict[str, Any], new_tokens: int) -> Timed:
         """Answer a raw prompt."""

@@ -1,12 +1,16 @@
-"""What a caller may choose for an answer: `GenerationOptions`, plain values that are checked.
+"""What a caller may choose for an answer: `GenerationOptions`, checked plain values.
 
-What comes back is ``reply.py``.
+The part that an engine needs to choose tokens is `Sampling`: one frozen value from here to the
+engine. A new sampling option is a field of `Sampling`, a key of `Options`, and the engines that
+honour it in ``engine/sampling.py``. What comes back is ``reply.py``.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from typing import Any, Literal, TypedDict, get_args
 
 from ..errors import OptionError
@@ -26,8 +30,8 @@ QueuePolicy = Literal["raise", "wait"]
 MOST_CANDIDATES = 64
 """The most answers that one request may draw."""
 LEAST_ABOVE_ZERO = 1e-30
-"""The least size of a number that is not 0: in the 32 bits of engines, smaller ones become 0, or
-scores that are divided by them infinite."""
+"""Smallest non-zero magnitude accepted; anything smaller underflows to 0 in float32."""
+MOST_SEED = 2**32 - 1
 
 
 JsonSchema = dict[str, Any] | type[Any]
@@ -38,7 +42,7 @@ class Options(TypedDict, total=False):
     """The fields of `GenerationOptions`, each optional: the changes for one call."""
 
     max_new_tokens: int
-    stop: tuple[str, ...]
+    stop: Sequence[str]
     temperature: float
     top_p: float
     top_k: int | None
@@ -51,7 +55,7 @@ class Options(TypedDict, total=False):
     logprobs: bool
     json_schema: JsonSchema | None
     regex: str | None
-    choices: tuple[str, ...] | None
+    choices: Sequence[str] | None
     on_overflow: OverflowPolicy
     timeout_seconds: float | None
     on_timeout: TimeoutPolicy
@@ -59,7 +63,41 @@ class Options(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationOptions:
+class Sampling:
+    """How the next token is chosen; the defaults are greedy decoding.
+
+    `GenerationOptions` inherits these fields and says what each of them does.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _require_number("temperature", self.temperature, least=0.0, most=100.0)
+        _require_number("top_p", self.top_p, above=0.0, most=1.0)
+        _require_number("min_p", self.min_p, least=0.0, below=1.0)
+        _require_number("repetition_penalty", self.repetition_penalty, above=0.0, most=100.0)
+        _require_number("presence_penalty", self.presence_penalty, least=-2.0, most=2.0)
+        _require_number("frequency_penalty", self.frequency_penalty, least=-2.0, most=2.0)
+        if self.top_k is not None:
+            require_integer("top_k", self.top_k, least=1, most=2**31 - 1)
+        if self.seed is not None:
+            require_integer("seed", self.seed, least=0, most=MOST_SEED)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken each time."""
+        return self.temperature == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationOptions(Sampling):
     """How an answer is generated; the defaults are greedy decoding of up to 1024 tokens.
 
     Attributes:
@@ -119,49 +157,32 @@ Set a temperature above 0, or leave top_p out.
     """
 
     max_new_tokens: int = 1024
-    stop: tuple[str, ...] = ()
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int | None = None
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    seed: int | None = None
+    stop: Sequence[str] = ()
     candidates: int = 1
     logprobs: bool = False
     json_schema: JsonSchema | None = field(default=None, hash=False)
     regex: str | None = None
-    choices: tuple[str, ...] | None = None
+    choices: Sequence[str] | None = None
     on_overflow: OverflowPolicy = "raise"
     timeout_seconds: float | None = None
     on_timeout: TimeoutPolicy = "drop"
     on_full_queue: QueuePolicy = "raise"
 
     def __post_init__(self) -> None:
+        Sampling.__post_init__(self)  # super() does not work in a class with slots=True
         if isinstance(self.stop, str):
             raise OptionError(
                 f"stop={self.stop!r} is a string; give a tuple: stop=({self.stop!r},)"
             )
-        if not isinstance(self.stop, tuple | list):
+        if not isinstance(self.stop, Sequence):
             raise OptionError(f"stop={self.stop!r} must be a tuple of strings.")
         object.__setattr__(self, "stop", tuple(self.stop))
         require_integer("max_new_tokens", self.max_new_tokens, least=1)
         if any(not isinstance(text, str) or not text for text in self.stop):
             raise OptionError(f"stop={self.stop!r} must hold non-empty strings only.")
-        _require_number("temperature", self.temperature, least=0.0, most=100.0)
-        _require_number("top_p", self.top_p, above=0.0, most=1.0)
-        _require_number("min_p", self.min_p, least=0.0, below=1.0)
-        _require_number("repetition_penalty", self.repetition_penalty, above=0.0, most=100.0)
-        _require_number("presence_penalty", self.presence_penalty, least=-2.0, most=2.0)
-        _require_number("frequency_penalty", self.frequency_penalty, least=-2.0, most=2.0)
         require_integer("candidates", self.candidates, least=1, most=MOST_CANDIDATES)
         if not isinstance(self.logprobs, bool):
             raise OptionError(f"logprobs={self.logprobs!r} must be True or False.")
-        if self.top_k is not None:
-            require_integer("top_k", self.top_k, least=1, most=2**31 - 1)
-        if self.seed is not None:
-            require_integer("seed", self.seed, least=0, most=2**32 - 1)
         for name, choices in _POLICIES.items():
             if getattr(self, name) not in choices:
                 listed = " or ".join((", ".join(map(repr, choices[:-1])), repr(choices[-1])))
@@ -173,19 +194,24 @@ Set a temperature above 0, or leave top_p out.
                 f"on_timeout={self.on_timeout!r} has no effect without timeout_seconds. Set "
                 "timeout_seconds, or leave on_timeout out."
             )
-        if self.temperature == 0:
+        if self.greedy:
             self._refuse_sampling_options()
         self._check_shape()
 
     def _check_shape(self) -> None:
         object.__setattr__(self, "json_schema", copy_schema(self.json_schema))
-        if isinstance(self.choices, list):
+        if isinstance(self.choices, Sequence) and not isinstance(self.choices, str):
             object.__setattr__(self, "choices", tuple(self.choices))
         if self.shape() is not None and self.stop:
             raise OptionError(
                 f"stop={self.stop!r} contradicts json_schema, regex and choices: it would cut the "
                 "answer off within. Leave stop out."
             )
+
+    @property
+    def sampling(self) -> Sampling:
+        """The part of these options that an engine needs to choose tokens."""
+        return Sampling(**{each.name: getattr(self, each.name) for each in fields(Sampling)})
 
     def shape(self) -> AnswerShape | None:
         """Return what ``json_schema``, ``regex`` or ``choices`` ask for; None without them."""
@@ -206,13 +232,51 @@ Set a temperature above 0, or leave top_p out.
         Raises:
             OptionError: A name is not an option, or a value is not allowed.
         """
-        known = {one.name for one in fields(self)}
         for name in changes:
-            if name not in known:
+            if name not in OPTION_NAMES:
                 raise OptionError(
-                    f"{name!r} is not an option. Options: {', '.join(sorted(known))}."
+                    f"{name!r} is not an option.{_suggest(name)} Options: "
+                    f"{', '.join(sorted(OPTION_NAMES))}."
                 )
         return replace(self, **changes)
+
+
+OPTION_NAMES = frozenset(each.name for each in fields(GenerationOptions))
+
+_FOREIGN_NAMES = {
+    "max_tokens": "max_new_tokens",
+    "max_completion_tokens": "max_new_tokens",
+    "max_length": "max_new_tokens",
+    "n_predict": "max_new_tokens",
+    "num_predict": "max_new_tokens",
+    "n": "candidates",
+    "num_return_sequences": "candidates",
+    "best_of": "candidates",
+    "response_format": "json_schema",
+    "guided_json": "json_schema",
+    "guided_regex": "regex",
+    "guided_choice": "choices",
+    "stop_strings": "stop",
+    "stop_sequences": "stop",
+    "do_sample": "temperature (above 0 draws tokens at random, 0 is greedy)",
+    "temp": "temperature",
+    "repeat_penalty": "repetition_penalty",
+    "random_seed": "seed",
+    "rng_seed": "seed",
+    "timeout": "timeout_seconds",
+    "top_logprobs": "logprobs",
+    "stream": "the method stream()",
+    "system": "a system message",
+    "tool_choice": "the argument tools",
+}
+"""What other libraries call the same thing: openai, transformers, vLLM, llama.cpp, Ollama."""
+
+
+def _suggest(name: str) -> str:
+    """Return " Did you mean …?" for a name of another library or a misspelt one, else ""."""
+    foreign = _FOREIGN_NAMES.get(name)
+    near = [foreign] if foreign else get_close_matches(name, OPTION_NAMES, n=1, cutoff=0.6)
+    return f" Did you mean {near[0]}?" if near else ""
 
 
 _POLICIES: dict[str, tuple[str, ...]] = {

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..errors import GenerationError
 from ..prompt.tools import ToolCall
-from ..structured.shape import AnswerShape
 
 FinishReason = Literal["stop", "length", "cancelled", "timeout"]
 """Why an answer ended: by itself, at its token limit, cancelled, or at its time limit."""
@@ -88,6 +86,8 @@ class Reply:
     Attributes:
         text: The answer, without control tokens and without the stop string.
         token_ids: The ids that the model produced, without the stop token.
+        prompt_ids: The ids of the whole prompt. An answer that was cut off goes on from
+            ``(*reply.prompt_ids, *reply.token_ids)`` (`Phi3Model.stream_ids`).
         finish_reason: ``"stop"`` (the model or a stop string ended it); or the answer is
             incomplete: ``"length"`` (``max_new_tokens`` was reached), ``"cancelled"`` or
             ``"timeout"`` (``timeout_seconds`` were over).
@@ -112,6 +112,7 @@ class Reply:
 
     text: str
     token_ids: tuple[int, ...]
+    prompt_ids: tuple[int, ...] = field(default=(), repr=False)
     finish_reason: FinishReason
     stopped_by: str | None
     usage: Usage
@@ -126,33 +127,6 @@ class Reply:
 
     def __str__(self) -> str:
         return self.text
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplyPlan:
-    """What is known of an answer before its first token; `ReplyStream` completes it."""
-
-    prompt_tokens: int
-    max_new_tokens: int
-    dropped_turns: int = 0
-    seed: int | None = None
-    logprobs: bool = False
-    shape: AnswerShape | None = None
-
-    def parse(self, text: str) -> Any:
-        """Return the value of a finished answer; None if it was not asked to have a shape.
-
-        Raises:
-            GenerationError: A class that stands for a schema has rules of its own.
-        """
-        if self.shape is None:
-            return None
-        try:
-            return self.shape.parse(text)
-        except Exception as error:
-            raise GenerationError(
-                f"The answer has the shape that was asked for, and its type refuses it: {error}"
-            ) from error
 
 
 class Meter:

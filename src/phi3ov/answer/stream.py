@@ -1,28 +1,51 @@
-"""One answer while it is being made: `ReplyStream`.
+"""One answer while it is being generated: `ReplyStream`.
 
-``generate()`` is this stream read to its end; there is no second way to an answer.
+``generate()`` is this stream read to its end; there is no second way to an answer. Several
+candidates of one request are ``candidates.py``.
 """
 
 from __future__ import annotations
 
 import threading
+from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import GenerationError, StateError
-from .reply import FinishReason, Meter, Reply, ReplyPlan
+from .reply import FinishReason, Meter, Reply
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
     from ..prompt.detokenizer import AnswerText
+    from ..structured.shape import AnswerShape
     from .token_stream import TokenStream
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """What one read of a stream brought: text that is certain, and the tokens that came with it.
+
+    Attributes:
+        text: Text to show; empty while a character or a stop string is incomplete.
+        token_ids: The ids that came, the stop token left out. The text of a token may come with a
+            later piece.
+        logprobs: Their log-probabilities, where ``logprobs=True`` was asked for; else empty.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+
+    def __bool__(self) -> bool:
+        """Whether it holds anything."""
+        return bool(self.text or self.token_ids)
+
+
 class ReplyStream(Iterator[str], AsyncIterator[str]):
-    """An answer while it is being made: iterate over its text, or ``async for`` over it.
+    """An answer while it is being generated: iterate over its text, or ``async for`` over it.
 
     The pieces never split a character, and joined they equal `Reply.text`. When the
     iteration ends, `reply` is complete. Leaving early (``close()``, the end of a ``with``
@@ -35,43 +58,43 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
         ...     print(piece, end="", flush=True)
     """
 
-    def __init__(
-        self,
-        tokens: TokenStream,
-        answer: AnswerText,
-        plan: ReplyPlan,
-        *,
-        others: Sequence[ReplyStream] = (),
-        keep_at_timeout: bool = False,
-        on_end: Callable[[Reply, bool], None] = lambda _reply, _keep: None,
-        on_abort: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Read ``tokens`` through ``answer``; for `Phi3Model` and `Phi3Chat` to call.
-
-        Args:
-            tokens: The engine's side: chunks of token ids.
-            answer: Turns ids into text and knows the stop tokens and strings.
-            plan: What the finished reply reports besides.
-            others: More candidates, under way; the reply is complete when all have ended.
-            keep_at_timeout: Whether an answer whose time was over shall be kept.
-            on_end: Called once with the finished reply and whether it shall be kept.
-            on_abort: Called once instead of ``on_end`` when the engine failed.
-        """
-        self._tokens = tokens
-        self._answer = answer
-        self._plan = plan
-        self._others = others
-        self._on_end = on_end
-        self._on_abort = on_abort
-        self._meter = Meter(tokens.asked_at, tokens.put_at)
-        self._keep_partial = False
-        self._keep_at_timeout = keep_at_timeout
-        self._cancelled = False
-        self._own_reply: Reply | None = None  # without the other candidates
+    def __init__(self) -> None:
+        """Start with nothing read; `Phi3Model` and `Phi3Chat` make streams."""
         self._reply: Reply | None = None
         self._failed = False
+        self._keep_partial = False
+        self.is_kept: bool = False  # see `on_end`
+        self._on_end: list[Callable[[Reply | None], None]] = []
         # One reader at a time: close() may be called while another thread waits for a piece.
         self._reading = threading.RLock()
+
+    # --- what kinds of streams differ in ------------------------------------------------------
+
+    @abstractmethod
+    def _advance(self, *, wait: bool) -> Piece | None:
+        """Take what comes next, for `read`; None if nothing has come."""
+
+    @property
+    @abstractmethod
+    def token_streams(self) -> Sequence[TokenStream]:
+        """The engine's streams that this one reads; not for users."""
+
+    @property
+    @abstractmethod
+    def stops_early(self) -> bool:
+        """Whether a stop string, which the engine does not know, may end the answer."""
+
+    @property
+    @abstractmethod
+    def candidates(self) -> Sequence[ReplyStream]:
+        """The stream of each candidate, the first one's included; empty for a single answer."""
+
+    # --- state --------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def text(self) -> str:
+        """The text that has been read so far."""
 
     @property
     def reply(self) -> Reply:
@@ -90,43 +113,96 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
         """Whether the answer has ended, in whatever way."""
         return self._reply is not None or self._failed
 
+    def __repr__(self) -> str:
+        state = "failed" if self._failed else "open"
+        if self._reply is not None:
+            state = f"ended, finish_reason={self._reply.finish_reason!r}"
+        return f"<phi3ov.ReplyStream: {state}>"
+
+    def on_end(self, call: Callable[[Reply | None], None]) -> None:
+        """Call ``call`` once when the stream ends: with the reply, or None.
+
+        None stands for an answer that is not to be kept: it failed, was abandoned, cancelled
+        without ``keep``, or ran out of time without ``on_timeout="keep"``. The call happens on
+        the thread that reads the end.
+        """
+        self._on_end.append(call)
+
+    # --- reading ------------------------------------------------------------------------------
+
+    def read(self, *, wait: bool = False) -> Piece | None:
+        """Read what comes next: the one way in which a stream is read.
+
+        Args:
+            wait: Wait for it, up to half a second.
+
+        Returns:
+            A piece, possibly an empty one; None if nothing has come, or `done` says that nothing
+            will.
+
+        Raises:
+            GenerationError: The engine failed.
+        """
+        with self._reading:
+            return None if self.done else self._advance(wait=wait)
+
+    def pieces(self) -> Iterator[Piece]:
+        """Read on, and yield each piece with its token ids and log-probabilities."""
+        while (piece := self._next_piece()) is not None:
+            yield piece
+
+    async def apieces(self) -> AsyncIterator[Piece]:
+        """Do what `pieces` does without blocking the event loop."""
+        while (piece := await self._await_piece()) is not None:
+            yield piece
+
     def __iter__(self) -> ReplyStream:
         return self
 
     def __next__(self) -> str:
-        with self._reading:
-            while not self.done:
-                try:
-                    piece = self._advance(wait=True)
-                except GenerationError:
-                    raise
-                except BaseException:  # Ctrl-C while waiting: the engine must not go on
-                    self.close()
-                    raise
-                if piece:
-                    return piece
+        while (piece := self._next_piece()) is not None:
+            if piece.text:
+                return piece.text
         raise StopIteration
 
     def __aiter__(self) -> ReplyStream:
         return self
 
     async def __anext__(self) -> str:
-        import asyncio  # 20 ms that `import phi3ov` need not cost
+        while (piece := await self._await_piece()) is not None:
+            if piece.text:
+                return piece.text
+        raise StopAsyncIteration
+
+    def _next_piece(self) -> Piece | None:
+        """Return the next piece that holds something; None at the end."""
+        while not self.done:
+            try:
+                piece = self.read(wait=True)
+            except GenerationError:
+                raise
+            except BaseException:  # Ctrl-C while waiting: the engine must not go on
+                self.close()
+                raise
+            if piece:
+                return piece
+        return None
+
+    async def _await_piece(self) -> Piece | None:
+        """Do what `_next_piece` does without blocking the event loop."""
+        import asyncio  # costs `import phi3ov` 20 ms
 
         loop = asyncio.get_running_loop()
         try:
-            await asyncio.sleep(0)  # a reader that lags behind must not keep the loop to itself
-            piece = await self._piece_on(loop)
+            await asyncio.sleep(0)  # a reader that lags behind must not keep the loop busy
+            return await self._piece_on(loop)
         except asyncio.CancelledError:
             self.cancel(keep=self._keep_partial)
-            # Nobody reads on, so read the rest here: the chat's turn must end.
+            # This reader is gone, so another thread reads the rest: the turn must end.
             loop.run_in_executor(None, self.close)
             raise
-        if piece is None:
-            raise StopAsyncIteration
-        return piece
 
-    async def _piece_on(self, loop: AbstractEventLoop) -> str | None:
+    async def _piece_on(self, loop: AbstractEventLoop) -> Piece | None:
         """Return the next piece, None at the end; no thread waits meanwhile."""
         import asyncio
 
@@ -136,57 +212,85 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(news.set)
 
-        for stream in (self, *self._others):
-            stream._tokens.add_listener(wake)
+        for tokens in self.token_streams:
+            tokens.add_listener(wake)
         try:
             while self._reading.acquire(blocking=False):
                 try:
                     piece = self._next_ready()
+                    if piece is not None:
+                        return piece
+                    if self.done:
+                        return None
                 finally:
                     self._reading.release()
-                if piece != "":
-                    return piece
                 with suppress(TimeoutError):
                     await asyncio.wait_for(news.wait(), self._remaining_seconds())
                 news.clear()
         finally:
-            for stream in (self, *self._others):
-                stream._tokens.remove_listener(wake)
-        return await asyncio.to_thread(next, self, None)  # another thread reads: wait behind it
+            for tokens in self.token_streams:
+                tokens.remove_listener(wake)
+        # Another thread reads: wait behind it.
+        return await asyncio.to_thread(self._next_piece)
 
     def _remaining_seconds(self) -> float | None:
-        """Return how soon the time of a candidate that is under way is over."""
-        left = (one._tokens.remaining_seconds for one in (self, *self._others) if not one.done)
+        """Return how soon the time of an engine's stream is over."""
+        left = (tokens.remaining_seconds for tokens in self.token_streams)
         return min((seconds for seconds in left if seconds is not None), default=None)
 
-    def _next_ready(self) -> str | None:
-        """Return the next piece without waiting: "" if there is none yet, None at the end."""
-        while not self.done:
-            piece = self._advance(wait=False)
-            if piece is None:
-                return ""
+    def _next_ready(self) -> Piece | None:
+        """Return the next piece without waiting; None if there is none yet, or at the end."""
+        while (piece := self.read()) is not None:
             if piece:
                 return piece
         return None
 
-    def _add_listener(self, wake: Callable[[], None]) -> None:
-        """Call ``wake``, on another thread, whenever `_read_ready` may find that it has ended."""
-        for stream in (self, *self._others):
-            stream._tokens.add_listener(wake, only_end=not stream._answer.stops_early)
-
-    def _read_ready(self) -> bool:
+    def poll(self) -> bool:
         """Read what has come, without waiting, and return whether the answer has ended.
 
         Raises:
             GenerationError: The engine failed.
         """
-        with self._reading:
-            while self._next_ready():
-                pass
+        while self._next_ready() is not None:
+            pass
         return self.done
 
+    def add_listener(self, wake: Callable[[], None]) -> None:
+        """Call ``wake``, on another thread, when `poll` may find that the answer has ended.
+
+        Args:
+            wake: Must not wait for anything.
+        """
+        for tokens in self.token_streams:
+            tokens.add_listener(wake, only_end=not self.stops_early)
+
+    def drain(self) -> Reply:
+        """Read the stream to its end and return the reply: this is all that ``generate()`` does.
+
+        Unless a stop string may end it, nothing is read before the engine has ended: waking up
+        for each token would take time from the processor that computes the next.
+        """
+        if not self.stops_early:
+            try:
+                for tokens in self.token_streams:
+                    tokens.wait_for_end()
+            except BaseException:  # Ctrl-C while waiting: the engine must not go on
+                self.close()
+                raise
+        while self._next_piece() is not None:
+            pass
+        return self.reply
+
+    async def adrain(self) -> Reply:
+        """Do what `drain` does without blocking the event loop."""
+        while await self._await_piece() is not None:
+            pass
+        return self.reply
+
+    # --- leaving ------------------------------------------------------------------------------
+
     def cancel(self, *, keep: bool = False) -> None:
-        """Stop the answer within one token; may be called from any thread, any number of times.
+        """Stop the answer within one token, from any thread or signal handler, any number of times.
 
         The iteration then ends and `reply` holds what there was, with the finish reason
         ``"cancelled"``.
@@ -197,46 +301,24 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
         """
         if not self.done:
             self._keep_partial = keep
-            self._cancelled = True
-            self._tokens.cancel()
-            for other in self._others:
-                other.cancel()
+            for tokens in self.token_streams:
+                tokens.cancel()
 
     def close(self) -> None:
         """Cancel the answer if it has not ended, and wait until the engine let go of it.
 
-        One that the engine has not begun, or whose time is over, is not waited for.
+        An answer that the engine has not begun, or whose time is over, is not waited for.
         """
         self.cancel(keep=self._keep_partial)
-        with self._reading:
+        with suppress(GenerationError):
             while not self.done:
-                try:
-                    self._advance(wait=True)
-                except GenerationError:
-                    return
+                self.read(wait=True)
 
     async def aclose(self) -> None:
         """Do what `close` does without blocking the event loop."""
         self.cancel(keep=self._keep_partial)
         with suppress(GenerationError):
-            async for _ in self:
-                pass
-
-    def drain(self) -> Reply:
-        """Read the stream to its end and return the reply: this is all that ``generate()`` does.
-
-        Unless a stop string may end it, nothing is read before the engine has ended: waking up
-        for each token would take time from the processor that computes the next.
-        """
-        if not self._answer.stops_early:
-            try:
-                self._tokens.wait_for_end()
-            except BaseException:  # Ctrl-C while waiting: the engine must not go on
-                self.close()
-                raise
-        for _ in self:
-            pass
-        return self.reply
+            await self.adrain()
 
     def __enter__(self) -> ReplyStream:
         return self
@@ -251,96 +333,151 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
         await self.aclose()
 
     def __del__(self) -> None:
-        if getattr(self, "_tokens", None) is not None and not self.done:
-            self._tokens.cancel()
-            self._failed = True
-            self._on_abort()
+        if getattr(self, "_reading", None) is not None and not self.done:
+            for tokens in self.token_streams:
+                tokens.cancel()
+            self._fail()
 
-    def _advance(self, *, wait: bool) -> str | None:
-        """Take what comes next; return the text that it brings, None if nothing is there yet."""
+    def _finish(self, reply: Reply, *, keep: bool) -> None:
+        self._reply = reply
+        self.is_kept = keep
+        self._tell_end(reply if keep else None)
+
+    def _fail(self) -> None:
+        self._failed = True
+        self._tell_end(None)
+
+    def _tell_end(self, kept: Reply | None) -> None:
+        calls, self._on_end = self._on_end, []
+        for call in calls:
+            call(kept)
+
+
+class AnswerStream(ReplyStream):
+    """The stream of a single answer."""
+
+    def __init__(
+        self,
+        tokens: TokenStream,
+        answer: AnswerText,
+        *,
+        shape: AnswerShape | None = None,
+        dropped_turns: int = 0,
+        keep_at_timeout: bool = False,
+    ) -> None:
+        """Read ``tokens`` through ``answer``.
+
+        Args:
+            tokens: The engine's side: chunks of token ids.
+            answer: Turns ids into text and knows the stop tokens and strings.
+            shape: Parses the finished answer; None where it has no shape.
+            dropped_turns: How many turns were left out of the prompt, for the reply.
+            keep_at_timeout: Whether an answer whose time was over shall be kept.
+        """
+        self._tokens = tokens
+        self._answer = answer
+        self._shape = shape
+        self._dropped_turns = dropped_turns
+        self._keep_at_timeout = keep_at_timeout
+        self._meter = Meter(tokens.asked_at, tokens.put_at)
+        super().__init__()
+
+    @property
+    def token_streams(self) -> Sequence[TokenStream]:
+        """The engine's one stream."""
+        return (self._tokens,)
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether a stop string, which the engine does not know, may end the answer."""
+        return self._answer.stops_early
+
+    @property
+    def candidates(self) -> Sequence[ReplyStream]:
+        """Empty: this is a single answer."""
+        return ()
+
+    @property
+    def text(self) -> str:
+        """The text that has been read so far."""
+        return self._answer.text
+
+    def _advance(self, *, wait: bool) -> Piece | None:
         try:
-            if self._own_reply is not None:
-                return self._complete(self._own_reply, wait=wait)
-            chunk = next(self._tokens, None) if wait else self._tokens.poll()
-            piece = None if chunk == [] else self._take(chunk)
-        except GenerationError as error:
-            if not self._failed:
-                self._fail(error)
-            raise
-        return piece
-
-    def _complete(self, own: Reply, *, wait: bool) -> str | None:
-        """Hand the reply over once every other candidate has ended."""
-        for other in self._others:
-            if wait:
-                other.drain()
-            elif not other._read_ready():
+            chunk = self._tokens.read(0.5 if wait else 0.0)
+            if chunk == []:
                 return None
-        replies = [other.reply for other in self._others]
-        self._reply = replace(own, candidates=(own, *replies)) if replies else own
-        keep = {"cancelled": self._keep_partial, "timeout": self._keep_at_timeout}
-        self._on_end(self._reply, keep.get(own.finish_reason, True))
-        return ""
+            return self._end() if chunk is None else self._take(chunk)
+        except GenerationError as error:
+            error.partial_text = self.text
+            self._fail()
+            raise
 
-    def _take(self, chunk: list[int] | None) -> str:
-        """Turn one chunk of ids into text, ending the answer where it says so; None ends it."""
-        if chunk is None:
-            return self._end()
-        pieces = []
+    def _take(self, chunk: list[int]) -> Piece:
+        """Turn one chunk of ids into text, ending the answer where it says so."""
+        known = len(self._answer.token_ids)
+        texts = []
         self._meter.passes += 1  # engines put what one pass over the weights gave at once
         for token_id in chunk:
             self._meter.completion_tokens += 1
-            pieces.append(self._answer.add(token_id))
+            texts.append(self._answer.add(token_id))
             if self._answer.stopped_by is not None:
                 self._tokens.cancel()  # harmless where the engine stopped by itself
-                pieces.append(self._end())
+                texts.append(self._end().text)
                 break
-        return "".join(pieces)
+        token_ids = tuple(self._answer.token_ids[known:])
+        logprobs = tuple(self._tokens.logprobs[known : known + len(token_ids)])
+        return Piece(text="".join(texts), token_ids=token_ids, logprobs=logprobs)
 
-    def _end(self) -> str:
+    def _end(self) -> Piece:
         """Complete the reply and return the text that was still held back."""
         rest = self._answer.finish()
         reason = self._finish_reason()
+        request, answer = self._tokens.request, self._answer
         if reason is None:
             raise GenerationError(
                 f"The engine ended after {self._meter.completion_tokens} tokens without a stop "
-                f"token and before max_new_tokens={self._plan.max_new_tokens}."
+                f"token and before max_new_tokens={request.max_new_tokens}."
             )
-        logprobs = self._tokens.logprobs[: len(self._answer.token_ids)]
-        self._own_reply = Reply(
-            text=self._answer.text,
-            token_ids=tuple(self._answer.token_ids),
+        logprobs = tuple(self._tokens.logprobs[: len(answer.token_ids)])
+        reply = Reply(
+            text=answer.text,
+            token_ids=tuple(answer.token_ids),
+            prompt_ids=request.prompt_ids,
             finish_reason=reason,
-            stopped_by=self._answer.stopped_by,
+            stopped_by=answer.stopped_by,
             usage=self._meter.usage(
-                prompt_tokens=self._plan.prompt_tokens, cached_tokens=self._tokens.cached_tokens
+                prompt_tokens=len(request.prompt_ids), cached_tokens=self._tokens.cached_tokens
             ),
             timings=self._meter.timings(),
-            max_new_tokens=self._plan.max_new_tokens,
-            dropped_turns=self._plan.dropped_turns,
-            seed=self._plan.seed,
-            tool_calls=self._answer.tool_calls,
-            logprobs=tuple(logprobs) if self._plan.logprobs else None,
-            parsed=self._plan.parse(self._answer.text) if reason == "stop" else None,
+            max_new_tokens=request.max_new_tokens,
+            dropped_turns=self._dropped_turns,
+            seed=request.sampling.seed,
+            tool_calls=answer.tool_calls,
+            logprobs=logprobs if request.logprobs else None,
+            parsed=self._parse(answer.text) if reason == "stop" else None,
         )
-        if not self._others:
-            self._complete(self._own_reply, wait=False)
-        return rest
+        keep = {"cancelled": self._keep_partial, "timeout": self._keep_at_timeout}
+        self._finish(reply, keep=keep.get(reason, True))
+        return Piece(text=rest)
+
+    def _parse(self, text: str) -> object:
+        if self._shape is None:
+            return None
+        try:
+            return self._shape.parse(text)
+        except Exception as error:
+            raise GenerationError(
+                f"The answer has the shape that was asked for, and its type refuses it: {error}"
+            ) from error
 
     def _finish_reason(self) -> FinishReason | None:
         if self._answer.stopped_by is not None:
             return "stop"
-        if self._meter.completion_tokens >= self._plan.max_new_tokens:
+        if self._meter.completion_tokens >= self._tokens.request.max_new_tokens:
             return "length"
-        if self._tokens.timed_out and not self._cancelled:
+        if self._tokens.timed_out:
             return "timeout"
-        if self._cancelled or self._tokens.cancelled:  # the latter when the model is closed
+        if self._tokens.cancelled:  # by a caller, or because the model was closed
             return "cancelled"
         return None
-
-    def _fail(self, error: GenerationError) -> None:
-        self._failed = True
-        for other in self._others:
-            other.cancel()
-        error.partial_text = self._answer.text
-        self._on_abort()

@@ -1,15 +1,15 @@
-"""What an engine is asked, and what it fills: token ids as they come, on their way to a reader."""
+"""`TokenRequest`, the engine's input, and `TokenStream`, its output: ids as they are generated."""
 
 from __future__ import annotations
 
 import logging
 import queue
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from ..errors import GenerationError
+from .options import Sampling
 
 _LOGGER = logging.getLogger("phi3ov")
 
@@ -22,35 +22,31 @@ class TokenRequest:
         prompt_ids: The prompt, at least one id.
         max_new_tokens: The most ids to produce, the stop id included.
         stop_ids: Ids that end the answer; the one that did is the last id produced.
-        temperature: 0 for greedy decoding.
-        top_p: Nucleus probability; 1.0 is off.
-        top_k: Number of candidates; None is off.
-        min_p: Least share of the likeliest token's probability; 0.0 is off.
-        repetition_penalty: 1.0 is off.
-        presence_penalty: 0.0 is off.
-        frequency_penalty: 0.0 is off.
+        sampling: How the next token is chosen.
         logprobs: Whether to fill `TokenStream.logprobs`.
         grammar: Rules in EBNF; the text of the ids follows the first, ``answer``. None is off.
-        seed: Seed of the drawing; None for greedy decoding.
     """
 
     prompt_ids: tuple[int, ...]
     max_new_tokens: int
     stop_ids: frozenset[int]
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int | None = None
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
+    sampling: Sampling = Sampling()  # noqa: RUF009 - immutable
     logprobs: bool = False
     grammar: str | None = None
-    seed: int | None = None
+
+    def asked(self) -> dict[str, object]:
+        """Return, by name, what this request asks for beyond greedy decoding."""
+        values = {each.name: getattr(self.sampling, each.name) for each in fields(self.sampling)}
+        values |= {name: getattr(self, name) for name in ("logprobs", "grammar")}
+        neutral = {each.name: each.default for each in (*fields(self.sampling), *fields(self))}
+        return {name: value for name, value in values.items() if value != neutral[name]}
 
 
 class TokenStream(Iterator[list[int]]):
-    """Ids of one answer, put in by an engine's thread and read by one consumer.
+    """Ids of one answer: an engine's thread puts them in, one consumer reads them with `read`.
+
+    Looking at a property changes nothing. `cancel` may be called from a signal handler: nothing
+    here takes a lock that is not reentrant.
 
     Attributes:
         request: What was asked for.
@@ -59,7 +55,7 @@ class TokenStream(Iterator[list[int]]):
         logprobs: If the request asks for them: the log-probability of each id put so far,
             in the same order. An engine adds to it before it puts the ids.
         begun: Whether the engine works on it; until then it can end without the engine.
-        timed_out: Whether its time was over before it ended.
+        timed_out: Whether `expire` cancelled it because its time was over.
         asked_at: When it was opened, as ``time.perf_counter`` counts.
         put_at: When each chunk was put.
     """
@@ -75,19 +71,16 @@ class TokenStream(Iterator[list[int]]):
         self.put_at: list[float] = []
         self._deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         self._chunks: queue.SimpleQueue[list[int] | BaseException | None] = queue.SimpleQueue()
+        self._over: queue.SimpleQueue[None] = queue.SimpleQueue()  # Event.set is not reentrant
+        self._is_over = False
         self._listeners: list[Callable[[], None]] = []
         self._end_listeners: list[Callable[[], None]] = []
-        self._over = threading.Event()
         self._cancelled = False
         self._ended = False
 
-    def __next__(self) -> list[int]:
-        while not (chunk := self.poll(self._nap_seconds())):
-            if chunk is None:
-                raise StopIteration
-        return chunk
+    # --- the consumer's side ------------------------------------------------------------------
 
-    def poll(self, wait_seconds: float = 0.0) -> list[int] | None:
+    def read(self, wait_seconds: float = 0.0) -> list[int] | None:
         """Return the next ids, ``[]`` if none come in time, None at the end.
 
         Raises:
@@ -95,7 +88,9 @@ class TokenStream(Iterator[list[int]]):
         """
         if self._ended:
             return None
-        chunk = self._next_chunk(wait_seconds)
+        self.expire()
+        chunk = self._next_chunk(min(wait_seconds, self._nap_seconds()))
+        self.expire()
         if chunk:
             if isinstance(chunk, list):
                 return chunk
@@ -103,39 +98,29 @@ class TokenStream(Iterator[list[int]]):
             if isinstance(chunk, GenerationError):
                 raise chunk
             raise GenerationError(f"The engine failed: {chunk}") from chunk
-        # The engine may be in the middle of something long; whoever reads need not wait for it.
-        self._ended = chunk is None or (self.cancelled and (self.timed_out or not self.begun))
+        # The engine may be busy with a long step; a reader does not wait for it.
+        self._ended = chunk is None or (self._cancelled and (self.timed_out or not self.begun))
         return None if self._ended else []
 
-    def _next_chunk(self, wait_seconds: float) -> list[int] | BaseException | None:
-        """Return what the engine said next; ``[]``, which also wakes readers, says nothing."""
-        try:
-            chunk = self._chunks.get(block=wait_seconds > 0, timeout=wait_seconds or None)
-            while chunk == []:
-                chunk = self._chunks.get_nowait()
-        except queue.Empty:
-            return []
+    def __next__(self) -> list[int]:
+        while not (chunk := self.read(0.5)):
+            if chunk is None:
+                raise StopIteration
         return chunk
 
-    def _nap_seconds(self) -> float:
-        """How long to wait at once: a while, or Windows would not see Ctrl-C."""
-        left = self.remaining_seconds
-        return 0.5 if left is None else min(0.5, max(left, 0.001))
-
-    @property
-    def remaining_seconds(self) -> float | None:
-        """How much of its time is left; None if that is not limited or it was cancelled."""
-        if self._deadline is None or self._cancelled:
-            return None
-        return max(0.0, self._deadline - time.monotonic())
-
     def wait_for_end(self) -> None:
-        """Wait until the engine has ended it, somebody has cancelled it, or its time is over."""
-        while not self._over.wait(self._nap_seconds()):
-            self.expire()
+        """Wait until the engine has ended it, it was cancelled, or its time is over.
+
+        For a consumer that wants the whole answer: no token wakes it up.
+        """
+        while not self._is_over:
+            try:
+                self._over.get(timeout=self._nap_seconds())
+            except queue.Empty:
+                self.expire()
 
     def add_listener(self, wake: Callable[[], None], *, only_end: bool = False) -> None:
-        """Call ``wake`` on the engine's thread whenever `poll` may have something new.
+        """Call ``wake`` when `read` may have something new, on the thread that causes it.
 
         Args:
             wake: Must not wait for anything.
@@ -147,6 +132,15 @@ class TokenStream(Iterator[list[int]]):
         """Undo `add_listener` for each chunk."""
         self._listeners.remove(wake)
 
+    @property
+    def remaining_seconds(self) -> float | None:
+        """Time left; None if it is not limited, or the stream was cancelled."""
+        if self._deadline is None or self._cancelled:
+            return None
+        return max(0.0, self._deadline - time.monotonic())
+
+    # --- anybody's side -----------------------------------------------------------------------
+
     def cancel(self) -> None:
         """Ask the engine to stop; it ends the stream within one token. For any thread."""
         self._cancelled = True
@@ -155,15 +149,16 @@ class TokenStream(Iterator[list[int]]):
 
     @property
     def cancelled(self) -> bool:
-        """Whether somebody asked to stop, or the time is over; engines ask after each token."""
-        self.expire()
-        return self._cancelled
+        """Whether it was cancelled, or its time is over; engines ask after each token."""
+        return self._cancelled or self.remaining_seconds == 0
 
     def expire(self) -> None:
         """Cancel it if its time is over."""
         if self.remaining_seconds == 0:
             self.timed_out = True
             self.cancel()
+
+    # --- the engine's side --------------------------------------------------------------------
 
     def put(self, token_ids: list[int]) -> None:
         """Add ids, those of one pass over the weights; for the engine."""
@@ -176,12 +171,28 @@ class TokenStream(Iterator[list[int]]):
         self._tell(error)
         self._tell_end()
 
+    def _next_chunk(self, wait_seconds: float) -> list[int] | BaseException | None:
+        """Return what the engine said next; ``[]``, which also wakes readers, says nothing."""
+        try:
+            chunk = self._chunks.get(block=wait_seconds > 0, timeout=wait_seconds or None)
+            while chunk == []:
+                chunk = self._chunks.get_nowait()
+        except queue.Empty:
+            return []
+        return chunk
+
+    def _nap_seconds(self) -> float:
+        """Longest single wait: short enough for Windows to see Ctrl-C."""
+        left = self.remaining_seconds
+        return 0.5 if left is None else min(0.5, max(left, 0.001))
+
     def _tell(self, chunk: list[int] | BaseException | None) -> None:
         self._chunks.put(chunk)
         _wake_all(self._listeners)
 
     def _tell_end(self) -> None:
-        self._over.set()
+        self._is_over = True
+        self._over.put(None)
         _wake_all(self._end_listeners)
 
 
@@ -189,5 +200,5 @@ def _wake_all(listeners: Sequence[Callable[[], None]]) -> None:
     for wake in tuple(listeners):
         try:
             wake()
-        except Exception:  # the engine's thread serves others, too
+        except Exception:  # the engine's thread serves other streams, too
             _LOGGER.exception("A listener of a stream failed.")

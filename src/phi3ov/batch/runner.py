@@ -201,7 +201,7 @@ class Batch:
             self._end(job, error)
             return
         self._open[job.index] = (job, stream)
-        stream._add_listener(lambda: self._news.put(job.index))
+        stream.add_listener(lambda: self._news.put(job.index))
         self._news.put(job.index)
 
     def _read(self) -> None:
@@ -217,7 +217,7 @@ class Batch:
                 continue
             job, stream = self._open[one]
             try:
-                if not stream._read_ready():
+                if not stream.poll():
                     continue
                 outcome: Reply | Phi3OVError = stream.reply
             except Phi3OVError as error:

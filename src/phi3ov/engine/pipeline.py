@@ -14,7 +14,7 @@ import numpy as np
 import openvino
 import openvino_genai
 
-from ..errors import DeviceError, GenerationError, OptionError, PromptError
+from ..errors import DeviceError, GenerationError, PromptError
 from ..runtime.lora import AdapterFile, read_adapter
 from ..runtime.properties import compiling, device_settings
 from ..runtime.settings import passed_properties
@@ -24,6 +24,7 @@ from .genai.npu import is_npu, plan_static
 from .genai.prefix_cache import follow_cache
 from .genai.vocabulary import grammar_tokenizer, loses_first_space
 from .pinned import open_pinned
+from .sampling import check_request, configure_genai
 from .serial import SerialEngine
 
 if TYPE_CHECKING:
@@ -68,11 +69,7 @@ class PipelineEngine(SerialEngine):
         self, request: TokenRequest, *, timeout_seconds: float | None = None, wait: bool = False
     ) -> TokenStream:
         """Queue ``request`` and return its stream at once; see `Engine.submit`."""
-        if request.logprobs:  # its streamer gets ids alone, its result their sum
-            raise OptionError(
-                "logprobs=True cannot be had from engine='pipeline': openvino-genai's pipeline "
-                "hands out ids without their probabilities. Load with engine='worker' or 'paged'."
-            )
+        check_request(request, "pipeline")
         self._runner.speculation.check(request)
         longest = self._runner.longest_prompt
         if longest is not None and len(request.prompt_ids) > longest:
@@ -214,9 +211,7 @@ def generation_config(
     config = openvino_genai.GenerationConfig()
     config.max_new_tokens = request.max_new_tokens
     config.stop_token_ids = set(request.stop_ids)
-    config.repetition_penalty = request.repetition_penalty
-    config.presence_penalty = request.presence_penalty
-    config.frequency_penalty = request.frequency_penalty
+    configure_genai(config, request.sampling)
     config.logprobs = int(request.logprobs)
     config.apply_chat_template = False
     if request.grammar is not None:
@@ -224,14 +219,6 @@ def generation_config(
         config.structured_output_config = openvino_genai.StructuredOutputConfig(
             grammar=f"{root}\n{request.grammar}"
         )
-    if request.temperature > 0:
-        config.do_sample = True
-        config.temperature = request.temperature
-        config.top_p = request.top_p
-        config.min_p = request.min_p
-        if request.top_k is not None:
-            config.top_k = request.top_k
-        config.rng_seed = request.seed or 0
     return config
 
 

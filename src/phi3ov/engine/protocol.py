@@ -8,13 +8,14 @@ To add an engine, write a class with the methods of `Engine` and name it in `ENG
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, cast, runtime_checkable
 
 from ..answer.token_stream import TokenRequest, TokenStream
-from ..errors import OptionError
-from ..runtime.limits import RequestLimits
+from ..errors import OptionError, StateError
+from ..runtime.limits import RequestLimits, RequestLoad
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 EngineName = Literal["pipeline", "worker", "paged", "transformers"]
 """What generates; see `load_model`."""
+
+EngineState = Literal["ready", "restarting", "closed"]
+"""Whether an engine takes requests; "restarting" while a new worker process loads the model."""
 
 ENGINES: dict[EngineName, str] = {
     "pipeline": "phi3ov.engine.pipeline:PipelineEngine",
@@ -84,6 +88,16 @@ class Engine(Protocol):
     max_running: int
     settings: tuple[Setting, ...] = ()
 
+    @property
+    def load(self) -> RequestLoad:
+        """Requests that run and wait, cancelled ones left out."""
+        ...
+
+    @property
+    def state(self) -> EngineState:
+        """Whether it takes requests."""
+        ...
+
     def submit(
         self, request: TokenRequest, *, timeout_seconds: float | None = None, wait: bool = False
     ) -> TokenStream:
@@ -91,13 +105,13 @@ class Engine(Protocol):
 
         Args:
             request: What to generate.
-            timeout_seconds: After so many seconds from now the stream ends as timed out.
-            wait: Queue also where the queue is full.
+            timeout_seconds: Seconds from now after which the stream ends as timed out.
+            wait: Queue the request even where the queue is full.
 
         Raises:
             OptionError: The engine cannot do what an option asks for.
-            StateError: The engine is closed.
-            QueueFullError: So many requests wait that it takes no more.
+            StateError: The engine is closed, or belongs to a parent process.
+            QueueFullError: As many requests wait as `RequestLimits` allows.
         """
         ...
 
@@ -162,3 +176,17 @@ def load_engine(name: EngineName) -> EngineFactory:
     """Import and return the class of the engine called ``name``."""
     module, _, attribute = ENGINES[name].partition(":")
     return cast("EngineFactory", getattr(importlib.import_module(module), attribute))
+
+
+def require_own_process(process_id: int) -> None:
+    """Refuse to use an engine in a forked child: its threads exist in the parent alone.
+
+    Raises:
+        StateError: This is another process than ``process_id``.
+    """
+    if os.getpid() != process_id:
+        raise StateError(
+            f"The model was loaded in process {process_id}, and this is its forked child "
+            f"{os.getpid()}, in which the model's threads do not exist. Load the model in the "
+            "child, or start processes with the 'spawn' method."
+        )

@@ -7,6 +7,7 @@ come, first served, while callers wait on their own streams with the interpreter
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import weakref
@@ -14,9 +15,10 @@ from collections import deque
 from collections.abc import Callable
 
 from ..answer.token_stream import TokenRequest, TokenStream
-from ..errors import GenerationError, Phi3OVError, QueueFullError, StateError
-from ..runtime.limits import RequestLimits
+from ..errors import GenerationError, Phi3OVError, StateError
+from ..runtime.limits import RequestLimits, RequestLoad
 from ..runtime.settings import Setting
+from .protocol import EngineState, require_own_process
 
 RunRequest = Callable[[TokenStream], None]
 """Generates for one stream: puts ids, looks at ``stream.cancelled`` after each, and returns."""
@@ -46,13 +48,26 @@ class SerialEngine:
             limits: How many requests may wait.
         """
         self._state = _State()
-        self._max_waiting = limits.max_waiting
+        self._limits = limits
+        self._process_id = os.getpid()
         self._thread = threading.Thread(
             target=_serve, args=(self._state, run, free), name=f"phi3ov-{name}", daemon=True
         )
         self._thread.start()
         # Also at interpreter exit: a daemon thread must not be inside native code by then.
         self._finalizer = weakref.finalize(self, _shut_down, self._state, self._thread)
+
+    @property
+    def load(self) -> RequestLoad:
+        """Requests that run and wait."""
+        with self._state.lock:
+            self._state.drop_cancelled()
+            return self._state.load()
+
+    @property
+    def state(self) -> EngineState:
+        """Whether it takes requests."""
+        return "closed" if self._state.closing else "ready"
 
     def submit(
         self, request: TokenRequest, *, timeout_seconds: float | None = None, wait: bool = False
@@ -80,15 +95,22 @@ class SerialEngine:
             raise StateError("The model was closed meanwhile.")
 
     def _enqueue(self, stream: TokenStream, *, wait: bool) -> None:
+        require_own_process(self._process_id)
         state = self._state
         with state.lock:
             if state.closing:
                 raise StateError("The model is closed. Load it again with phi3ov.load_model().")
-            if not wait and state.open_requests() > self._max_waiting:
-                raise QueueFullError(state.open_requests())
+            state.drop_cancelled()
+            if not wait:
+                self._limits.check(
+                    state.load(),
+                    max_running=self.max_running,
+                    prompt_tokens=len(stream.request.prompt_ids),
+                )
             # Ctrl-C may come between the two: a spare wake does no harm, a missing one would
-            # leave every later request one behind.
-            state.wake.put(None)
+            # leave the request behind.
+            if not state.waiting:
+                state.wake.put(None)
             state.waiting.append(stream)
 
     def forget_cache(self) -> None:
@@ -126,35 +148,54 @@ class _State:
         self.closing = False
         self.current: TokenStream | None = None
 
-    def open_requests(self) -> int:
-        """Count what runs and what waits and is still wanted."""
-        return (self.current is not None) + sum(not one.cancelled for one in self.waiting)
+    def drop_cancelled(self) -> None:
+        """End waiting streams that were cancelled, so that they take no place in the queue."""
+        if not any(stream.cancelled for stream in self.waiting):
+            return
+        kept: deque[TokenStream] = deque()
+        for stream in self.waiting:
+            if stream.cancelled:
+                stream.end()
+            else:
+                kept.append(stream)
+        self.waiting = kept
+
+    def load(self) -> RequestLoad:
+        """Return what runs and waits."""
+        return RequestLoad(
+            running=int(self.current is not None),
+            waiting=len(self.waiting),
+            waiting_tokens=sum(len(stream.request.prompt_ids) for stream in self.waiting),
+        )
+
+    def take_next(self) -> TokenStream | None:
+        """Make the first of the queue the current stream; None where nothing is to be done."""
+        with self.lock:
+            if self.closing or not self.waiting:
+                return None
+            self.current = self.waiting.popleft()
+            self.current.begun = True
+            return self.current
 
 
 def _serve(state: _State, run: RunRequest, free: Callable[[], None] = lambda: None) -> None:
-    while True:
+    while not state.closing:
         state.wake.get()
-        with state.lock:
-            if state.closing:
-                break
-            if not state.waiting:  # Ctrl-C came before it was queued
-                continue
-            stream = state.current = state.waiting.popleft()
-            stream.begun = True
-        error: BaseException | None = None
-        try:
-            if stream.cancelled:
-                pass
-            elif isinstance(stream, _Task):
-                stream.run()
-            else:
-                run(stream)
-        except BaseException as raised:  # noqa: BLE001 - it belongs to whoever reads the stream
-            error = raised
-        stream.end(error)
-        with state.lock:  # `_shut_down` looks at it twice
-            state.current = None
-        del stream  # an idle thread must not keep the last answer's stream alive
+        while (stream := state.take_next()) is not None:
+            error: BaseException | None = None
+            try:
+                if stream.cancelled:
+                    pass
+                elif isinstance(stream, _Task):
+                    stream.run()
+                else:
+                    run(stream)
+            except BaseException as raised:  # noqa: BLE001 - it belongs to the stream's reader
+                error = raised
+            stream.end(error)
+            with state.lock:  # `_shut_down` looks at it twice
+                state.current = None
+            del stream  # an idle thread must not keep the last answer's stream alive
     free()
 
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..errors import MissingDependencyError, OptionError
+from ..errors import MissingDependencyError
 from ..runtime.properties import compiling, device_settings
 from ..runtime.settings import Setting, passed_properties
 from ..thirdparty.patches import su_rope_accepted
 from ..thirdparty.quiet import quiet_tools
 from .pinned import open_pinned
+from .sampling import check_request, transformers_options
 from .serial import SerialEngine
 
 if TYPE_CHECKING:
@@ -51,23 +52,8 @@ class TransformersEngine(SerialEngine):
         self, request: TokenRequest, *, timeout_seconds: float | None = None, wait: bool = False
     ) -> TokenStream:
         """Queue ``request`` and return its stream at once; see `Engine.submit`."""
-        if request.grammar is not None:
-            raise OptionError(
-                "json_schema, regex and choices cannot be had from engine='transformers', which "
-                "has no grammars. Load the model with engine='pipeline' or 'worker'."
-            )
-        for name, neutral in _NOT_HERE.items():
-            value = getattr(request, name)
-            if value != neutral:
-                raise OptionError(
-                    f"{name}={value!r} cannot be had from engine='transformers'. Load the model "
-                    f"with engine='worker' or 'paged', or leave {name} out."
-                )
+        check_request(request, "transformers")
         return super().submit(request, timeout_seconds=timeout_seconds, wait=wait)
-
-
-_NOT_HERE = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "logprobs": False}
-"""What transformers' ``generate()`` does not do, or does not stream, and the value that is off."""
 
 
 def _load(setup: EngineSetup) -> tuple[Any, tuple[Setting, ...]]:
@@ -124,8 +110,8 @@ class _Runner:
         prompt = torch.tensor([request.prompt_ids])
         # transformers draws from torch's one generator, which the rest of the program uses too.
         with torch.random.fork_rng(devices=[]):
-            if request.seed is not None:
-                torch.manual_seed(request.seed)
+            if request.sampling.seed is not None:
+                torch.manual_seed(request.sampling.seed)
             self._model.generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),
@@ -136,21 +122,11 @@ class _Runner:
 
 
 def _generation_options(request: TokenRequest) -> dict[str, Any]:
-    options: dict[str, Any] = {
+    return transformers_options(request.sampling) | {
         "max_new_tokens": request.max_new_tokens,
         "eos_token_id": sorted(request.stop_ids) or [-1],  # nothing else may end it
         "pad_token_id": min(request.stop_ids, default=0),
-        "repetition_penalty": request.repetition_penalty,
-        "do_sample": request.temperature > 0,
     }
-    if request.temperature > 0:
-        options |= {
-            "temperature": request.temperature,
-            "top_p": request.top_p,
-            "top_k": request.top_k or 0,
-            "min_p": request.min_p or None,
-        }
-    return options
 
 
 def _cancelled(stream: TokenStream) -> Any:

@@ -56,17 +56,17 @@ class SpeculationPlan:
                 draft, and fails where a prompt is cached whole.
         """
         for name in ("grammar", "logprobs", "presence_penalty", "frequency_penalty"):
-            if self.candidate_tokens and getattr(request, name):
+            if self.candidate_tokens and name in request.asked():
                 given = "json_schema, regex or choices" if name == "grammar" else name
                 raise OptionError(
                     f"{given} cannot be had together with speculation: whether genai takes back "
                     "what rejected tokens did to it has not been shown. Load the model without."
                 )
-        if self.draft_folder and request.temperature > 0:
+        if self.draft_folder and not request.sampling.greedy:
             raise OptionError(
-                f"temperature={request.temperature}: with a draft model only greedy decoding "
-                "(temperature=0) is right. Load the model without DraftModel; PromptLookup "
-                "takes any temperature."
+                f"temperature={request.sampling.temperature}: with a draft model only greedy "
+                "decoding (temperature=0) is right. Load the model without DraftModel; "
+                "PromptLookup takes any temperature."
             )
 
     @contextmanager

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...answer.token_stream import TokenRequest, TokenStream
-from ...errors import DeviceError, OptionError, RestoreError
+from ...errors import DeviceError, RestoreError
+from ..sampling import check_request
 from ..serial import SerialEngine
 from .cache_file import CacheFile, CacheOrigin, write_cache
 from .model import BLOCK_TOKENS, PagedModel
@@ -65,11 +66,7 @@ class PagedEngine(SerialEngine):
         self, request: TokenRequest, *, timeout_seconds: float | None = None, wait: bool = False
     ) -> TokenStream:
         """Queue ``request`` and return its stream at once; see `Engine.submit`."""
-        if request.grammar is not None:
-            raise OptionError(
-                "json_schema, regex and choices cannot be had from engine='paged', which has no "
-                "grammars. Load the model with engine='pipeline' or 'worker'."
-            )
+        check_request(request, "paged")
         return super().submit(request, timeout_seconds=timeout_seconds, wait=wait)
 
     def save_cache(

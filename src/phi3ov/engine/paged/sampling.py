@@ -29,7 +29,7 @@ class Sampler:
             request: The prompt, whose tokens the repetition penalty applies to, and the options.
         """
         self._request = request
-        self._generator = np.random.default_rng(request.seed)
+        self._generator = np.random.default_rng(request.sampling.seed)
         self._prompt_ids = np.unique(np.array(request.prompt_ids, dtype=np.int64))
         self._in_prompt = frozenset(request.prompt_ids)
         self._places: dict[int, int] = {}  # where the arrays have each id of the answer
@@ -46,7 +46,7 @@ class Sampler:
         request = self._request
         scores = logits.astype(np.float64)
         self._penalize(scores)
-        if request.temperature == 0:
+        if request.sampling.temperature == 0:
             token = int(scores.argmax())
         else:
             ids, shares = distribution(scores, request)
@@ -58,13 +58,18 @@ class Sampler:
         """Apply the penalties of the request to ``scores``, in place."""
         request, count = self._request, len(self._places)
         answer_ids, counts = self._answer_ids[:count], self._counts[:count]
-        if request.repetition_penalty != 1.0:
+        if request.sampling.repetition_penalty != 1.0:
             for seen in (self._prompt_ids, answer_ids[self._is_new[:count]]):
                 penalized = scores[seen]
                 scores[seen] = penalized * np.where(
-                    penalized > 0, 1 / request.repetition_penalty, request.repetition_penalty
+                    penalized > 0,
+                    1 / request.sampling.repetition_penalty,
+                    request.sampling.repetition_penalty,
                 )
-        for penalty in (request.presence_penalty, request.frequency_penalty * counts):
+        for penalty in (
+            request.sampling.presence_penalty,
+            request.sampling.frequency_penalty * counts,
+        ):
             penalized = scores[answer_ids]
             scores[answer_ids] = penalized - np.where(penalized >= 0, 1, -1) * penalty
 
@@ -93,12 +98,12 @@ def distribution(
     Returns:
         The ids that may be drawn, ascending, and the probability of each.
     """
-    ids = _likeliest(scores, request.top_k or len(scores))
-    weights = np.exp((scores[ids] - scores[ids].max()) / request.temperature)
+    ids = _likeliest(scores, request.sampling.top_k or len(scores))
+    weights = np.exp((scores[ids] - scores[ids].max()) / request.sampling.temperature)
     weights /= weights.sum()
-    weights[weights < request.min_p * weights.max()] = 0
-    if request.top_p < 1:
-        kept = _nucleus(weights, request.top_p)
+    weights[weights < request.sampling.min_p * weights.max()] = 0
+    if request.sampling.top_p < 1:
+        kept = _nucleus(weights, request.sampling.top_p)
         ids, weights = ids[kept], weights[kept]
     return ids, weights / weights.sum()
 

@@ -8,6 +8,7 @@ process, whose side is ``child.py``. Requests join and leave the running batch; 
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import weakref
@@ -17,13 +18,16 @@ from typing import TYPE_CHECKING
 import openvino
 
 from ...answer.token_stream import TokenRequest, TokenStream
-from ...errors import DeviceError, OptionError, QueueFullError, StateError
+from ...errors import DeviceError, OptionError, StateError
+from ...runtime.limits import RequestLoad
 from ...runtime.lora import read_adapter
 from ...runtime.properties import device_settings
 from ...runtime.settings import Setting, passed_properties
 from ..genai.draft import plan_speculation
 from ..genai.kv_pool import plan_pool
 from ..genai.npu import is_npu
+from ..protocol import EngineState, require_own_process
+from ..sampling import check_request
 from .parent import WorkerChild, WorkerStream
 from .protocol import Load
 
@@ -95,6 +99,8 @@ class WorkerEngine:
             adapter="" if adapter is None else str(adapter.weights),
             adapter_scale=1.0 if adapter is None else adapter.scale,
         )
+        self._limits = limits
+        self._process_id = os.getpid()
         self._state = _State(load, _package_folders(), limit=self.max_running + limits.max_waiting)
         self._finalizer = weakref.finalize(self, _shut_down, self._state)  # also at exit
         try:
@@ -107,16 +113,41 @@ class WorkerEngine:
         self, request: TokenRequest, *, timeout_seconds: float | None = None, wait: bool = False
     ) -> TokenStream:
         """Send ``request`` to the child and return its stream at once; see `Engine.submit`."""
+        check_request(request, "worker")
         self._speculation.check(request)
         state = self._state
+        require_own_process(self._process_id)
         with state.lock:
             if state.closing:
                 raise StateError("The model is closed. Load it again with phi3ov.load_model().")
             child = state.living_child()
-            if not wait and child.open_requests() >= state.limit:
-                raise QueueFullError(child.open_requests())
+            if not wait:
+                self._limits.check(
+                    child.load(self.max_running),
+                    max_running=self.max_running,
+                    prompt_tokens=len(request.prompt_ids),
+                )
             state.last_number += 1
             return child.submit(state.last_number, request, timeout_seconds)
+
+    @property
+    def load(self) -> RequestLoad:
+        """Requests that run and wait."""
+        state = self._state
+        with state.lock:
+            if state.child is None:
+                return RequestLoad(running=0, waiting=0, waiting_tokens=0)
+            return state.child.load(self.max_running)
+
+    @property
+    def state(self) -> EngineState:
+        """Whether it takes requests; "restarting" until a new child has loaded the model."""
+        state = self._state
+        with state.lock:
+            if state.closing:
+                return "closed"
+            child = state.child
+            return "ready" if child is not None and child.ready else "restarting"
 
     def forget_cache(self) -> None:
         """Build the pipeline anew when the requests before this call have ended."""

@@ -1,4 +1,4 @@
-"""The worker engine's child process as its parent sees it: one connection, from start to death."""
+"""Parent side of the worker process: starts it, sends requests, reads replies, handles its exit."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from ... import errors
 from ...answer.token_stream import TokenRequest, TokenStream
 from ...errors import EngineCrashedError, GenerationError, OptionError, Phi3OVError
+from ...runtime.limits import RequestLoad
 from ..pinned import temporary_folder
 from .protocol import (
     MAX_LINE_BYTES,
@@ -107,7 +108,7 @@ class WorkerChild:
         self.outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()  # lines
         self._lock = lock
         self._limit = limit
-        self._sent: set[int] = set()  # the child has them; numbers, as keys of `streams`
+        self._sent: dict[int, None] = {}  # numbers that the child has, in order
         self._unsent: deque[tuple[int | None, bytes]] = deque()  # lines; a request's has a number
         self._loaded = threading.Event()
         self._failure: Phi3OVError | None = None
@@ -149,10 +150,31 @@ class WorkerChild:
         """Whether it can be given requests."""
         return not self.dead and self.process.poll() is None
 
-    def open_requests(self) -> int:
-        """Count what runs and what waits and is still wanted; called under the lock."""
-        waiting = (self.streams[number] for number, _ in self._unsent if number is not None)
-        return len(self._sent) + sum(not stream.cancelled for stream in waiting)
+    @property
+    def ready(self) -> bool:
+        """Whether it has loaded the model and lives."""
+        return self._loaded.is_set() and self.usable
+
+    def load(self, max_running: int) -> RequestLoad:
+        """Return what runs and what waits; called under the lock."""
+        self._drop_cancelled()
+        unsent = [number for number, _ in self._unsent if number is not None]
+        waiting = [*self._sent][max_running:] + unsent
+        return RequestLoad(
+            running=min(len(self._sent), max_running),
+            waiting=len(waiting),
+            waiting_tokens=sum(len(self.streams[number].request.prompt_ids) for number in waiting),
+        )
+
+    def _drop_cancelled(self) -> None:
+        """End unsent requests that were cancelled, so that they take no place in the queue."""
+        kept: deque[tuple[int | None, bytes]] = deque()
+        for number, line in self._unsent:
+            if number is not None and self.streams[number].cancelled:
+                self.streams.pop(number).end()
+            else:
+                kept.append((number, line))
+        self._unsent = kept
 
     def submit(
         self, number: int, request: TokenRequest, timeout_seconds: float | None
@@ -197,7 +219,7 @@ class WorkerChild:
                 del self.streams[number]
                 stream.end()
             else:
-                self._sent.add(number)
+                self._sent[number] = None
                 self.outbox.put(line)
                 if stream.cancelled:  # just now, by another thread: its Cancel went ahead
                     self.outbox.put(encode(Cancel(number=number)))
@@ -278,7 +300,7 @@ class WorkerChild:
             stream.put(list(progress.token_ids))
         if progress.ended:
             del self.streams[progress.number]
-            self._sent.discard(progress.number)
+            self._sent.pop(progress.number, None)
             self._send_more()
             failed = progress.error is not None
             stream.end(GenerationError(f"The engine failed: {progress.error}") if failed else None)

@@ -1,0 +1,109 @@
+"""A prompt as token ids, made to fit the context: `PromptIds`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import ContextLengthError, PromptError
+from ..prompt.chat_tokenizer import ChatTokenizer
+from ..prompt.formats import Message, check_roles
+from .options import GenerationOptions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptIds:
+    """A prompt in three parts, so that old turns can be left out.
+
+    Attributes:
+        beginning: Ids before the first turn, such as the system message; always kept.
+        turns: Ids of each finished turn, oldest first; these may be left out.
+        ending: Ids after the last turn: the new message and the opening of the answer; kept.
+    """
+
+    beginning: tuple[int, ...] = ()
+    turns: tuple[tuple[int, ...], ...] = ()
+    ending: tuple[int, ...] = ()
+
+    def joined(self, *, dropped_turns: int = 0) -> tuple[int, ...]:
+        """Return the ids in one, without the oldest turns."""
+        kept = (token_id for turn in self.turns[dropped_turns:] for token_id in turn)
+        return (*self.beginning, *kept, *self.ending)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FittedPrompt:
+    """A prompt that fits the context together with its answer.
+
+    Attributes:
+        token_ids: The prompt.
+        max_new_tokens: The most tokens that the answer may have.
+        dropped_turns: How many of the oldest turns were left out.
+    """
+
+    token_ids: tuple[int, ...]
+    max_new_tokens: int
+    dropped_turns: int
+
+
+def fit_prompt(prompt: PromptIds, options: GenerationOptions, context_tokens: int) -> FittedPrompt:
+    """Make prompt and answer fit the context, as ``options.on_overflow`` says.
+
+    Args:
+        prompt: The whole prompt.
+        options: Names the policy and the length of the answer.
+        context_tokens: Tokens that prompt and answer may have together.
+
+    Raises:
+        PromptError: The prompt is empty.
+        ContextLengthError: They do not fit, and the policy does not allow to make room.
+
+    Example:
+        >>> prompt = PromptIds(turns=((1, 2, 3), (4, 5)), ending=(6,))
+        >>> options = GenerationOptions(max_new_tokens=2, on_overflow="drop_oldest")
+        >>> fit_prompt(prompt, options, context_tokens=6).token_ids
+        (4, 5, 6)
+    """
+    limit, dropped = options.max_new_tokens, 0
+    tokens = len(prompt.beginning) + len(prompt.ending) + sum(map(len, prompt.turns))
+    if not tokens:
+        raise PromptError("The prompt is empty. Give at least one token.")
+    if options.on_overflow == "drop_oldest":
+        for turn in prompt.turns:
+            if tokens + limit <= context_tokens:
+                break
+            tokens -= len(turn)
+            dropped += 1
+    elif options.on_overflow == "clamp" and tokens < context_tokens:
+        limit = min(limit, context_tokens - tokens)
+    if tokens + limit > context_tokens:
+        raise ContextLengthError(
+            prompt_tokens=tokens, max_new_tokens=limit, context_tokens=context_tokens
+        )
+    return FittedPrompt(
+        token_ids=prompt.joined(dropped_turns=dropped), max_new_tokens=limit, dropped_turns=dropped
+    )
+
+
+def conversation_ids(tokenizer: ChatTokenizer, messages: Sequence[Message]) -> PromptIds:
+    """Return a conversation with the assistant's turn opened, cut into its turns.
+
+    Raises:
+        PromptError: The conversation cannot be answered; names the message.
+    """
+    check_roles(messages)
+    system = messages[:1] if messages[0].role == "system" else ()
+    beginning = [*tokenizer.prefix]
+    for message in system:
+        beginning += tokenizer.encode_message(message)
+    turns: list[list[int]] = []
+    for message in messages[len(system) :]:
+        if message.role == "user":
+            turns.append([])
+        turns[-1] += tokenizer.encode_message(message)
+    *finished, last = turns
+    return PromptIds(
+        beginning=tuple(beginning),
+        turns=tuple(map(tuple, finished)),
+        ending=(*last, *tokenizer.opening),
+    )
