@@ -22,12 +22,14 @@ from .answer.stream import AnswerStream, ReplyStream
 from .answer.token_stream import TokenRequest, TokenStream
 from .artifact.fingerprint import ModelFingerprint
 from .artifact.folder import Artifact
-from .batch.runner import Batch, BatchResult, Conversation, ReportProgress
+from .batch.runner import Batch, BatchRequest, BatchResult, Conversation, ReportProgress
 from .engine.protocol import CacheEngine, Engine, EngineState
 from .errors import ContextLengthError, OptionError, PromptError
 from .prompt.chat_tokenizer import ChatTokenizer
 from .prompt.detokenizer import AnswerText
+from .prompt.dictionaries import ChatMessage, read_messages
 from .prompt.messages import Message
+from .prompt.tools import Tool
 from .runtime.config import RuntimeConfig
 from .runtime.devices import DeviceChoice
 from .runtime.limits import RequestLoad
@@ -87,15 +89,22 @@ class Phi3Model:
 
     def generate(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Message | ChatMessage],
         *,
+        tools: Sequence[Tool] = (),
+        continue_last: bool = False,
         options: GenerationOptions = GenerationOptions(),  # noqa: B008 - immutable
         **changes: Unpack[Options],
     ) -> Reply:
         """Answer a list of messages; the model remembers nothing of it.
 
         Args:
-            messages: The conversation, oldest first; it ends with a user message.
+            messages: The conversation, oldest first: `Message` values, or dictionaries as OpenAI's
+                API has them. It ends with a user's message or the result of a tool.
+            tools: What the model may call; `Reply.tool_calls` says what it asked for. Needs a
+                model that was trained for it (Phi-4-mini).
+            continue_last: The last message is the assistant's, and the answer continues it. The
+                reply holds what follows.
             options: How to generate.
             **changes: Fields of `GenerationOptions` that differ from ``options``.
 
@@ -111,12 +120,17 @@ class Phi3Model:
             >>> model.generate([phi3ov.Message("user", "Hello")]).text  # doctest: +SKIP
             'Hello! How can I help you today?'
         """
-        return self.stream(messages, options=options, **changes).drain()
+        stream = self.stream(
+            messages, tools=tools, continue_last=continue_last, options=options, **changes
+        )
+        return stream.drain()
 
     def stream(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Message | ChatMessage],
         *,
+        tools: Sequence[Tool] = (),
+        continue_last: bool = False,
         options: GenerationOptions = GenerationOptions(),  # noqa: B008 - immutable
         **changes: Unpack[Options],
     ) -> ReplyStream:
@@ -124,19 +138,24 @@ class Phi3Model:
 
         Errors of the engine are raised while the stream is read.
         """
-        return self.stream_ids(
-            conversation_ids(self.tokenizer, messages), options=options, **changes
-        )
+        read = read_messages(messages, ends_with="answer" if continue_last else "question")
+        prompt = conversation_ids(self.tokenizer, read, tools=tools, continue_last=continue_last)
+        return self.stream_ids(prompt, tools=tools, options=options, **changes)
 
     async def agenerate(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Message | ChatMessage],
         *,
+        tools: Sequence[Tool] = (),
+        continue_last: bool = False,
         options: GenerationOptions = GenerationOptions(),  # noqa: B008 - immutable
         **changes: Unpack[Options],
     ) -> Reply:
         """Answer a list of messages without blocking the event loop; see `generate`."""
-        async with self.stream(messages, options=options, **changes) as stream:
+        stream = self.stream(
+            messages, tools=tools, continue_last=continue_last, options=options, **changes
+        )
+        async with stream:
             return await stream.adrain()
 
     def complete(self, prompt: str, **options: Unpack[Options]) -> Reply:
@@ -167,6 +186,7 @@ class Phi3Model:
         self,
         token_ids: Sequence[int] | PromptIds,
         *,
+        tools: Sequence[Tool] = (),
         options: GenerationOptions = GenerationOptions(),  # noqa: B008 - immutable
         **changes: Unpack[Options],
     ) -> ReplyStream:
@@ -178,6 +198,7 @@ class Phi3Model:
         Args:
             token_ids: The prompt; as `PromptIds`, ``on_overflow="drop_oldest"`` can leave turns
                 out.
+            tools: What the prompt offers, so that calls in the answer are read as calls.
             options: How to generate.
             **changes: Fields of `GenerationOptions` that differ from ``options``.
 
@@ -205,7 +226,12 @@ class Phi3Model:
         streams = [
             AnswerStream(
                 tokens,
-                AnswerText(self.tokenizer, chosen.stop),
+                AnswerText(
+                    self.tokenizer,
+                    chosen.stop,
+                    offered=[tool.name for tool in tools],
+                    before=token_ids.answer,
+                ),
                 shape=shape,
                 dropped_turns=fitted.dropped_turns,
                 keep_at_timeout=chosen.on_timeout == "keep",
@@ -421,8 +447,8 @@ class Phi3Model:
             "Send the folder's path, and call phi3ov.load_model() in the other process."
         )
 
-    def _answer(self, messages: Sequence[Message], options: GenerationOptions) -> ReplyStream:
-        return self.stream(messages, options=options)
+    def _answer(self, request: BatchRequest, options: GenerationOptions) -> ReplyStream:
+        return self.stream(request.messages, tools=request.tools, options=options)
 
 
 def _seeded(sampling: Sampling, candidates: int) -> Iterator[Sampling]:

@@ -286,7 +286,7 @@ def test_results_are_values() -> None:
         (5, "is of type int"),
         ({"role": "user", "content": "hi"}, "is of type dict, not a list of Message"),
         (Message("user", "hi"), "is of type Message, not a list of Message"),
-        ([{"role": "user", "content": "hi"}], r"messages\[0\]=.* is of type dict, not a Message"),
+        ([{"role": "user", "text": "hi"}], r"messages\[0\].text='hi' is not a field"),
         ([*ask("hi"), None], r"messages\[1\]=None is of type NoneType"),
         (["hi"], r"messages\[0\]='hi' is of type str"),
         (iter(ask("hi")), "is of type list_iterator"),

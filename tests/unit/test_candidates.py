@@ -71,7 +71,7 @@ def test_what_is_no_candidate_cannot_be_chosen() -> None:
         chat.choose(old.candidates[0])
     chat.choose(new.candidates[1])
     chat.reset()
-    with pytest.raises(OptionError, match="none of the last turn's 0"):
+    with pytest.raises(OptionError, match="not one of the last turn's 0"):
         chat.choose(new.candidates[1])
 
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from phi3ov.answer.options import Sampling
 from phi3ov.answer.token_stream import TokenRequest
 from phi3ov.engine.worker import protocol as worker_protocol
 from phi3ov.engine.worker.child import prompt_tokens_per_step
@@ -33,22 +34,31 @@ from phi3ov.engine.worker.protocol import (
     read_lines,
 )
 
+
+def _rounded(low: float, high: float) -> st.SearchStrategy[float]:
+    """Return numbers that float32 holds; smaller magnitudes are refused."""
+    return st.floats(low, high).map(lambda number: round(number, 9))
+
+
 IDS = st.integers(0, 2**31 - 1)
 REQUESTS = st.builds(
     TokenRequest,
     prompt_ids=st.lists(IDS, min_size=1).map(tuple),
     max_new_tokens=st.integers(1, 10_000),
     stop_ids=st.frozensets(IDS),
-    temperature=st.floats(0, 100),
-    top_p=st.floats(0.01, 1),
-    top_k=st.none() | st.integers(1, 1000),
-    min_p=st.floats(0, 0.99),
-    repetition_penalty=st.floats(0.01, 100),
-    presence_penalty=st.floats(-2, 2),
-    frequency_penalty=st.floats(-2, 2),
+    sampling=st.builds(
+        Sampling,
+        temperature=_rounded(0, 100),
+        top_p=st.floats(0.01, 1),
+        top_k=st.none() | st.integers(1, 1000),
+        min_p=_rounded(0, 0.99),
+        repetition_penalty=st.floats(0.01, 100),
+        presence_penalty=_rounded(-2, 2),
+        frequency_penalty=_rounded(-2, 2),
+        seed=st.none() | st.integers(0, 2**32 - 1),
+    ),
     logprobs=st.booleans(),
     grammar=st.none() | st.text(),
-    seed=st.none() | st.integers(0, 2**32 - 1),
 )
 NUMBERS = st.integers(0, 2**53)
 PROGRESS = st.builds(

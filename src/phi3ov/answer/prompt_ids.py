@@ -7,28 +7,31 @@ from dataclasses import dataclass
 
 from ..errors import ContextLengthError, PromptError
 from ..prompt.chat_tokenizer import ChatTokenizer
-from ..prompt.formats import Message, check_roles
+from ..prompt.messages import Message
+from ..prompt.tools import Tool
 from .options import GenerationOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptIds:
-    """A prompt in three parts, so that old turns can be left out.
+    """A prompt in parts, so that old turns can be left out and an answer can be continued.
 
     Attributes:
         beginning: Ids before the first turn, such as the system message; always kept.
         turns: Ids of each finished turn, oldest first; these may be left out.
         ending: Ids after the last turn: the new message and the opening of the answer; kept.
+        answer: Ids of the answer so far, which the model continues; kept.
     """
 
     beginning: tuple[int, ...] = ()
     turns: tuple[tuple[int, ...], ...] = ()
     ending: tuple[int, ...] = ()
+    answer: tuple[int, ...] = ()
 
     def joined(self, *, dropped_turns: int = 0) -> tuple[int, ...]:
         """Return the ids in one, without the oldest turns."""
         kept = (token_id for turn in self.turns[dropped_turns:] for token_id in turn)
-        return (*self.beginning, *kept, *self.ending)
+        return (*self.beginning, *kept, *self.ending, *self.answer)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +68,7 @@ def fit_prompt(prompt: PromptIds, options: GenerationOptions, context_tokens: in
         (4, 5, 6)
     """
     limit, dropped = options.max_new_tokens, 0
-    tokens = len(prompt.beginning) + len(prompt.ending) + sum(map(len, prompt.turns))
+    tokens = len(prompt.joined())
     if not tokens:
         raise PromptError("The prompt is empty. Give at least one token.")
     if options.on_overflow == "drop_oldest":
@@ -85,25 +88,43 @@ def fit_prompt(prompt: PromptIds, options: GenerationOptions, context_tokens: in
     )
 
 
-def conversation_ids(tokenizer: ChatTokenizer, messages: Sequence[Message]) -> PromptIds:
-    """Return a conversation with the assistant's turn opened, cut into its turns.
+def conversation_ids(
+    tokenizer: ChatTokenizer,
+    messages: Sequence[Message],
+    *,
+    tools: Sequence[Tool] = (),
+    continue_last: bool = False,
+) -> PromptIds:
+    """Return the ids of a conversation, cut into its turns: those of `ChatTokenizer.encode_prompt`.
+
+    Args:
+        tokenizer: The checkpoint's.
+        messages: The conversation, checked already (`read_messages`).
+        tools: What the model may call.
+        continue_last: The last message is the beginning of the answer.
 
     Raises:
-        PromptError: The conversation cannot be answered; names the message.
+        PromptError: The chat format has no place for a message, a call, a result or tools.
     """
-    check_roles(messages)
-    system = messages[:1] if messages[0].role == "system" else ()
-    beginning = [*tokenizer.prefix]
-    for message in system:
-        beginning += tokenizer.encode_message(message)
+    system = messages[0] if messages[0].role == "system" else None
+    first = 0 if system is None else 1
+    last = len(messages) - 1 if continue_last else len(messages)
     turns: list[list[int]] = []
-    for message in messages[len(system) :]:
-        if message.role == "user":
+    for number in range(first, last):
+        if messages[number].role == "user":
             turns.append([])
-        turns[-1] += tokenizer.encode_message(message)
-    *finished, last = turns
+        try:
+            turns[-1] += tokenizer.encode_message(messages[number])
+        except PromptError as error:
+            raise PromptError(f"messages[{number}]: {error}") from error
+    *finished, question = turns
+    opening, answer = tokenizer.opening, list[int]()
+    if continue_last:
+        opened = tokenizer.encode_open(messages[-1])
+        opening, answer = opened[: len(opening)], opened[len(opening) :]
     return PromptIds(
-        beginning=tuple(beginning),
+        beginning=tuple(tokenizer.encode_beginning(system, tools=tools)),
         turns=tuple(map(tuple, finished)),
-        ending=(*last, *tokenizer.opening),
+        ending=(*question, *opening),
+        answer=tuple(answer),
     )

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 from ..answer.options import GenerationOptions, Options
 from ..answer.reply import Reply
 from ..errors import EngineCrashedError, OptionError, Phi3OVError, QueueFullError, StateError
+from ..prompt.dictionaries import ChatMessage
 from ..prompt.messages import Message
+from ..prompt.tools import Tool
 
 if TYPE_CHECKING:
     from ..answer.stream import ReplyStream
@@ -32,13 +34,15 @@ class BatchRequest:
     Attributes:
         messages: The conversation; it ends with a user message.
         options: Changes to the batch's options for this conversation.
+        tools: What the model may call in this conversation.
 
     Raises:
         OptionError: ``options`` is not a mapping.
     """
 
-    messages: Sequence[Message]
+    messages: Sequence[Message | ChatMessage]
     options: Options = field(default_factory=Options)
+    tools: Sequence[Tool] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.options, Mapping):
@@ -48,7 +52,7 @@ class BatchRequest:
             )
 
 
-Conversation = Sequence[Message] | BatchRequest
+Conversation = Sequence[Message | ChatMessage] | BatchRequest
 """One item of a batch: messages, or messages with their own options."""
 
 
@@ -108,7 +112,7 @@ class BatchProgress:
 ReportProgress = Callable[[BatchProgress], None]
 """Called after each result of a batch."""
 
-StartReply = Callable[[Sequence[Message], GenerationOptions], "ReplyStream"]
+StartReply = Callable[[BatchRequest, GenerationOptions], "ReplyStream"]
 
 
 @dataclass(slots=True)
@@ -194,7 +198,7 @@ class Batch:
     def _start(self, job: _Job) -> None:
         try:
             chosen = self._options.changed(job.request.options)
-            stream = self._start_reply(job.request.messages, chosen)
+            stream = self._start_reply(job.request, chosen)
         except Phi3OVError as error:
             if isinstance(error, StateError) and not isinstance(error, QueueFullError):
                 raise  # the model is closed

@@ -159,6 +159,7 @@ class AnswerText:
         *,
         offered: Collection[str] = (),
         skip_special_tokens: bool = True,
+        before: Sequence[int] = (),
     ) -> None:
         """Read ids with ``decoder`` until one of its stop tokens or one of ``stops``.
 
@@ -169,10 +170,15 @@ class AnswerText:
                 ordinary text.
             skip_special_tokens: Whether control tokens give no text. Those that end the answer
                 or stand around calls never do.
+            before: Ids that the answer continues. They give no text, but what follows is decoded
+                as their continuation: with its leading space, and within a character.
         """
         self._skips_special = skip_special_tokens
         self._decoder = decoder
         self._detokenizer = Detokenizer(decoder)
+        for token_id in before:
+            if token_id not in decoder.control_tokens:
+                self._detokenizer.add(token_id)
         self._offered = tuple(offered)
         self._call_text = CallText(offered)
         self._stops = StopStrings(stops)
