@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from phi3ov.thirdparty.quiet import quiet_tools
+from phi3ov.thirdparty.tool_output import quiet_tools
 
 
 @pytest.mark.export

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import MissingDependencyError
 from ..runtime.properties import compiling, device_settings
 from ..runtime.settings import Setting, passed_properties
-from ..thirdparty.patches import su_rope_accepted
-from ..thirdparty.quiet import quiet_tools
+from ..thirdparty.overrides import su_rope_accepted
+from ..thirdparty.tool_output import quiet_tools
 from .pinned import open_pinned
 from .sampling import check_request, transformers_options
 from .serial import SerialEngine

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..artifact.ir import is_weight
 from ..errors import CompressionError
-from ..thirdparty.patches import replaced
+from ..thirdparty.overrides import replaced
 from .calibration import decoder_inputs
 from .mapped_weights import MappedConstants, give_back
 from .progress import Phases

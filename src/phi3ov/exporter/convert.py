@@ -16,7 +16,7 @@ from typing import Any
 
 from ..artifact.folder import MODEL_XML
 from ..errors import ExportError
-from ..thirdparty.patches import replaced
+from ..thirdparty.overrides import replaced
 from .checkpoint import Checkpoint
 
 

@@ -33,8 +33,8 @@ from ..artifact.ir import WeightSummary, read_weights, summarize
 from ..errors import ExportError, MissingDependencyError, Phi3OVError
 from ..prompt.chat_tokenizer import ChatTokenizer
 from ..prompt.formats import ChatFormat, recognize_format
-from ..thirdparty.patches import su_rope_accepted
-from ..thirdparty.quiet import quiet_tools, quiet_warnings
+from ..thirdparty.overrides import su_rope_accepted
+from ..thirdparty.tool_output import quiet_tools, quiet_warnings
 from .checkpoint import Checkpoint
 from .compress import compress
 from .convert import convert

@@ -38,8 +38,8 @@ class SourceModel:
         import torch
         from transformers import Phi3ForCausalLM
 
-        from ..thirdparty.patches import su_rope_accepted
-        from ..thirdparty.quiet import quiet_tools
+        from ..thirdparty.overrides import su_rope_accepted
+        from ..thirdparty.tool_output import quiet_tools
 
         small = sum(file.stat().st_size for file in weight_files(folder)) <= _SMALL_BYTES
         with quiet_tools(), su_rope_accepted():
