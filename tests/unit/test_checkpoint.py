@@ -295,12 +295,12 @@ def test_downloaded_checkpoint_records_revision_and_commit(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "a header of 0 bytes in a file of 0 bytes"),
-        (b"\xff" * 8, "a header of 18446744073709551615 bytes in a file of 8 bytes"),
-        ((2**40).to_bytes(8, "little") + b"{}", "a header of 1099511627776 bytes"),
-        ((2).to_bytes(8, "little") + b"[]", "cannot be read"),
-        ((9).to_bytes(8, "little") + b'{"a":[1]}', "cannot be read"),
-        ((2).to_bytes(8, "little") + b"{}extra", "15 bytes instead of the 10"),
+        (b"", "header too small"),
+        (b"\xff" * 8, "header too large"),
+        ((2**40).to_bytes(8, "little") + b"{}", "header too large"),
+        ((2).to_bytes(8, "little") + b"[]", "invalid JSON in header"),
+        ((9).to_bytes(8, "little") + b'{"a":[1]}', "invalid JSON in header"),
+        ((2).to_bytes(8, "little") + b"{}extra", "file not fully covered"),
     ],
 )
 def test_absurd_safetensors_are_refused(folder: Path, content: bytes, said: str) -> None:
@@ -314,7 +314,9 @@ def test_a_cut_off_weight_file_is_refused(folder: Path) -> None:
     """A download that was cut off by hand is found by its size."""
     content = write_weights(folder / "model.safetensors", values=100)
     (folder / "model.safetensors").write_bytes(content[:-1])
-    with pytest.raises(ExportError, match=f"instead of the {len(content)}"):
+    with pytest.raises(
+        ExportError, match=r"model\.safetensors: it is not a whole safetensors file"
+    ):
         Checkpoint.resolve(folder)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from ..artifact.download import download, is_hub_id
 from ..errors import ExportError, UnsupportedModelError
 from ..family import Phi3Config
-from ..weight_files import read_shapes
+from ..weight_files import TensorHeader, read_headers
 
 NEEDED_FILES = ("config.json", "tokenizer.json")
 _DOWNLOADED = (
@@ -94,7 +94,7 @@ class Checkpoint:
         """
         needed = set(self.config.tensor_shapes())
         for file in weight_files(self.path):
-            needed -= _read_shapes(file).keys()
+            needed -= _read_headers(file).keys()
         if needed:
             missing = sorted(needed)
             more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
@@ -148,7 +148,7 @@ def _check_weight_files(folder: Path) -> None:
             "model.safetensors.index.json."
         )
     for file in files:
-        _read_shapes(file)
+        _read_headers(file)
 
 
 def _read_index(index: Path) -> list[str]:
@@ -160,9 +160,9 @@ def _read_index(index: Path) -> list[str]:
         raise ExportError(f"{index} is no index of weights: {error!r}.") from error
 
 
-def _read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+def _read_headers(file: Path) -> dict[str, TensorHeader]:
     try:
-        return read_shapes(file)
+        return read_headers(file)
     except (OSError, ValueError) as error:
         raise ExportError(f"{file}: {error}.") from error
 

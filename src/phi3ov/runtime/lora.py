@@ -17,7 +17,7 @@ from typing import Any
 from ..errors import OptionError
 from ..family import Phi3Config
 from ..validation import is_integer, is_number
-from ..weight_files import read_shapes
+from ..weight_files import read_headers
 
 _PREFIX = "base_model.model."
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -96,11 +96,11 @@ def read_adapter(adapter: LoraAdapter, config: Phi3Config) -> AdapterFile:
     folder = Path(adapter.path)
     settings = _read_settings(folder)
     try:
-        shapes = read_shapes(folder / _WEIGHTS)
+        headers = read_headers(folder / _WEIGHTS)
     except (OSError, ValueError) as error:
         raise OptionError(f"{folder / _WEIGHTS} cannot be read: {error}.") from error
     rank, alpha = settings["r"], settings["lora_alpha"]
-    _check_shapes(folder, shapes, rank, config)
+    _check_shapes(folder, {name: tensor.shape for name, tensor in headers.items()}, rank, config)
     scale = adapter.weight * alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
     if scale > MOST_SCALE:
         raise OptionError(
