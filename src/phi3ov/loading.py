@@ -18,7 +18,7 @@ from .errors import ArtifactError, DeviceError, ExportError, OptionError
 from .model import Phi3Model
 from .prompt.chat_tokenizer import ChatTokenizer
 from .runtime.config import RuntimeConfig
-from .runtime.devices import DeviceChoice, choose_device, list_devices
+from .runtime.devices import DeviceChoice, choose_device, find_devices
 from .runtime.limits import RequestLimits
 from .runtime.lora import LoraAdapter
 from .runtime.rope import choose_context
@@ -68,9 +68,9 @@ def load_model(
             for the engines ``"pipeline"`` and ``"worker"``. Greedy text stays the same.
         adapter: A `LoraAdapter`, applied for the whole life of the loaded model, for the same
             engines.
-        verify: Compare every file with its SHA-256 in the manifest, beside the compilation.
-            Without it only presence and size are checked. A folder that phi3ov did not export
-            has no checksums; that is logged as a warning.
+        verify: Compare every file, a draft model's included, with its SHA-256 in the manifest,
+            beside the compilation. Without it only presence and size are checked. A folder that
+            phi3ov did not export has no checksums; that is logged as a warning.
         warm_up: Generate two tokens before returning, for which weights are repacked: the
             first answer does not wait for that. `Phi3Model.load_timings` says how long it took.
 
@@ -101,7 +101,7 @@ def load_model(
     artifact = _find(path, revision)
     context = choose_context(artifact.config, context_tokens)
     tokenizer = ChatTokenizer.from_folder(artifact.path, artifact.chat_format)
-    available = list_devices()
+    available = find_devices(device)
     setup = EngineSetup(
         artifact=artifact,
         device=choose_device(device, available).selected,
@@ -112,9 +112,11 @@ def load_model(
         speculation=speculation,
         adapter=adapter,
     )
+    draft = Artifact.open(speculation.path) if isinstance(speculation, DraftModel) else None
+    files = [found for found in (artifact, draft) if found is not None and found.has_checksums]
     read = time.perf_counter()
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="phi3ov-verify") as executor:
-        checked = executor.submit(artifact.verify) if verify and artifact.has_checksums else None
+        checked = executor.submit(_verify, files) if verify and files else None
         running, choice = _open_first(engine, setup, device, available, checked)
         compiled = time.perf_counter()
         _wait_for(checked, running)
@@ -150,6 +152,11 @@ def _find(path: str | Path, revision: str | None) -> Artifact:
             f"{path} is not a folder, and cannot be had from the hub: {error} For a local folder, "
             f"export a checkpoint first: phi3ov.export_model(source, {path!r})."
         ) from error
+
+
+def _verify(artifacts: Sequence[Artifact]) -> None:
+    for artifact in artifacts:
+        artifact.verify()
 
 
 def _open_first(

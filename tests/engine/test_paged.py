@@ -276,7 +276,7 @@ def test_an_engine_that_keeps_its_cache_to_itself_says_so(
 
 def test_another_device_is_refused(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its cache lies in this process's memory, so the CPU it must be."""
-    monkeypatch.setattr("phi3ov.loading.list_devices", lambda: {"GPU": "a GPU"})
+    monkeypatch.setattr("phi3ov.loading.find_devices", lambda _requested: {"GPU": "a GPU"})
     with pytest.raises(phi3ov.DeviceError, match=r"engine='paged' runs on the CPU only.*'GPU'"):
         phi3ov.load_model(zoo.artifact(ROW), device="GPU", engine="paged")
 

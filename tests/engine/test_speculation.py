@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,22 @@ def test_a_seed_draws_the_same_with_prompt_lookup(zoo: Zoo, load: LoadModel) -> 
         for speculation in (None, PromptLookup())
     ]
     assert drawn[0] == drawn[1]
+
+
+def test_a_damaged_draft_is_found_unless_verify_is_off(
+    zoo: Zoo, load: LoadModel, tmp_path: Path
+) -> None:
+    """`verify` is about both models. The damage keeps the size, so nothing else finds it."""
+    shutil.copytree(zoo.artifact(ROW), tmp_path / "draft")
+    weights = tmp_path / "draft" / "openvino_model.bin"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    draft = DraftModel(path=tmp_path / "draft")
+    with pytest.raises(phi3ov.ArtifactError, match="its content has changed"):
+        load(zoo.artifact(ROW), speculation=draft)
+    model = load(zoo.artifact(ROW), speculation=draft, verify=False)
+    assert len(model.complete("abc", max_new_tokens=4).token_ids) == 4
 
 
 @pytest.mark.parametrize("engine", GENAI)

@@ -314,9 +314,7 @@ def test_a_cut_off_weight_file_is_refused(folder: Path) -> None:
     """A download that was cut off by hand is found by its size."""
     content = write_weights(folder / "model.safetensors", values=100)
     (folder / "model.safetensors").write_bytes(content[:-1])
-    with pytest.raises(
-        ExportError, match=r"model\.safetensors: it is not a whole safetensors file"
-    ):
+    with pytest.raises(ExportError, match="it is not a whole safetensors file"):
         Checkpoint.resolve(folder)
 
 

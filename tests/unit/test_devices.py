@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from phi3ov import Artifact, loading
 from phi3ov.engine.protocol import EngineSetup
 from phi3ov.errors import DeviceError, OptionError
 from phi3ov.prompt.chat_tokenizer import ChatTokenizer
-from phi3ov.runtime.devices import DeviceRefusal, choose_device, describe_devices
+from phi3ov.runtime.devices import DeviceRefusal, choose_device, describe_devices, find_devices
 
 from .fakes import MINI, Answer, FakeEngine, make_artifact
 
@@ -22,7 +24,10 @@ MACHINE = {"CPU": "Intel CPU", "GPU": "Arc", "NPU": "AI Boost"}
 class FakeCore:
     """An OpenVINO core of a machine with a GPU whose memory is known, and a silent NPU."""
 
-    available_devices = ["CPU", "GPU", "NPU"]  # noqa: RUF012 - as openvino has it
+    @property
+    def available_devices(self) -> list[str]:
+        """The machine's devices."""
+        return ["CPU", "GPU", "NPU"]
 
     def __init__(self) -> None:
         self.properties: dict[str, dict[str, Any]] = {
@@ -68,6 +73,76 @@ def test_a_device_whose_driver_is_broken_keeps_no_other_from_use() -> None:
     assert (gpu.memory_bytes, gpu.precisions) == (None, ())
 
 
+class AskedCore(FakeCore):
+    """Notes which kinds are asked about: OpenVINO loads the driver of each."""
+
+    def __init__(self, numbers: dict[str, list[str]]) -> None:
+        super().__init__()
+        self.numbers = numbers
+        self.asked: set[str] = set()
+        self.properties |= {
+            f"{kind}.{number}": self.properties[kind]
+            for kind, found in numbers.items()
+            for number in found
+        }
+
+    @property
+    def available_devices(self) -> list[str]:
+        """Every device; asking loads every driver."""
+        self.asked |= {"CPU", "GPU", "NPU"}
+        return ["CPU", "GPU", "NPU"]
+
+    def get_property(self, device_name: str, name: str, /) -> Any:
+        """Return a property, or the numbers of a kind's devices."""
+        kind = device_name.partition(".")[0]
+        self.asked.add(kind)
+        if name != "AVAILABLE_DEVICES":
+            return super().get_property(device_name, name)
+        if kind not in self.numbers:
+            raise RuntimeError("Cannot load library")
+        return self.numbers[kind]
+
+
+@pytest.mark.parametrize(
+    ("requested", "numbers", "found", "asked"),
+    [
+        ("CPU", {"CPU": [""], "GPU": ["0"]}, ["CPU"], {"CPU"}),
+        ("cpu", {"CPU": [""]}, ["CPU"], {"CPU"}),
+        (("GPU", "CPU"), {"CPU": [""], "GPU": ["0"]}, ["GPU", "CPU"], {"CPU", "GPU"}),
+        (("GPU", "CPU"), {"CPU": [""]}, ["CPU"], {"CPU", "GPU"}),
+        (("NPU", "CPU"), {"CPU": [""], "NPU": []}, ["CPU"], {"CPU", "NPU"}),
+        ("GPU.1", {"CPU": [""], "GPU": ["0", "1"]}, ["GPU.0", "GPU.1"], {"GPU"}),
+        ("GPU", {"CPU": [""]}, ["CPU", "GPU", "NPU"], {"CPU", "GPU", "NPU"}),
+        ((), {"CPU": [""]}, ["CPU", "GPU", "NPU"], {"CPU", "GPU", "NPU"}),
+    ],
+)
+def test_only_the_requested_kinds_are_asked(
+    requested: str | tuple[str, ...],
+    numbers: dict[str, list[str]],
+    found: list[str],
+    asked: set[str],
+) -> None:
+    """A model for the CPU starts no other driver; all are asked where none is there, to list."""
+    core = AskedCore(numbers)
+    assert list(find_devices(requested, core)) == found
+    assert core.asked == asked
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system lists its loaded libraries there")
+def test_choosing_the_cpu_loads_no_other_plugin() -> None:
+    """OpenVINO itself: neither the GPU's nor the NPU's library is in the process."""
+    code = (
+        "from pathlib import Path; from phi3ov.runtime.devices import choose_device\n"
+        "assert choose_device('CPU').selected == 'CPU'\n"
+        "print([kind for kind in ('cpu', 'gpu', 'npu')"
+        " if f'intel_{kind}_plugin' in Path('/proc/self/maps').read_text()])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert result.stdout.strip() == "['cpu']"
+
+
 def test_each_refusal_is_kept_with_its_reason() -> None:
     """A device that is not there and one that failed, in the order of preference."""
     choice = choose_device(("GPU.1", "npu", "CPU"), MACHINE, failed={"NPU": "no driver"})
@@ -102,7 +177,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[EngineSetup]:
         return FakeEngine(lambda _request: Answer((5, 6)))
 
     artifact = make_artifact()
-    monkeypatch.setattr(loading, "list_devices", lambda: MACHINE)
+    monkeypatch.setattr(loading, "find_devices", lambda _requested: MACHINE)
     monkeypatch.setattr(loading, "load_engine", lambda _name: open_engine)
     monkeypatch.setattr(Artifact, "open", lambda _path: artifact)
     monkeypatch.setattr(ChatTokenizer, "from_folder", lambda _path, _format: MINI.chat)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,22 @@ from ..runtime.rope import pin_factors
 if TYPE_CHECKING:
     from ..artifact.folder import Artifact
     from ..runtime.rope import ContextChoice
+
+
+_READ_BY_GENAI = (
+    "chat_template.jinja",
+    "chat_template.json",
+    "config.json",
+    "generation_config.json",
+    "openvino_detokenizer.bin",
+    "openvino_detokenizer.xml",
+    "openvino_tokenizer.bin",
+    "openvino_tokenizer.xml",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+"""What openvino-genai looks for beside a graph. Other files, however large, stay where they are."""
 
 
 class PinnedModel(NamedTuple):
@@ -63,8 +80,9 @@ def pinned_folder(
 ) -> Iterator[Path]:
     """Give a folder with the model that `open_pinned` gives, for as long as it is loaded.
 
-    It is the artifact's own where nothing needs to be pinned, else a temporary one with the
-    changed XML and a link to the weights, which stay mapped when the link is gone.
+    It is the artifact's own where nothing needs to be pinned. Otherwise it is a temporary one with
+    the changed XML, the other files that genai reads, and a link to the weights, which stay mapped
+    when the link is gone.
 
     Args:
         artifact: The export.
@@ -80,9 +98,9 @@ def pinned_folder(
         return
     with temporary_folder(inside) as folder:
         (folder / MODEL_XML).write_text(_pin(artifact, context), encoding="utf-8")
-        for file in artifact.path.iterdir():
-            if file.name not in (MODEL_XML, MODEL_BIN) and file.is_file():
-                (folder / file.name).write_bytes(file.read_bytes())  # tokenizers: megabytes
+        for name in _READ_BY_GENAI:
+            if (artifact.path / name).is_file():
+                _link_or_copy(artifact.path / name, folder / name)
         _link(artifact.path / MODEL_BIN, folder / MODEL_BIN)
         yield folder
 
@@ -115,6 +133,13 @@ def _pin(artifact: Artifact, context: ContextChoice) -> str:
         context,
         original_tokens=artifact.config.original_max_position_embeddings,
     )
+
+
+def _link_or_copy(file: Path, link: Path) -> None:
+    try:
+        link.hardlink_to(file)
+    except OSError:  # another volume, or one without links
+        shutil.copyfile(file, link)
 
 
 def _link(weights: Path, link: Path) -> None:

@@ -18,7 +18,10 @@ from ..errors import DeviceError
 class DeviceSource(Protocol):
     """What is asked of ``openvino.Core``; a test puts a machine of its own here."""
 
-    available_devices: list[str]
+    @property
+    def available_devices(self) -> list[str]:
+        """Every device of the machine."""
+        ...
 
     def get_property(self, device_name: str, name: str, /) -> Any:
         """Return a property of a device."""
@@ -103,6 +106,48 @@ def describe_devices(source: DeviceSource | None = None) -> list[DeviceInfo]:
     return [_describe_device(name, source) for name in source.available_devices]
 
 
+def find_devices(
+    requested: str | Sequence[str], source: DeviceSource | None = None
+) -> dict[str, str]:
+    """Return the machine's devices of the requested kinds, name to full name.
+
+    OpenVINO loads the plugin and the driver of each kind that it is asked about. Loading a model
+    on the CPU neither waits for a GPU's driver nor fails with it.
+
+    Args:
+        requested: What `choose_device` takes.
+        source: Whom to ask; None asks OpenVINO.
+
+    Returns:
+        All devices of the machine where none of the requested ones is there, for the error that
+        lists them.
+
+    Raises:
+        DeviceError: A name is no device's.
+    """
+    names = (requested,) if isinstance(requested, str) else tuple(requested or ())
+    for name in names:
+        _refuse_virtual(name)
+    if source is None:
+        from openvino import Core
+
+        source = Core()
+    kinds = dict.fromkeys(name.partition(".")[0].upper() for name in names)
+    found = [device for kind in kinds for device in _devices_of_kind(kind, source)]
+    if not any(_find(name, dict.fromkeys(found, "")) for name in names):
+        found = source.available_devices
+    return {name: _describe_device(name, source).full_name for name in found}
+
+
+def _devices_of_kind(kind: str, source: DeviceSource) -> list[str]:
+    """Return OpenVINO's names of the devices of a kind; none where its plugin does not load."""
+    try:
+        numbers = list(source.get_property(kind, "AVAILABLE_DEVICES"))
+    except RuntimeError:
+        return []
+    return [f"{kind}.{number}" for number in numbers] if len(numbers) > 1 else [kind] * len(numbers)
+
+
 def _describe_device(name: str, source: DeviceSource) -> DeviceInfo:
     try:
         return _ask_device(name, source)
@@ -157,7 +202,8 @@ def choose_device(
     Args:
         requested: A device name, or several in order of preference. ``"GPU"`` and ``"GPU.0"``
             mean the same where there is one GPU; upper and lower case do not matter.
-        available: The machine's devices, name to full name; None asks OpenVINO.
+        available: The machine's devices, name to full name; None asks OpenVINO about the kinds
+            that are requested.
         failed: Devices that were tried, OpenVINO's name to why the model does not run there.
 
     Raises:
@@ -170,7 +216,7 @@ def choose_device(
     names = (requested,) if isinstance(requested, str) else tuple(requested or ())
     for name in names:
         _refuse_virtual(name)
-    available = list_devices() if available is None else available
+    available = find_devices(names) if available is None else available
     failed = failed or {}
     if not names:
         raise DeviceError(f"device={requested!r} names no device. {_describe(available)}")

@@ -105,7 +105,7 @@ def plan_speculation(setup: EngineSetup) -> SpeculationPlan:
 
     Raises:
         OptionError: The draft model has another tokenizer, or less context.
-        ArtifactError: The draft model's folder is not what was exported.
+        ArtifactError: The draft model's folder is incomplete.
     """
     chosen = setup.speculation
     if isinstance(chosen, PromptLookup):
@@ -113,9 +113,7 @@ def plan_speculation(setup: EngineSetup) -> SpeculationPlan:
             candidate_tokens=chosen.candidate_tokens, ngram_tokens=chosen.ngram_tokens
         )
     if isinstance(chosen, DraftModel):
-        draft = Artifact.open(chosen.path)
-        if draft.has_checksums:
-            draft.verify()
+        draft = Artifact.open(chosen.path)  # `load_model` compares its files with their checksums
         _require_same_tokens(setup.artifact, draft)
         try:
             context = choose_context(draft.config, setup.context.tokens)
