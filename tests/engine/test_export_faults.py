@@ -90,7 +90,7 @@ def test_a_failed_replacement_leaves_the_old_export(
     def fail(*_args: Any) -> None:
         raise RuntimeError("a tool gave up")
 
-    monkeypatch.setattr("phi3ov.exporter.export.compress", fail)
+    monkeypatch.setattr("phi3ov.exporter.export.convert", fail)
     with pytest.raises(ExportError, match="'convert': RuntimeError: a tool gave up") as caught:
         export_model(zoo.checkpoint(ROW), target, overwrite=True, progress=False)
     assert isinstance(caught.value.__cause__, RuntimeError)
@@ -142,6 +142,32 @@ def test_exports_in_two_threads_take_turns(zoo: Zoo, tmp_path: Path) -> None:
         report.artifact.verify()
     assert warnings.filters == filters
     assert logging.getLogger("nncf").level == level
+
+
+def test_other_threads_go_on_while_one_exports(zoo: Zoo, tmp_path: Path, load: LoadModel) -> None:
+    """A model is loaded by transformers, and a warning is heard, in the middle of an export."""
+    seen: list[str] = []
+
+    def work() -> None:
+        model = load(zoo.artifact(ROW), engine="transformers")
+        ids = model.tokenizer.encode_raw("abc")
+        if SourceModel(zoo.checkpoint(ROW)).logits(ids).shape[0] == len(ids):
+            seen.append("answered")
+        try:
+            warnings.warn("heard", UserWarning, stacklevel=1)
+        except UserWarning:
+            seen.append("heard")
+
+    def in_the_middle(progress: ExportProgress) -> None:
+        if progress.phase == "compress" and not seen:
+            other = threading.Thread(target=work)
+            other.start()
+            other.join(timeout=120)
+            assert seen == ["answered", "heard"], "the other thread waits for the export"
+
+    zoo.artifact(ROW)
+    export_model(zoo.checkpoint(ROW), tmp_path / "made", compression="int8", progress=in_the_middle)
+    assert seen == ["answered", "heard"]
 
 
 # Checkpoints that cannot be exported.

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from phi3ov.artifact.ir import WeightLayer
 from phi3ov.errors import CompressionError, OptionError
 from phi3ov.exporter.checkpoint import Checkpoint
-from phi3ov.exporter.recipes import (
-    Compression,
-    Int4Compression,
-    check_compression,
-    check_divisible,
-    check_weights,
-)
+from phi3ov.exporter.recipes import Compression, Int4Compression, read_recipe
 
 from .fakes import make_config
 
@@ -49,13 +43,48 @@ def test_values_at_the_border_are_allowed(values: dict[str, Any]) -> None:
     Int4Compression(**values)
 
 
-@pytest.mark.parametrize("value", ["int4", "INT8", None, 8, {"bits": 4}])
-def test_other_recipes_are_refused(value: Any) -> None:
-    """No recipe is guessed from something like one."""
-    with pytest.raises(OptionError, match="is not an Int4Compression, 'int8' or 'fp16'"):
-        check_compression(value)
-    for known in (Int4Compression(), "int8", "fp16"):
-        check_compression(known)
+@pytest.mark.parametrize(
+    ("value", "way_out"),
+    [
+        ("INT8", "Pass 'int4' for the default"),
+        (None, "Pass 'int4'"),
+        (8, "Pass 'int4'"),
+        ({"bits": 4}, "Pass 'int4'"),
+        ([], "Pass 'int4'"),
+        ("accurate", r"Pass Int4Compression\.accurate\(\)"),
+    ],
+)
+def test_other_recipes_are_refused(value: Any, way_out: str) -> None:
+    """No recipe is guessed from something like one, and the error says what to pass."""
+    message = r"^compression=.* is not 'int4', 'int8', 'fp16' or an Int4Compression\. "
+    with pytest.raises(OptionError, match=message + way_out):
+        read_recipe(value)
+
+
+def test_recipes_by_name_are_values_with_the_same_methods() -> None:
+    """``"int4"`` is the default recipe, as ``--precision int4`` is."""
+    assert read_recipe("int4") == Int4Compression()
+    assert read_recipe(Int4Compression.small()) == Int4Compression.small()
+    names: tuple[Literal["int4", "int8", "fp16"], ...] = ("int4", "int8", "fp16")
+    for name in names:
+        recipe = read_recipe(name)
+        recipe.check(checkpoint(512))
+        assert recipe.describe()["mode"] == name
+        assert recipe == read_recipe(name)
+    bits = [read_recipe(name).bits for name in names]
+    assert bits == sorted(bits)
+
+
+def test_lists_are_taken_where_strings_are_listed() -> None:
+    """And kept as tuples, so that a recipe can be hashed and does not change with the list."""
+    listed = ["model.layers.0.mlp.down_proj"]
+    recipe = Int4Compression(ignored_layers=listed, awq=True, texts=["Text."])
+    listed.append("lm_head")
+    assert recipe == Int4Compression(
+        ignored_layers=("model.layers.0.mlp.down_proj",), awq=True, texts=("Text.",)
+    )
+    assert hash(recipe) == hash(replace(recipe))
+    assert Int4Compression.accurate(["Text."]).texts == ("Text.",)
 
 
 def checkpoint(hidden: int, layers: int = 2) -> Checkpoint:
@@ -69,7 +98,7 @@ def checkpoint(hidden: int, layers: int = 2) -> Checkpoint:
 def test_indivisible_layers_are_named() -> None:
     """All layers are kept in the error, the first four with their widths in its text."""
     with pytest.raises(CompressionError) as caught:
-        check_divisible(checkpoint(576), Int4Compression())
+        Int4Compression().check(checkpoint(576))
     names = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj")
     assert caught.value.layers == tuple(
         f"model.layers.{index}.{name}" for index in range(2) for name in names
@@ -77,7 +106,7 @@ def test_indivisible_layers_are_named() -> None:
     assert "model.layers.0.self_attn.qkv_proj (576)" in str(caught.value)
     assert "and 2 more" in str(caught.value)
     with pytest.raises(CompressionError) as caught:
-        check_divisible(checkpoint(576, layers=1), Int4Compression())
+        Int4Compression().check(checkpoint(576, layers=1))
     assert "more" not in str(caught.value)
 
 
@@ -92,7 +121,7 @@ def test_indivisible_layers_are_named() -> None:
 )
 def test_divisible_layers_pass(hidden: int, recipe: Int4Compression) -> None:
     """A group size that divides, a whole row and "adjust" are all right."""
-    check_divisible(checkpoint(hidden), recipe)
+    recipe.check(checkpoint(hidden))
 
 
 def int4(index: int, **changes: Any) -> WeightLayer:
@@ -136,7 +165,7 @@ DEFAULT = (EMBEDDING, *map(int4, range(6)), *map(int8, range(6, 10)), HEAD)
 )
 def test_right_outcome_is_accepted(layers: tuple[WeightLayer, ...], recipe: Compression) -> None:
     """What NNCF makes of each recipe passes; embeddings and head do not count in the ratio."""
-    check_weights(layers, recipe)
+    read_recipe(recipe).verify(layers)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +193,7 @@ def test_wrong_outcome_is_refused(
     with pytest.raises(
         CompressionError, match=f"{wrong} of {len(layers)} layers are not"
     ) as caught:
-        check_weights(layers, recipe)
+        read_recipe(recipe).verify(layers)
     assert len(caught.value.layers) == wrong
 
 
@@ -172,10 +201,10 @@ def test_wrong_outcome_is_refused(
 def test_ratio_far_off_is_refused(ratio: float) -> None:
     """More than one layer beside the ratio asked for is another recipe."""
     with pytest.raises(CompressionError, match=f"60.0% .* where ratio={ratio} was asked"):
-        check_weights(DEFAULT, Int4Compression(ratio=ratio))
+        Int4Compression(ratio=ratio).verify(DEFAULT)
 
 
 @pytest.mark.parametrize("ratio", [0.51, 0.6, 0.69])
 def test_ratio_within_one_layer_is_accepted(ratio: float) -> None:
     """Whole layers are compressed, so the share is right to one layer."""
-    check_weights(DEFAULT, Int4Compression(ratio=ratio))
+    Int4Compression(ratio=ratio).verify(DEFAULT)

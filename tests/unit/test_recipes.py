@@ -14,14 +14,7 @@ from phi3ov.artifact.ir import WeightLayer
 from phi3ov.errors import CompressionError, OptionError
 from phi3ov.exporter.calibration import cut_samples, default_texts, evaluation_text, hash_texts
 from phi3ov.exporter.checkpoint import Checkpoint
-from phi3ov.exporter.recipes import (
-    Int4Compression,
-    check_divisible,
-    check_ignored,
-    check_weights,
-    describe_recipe,
-    draw_samples,
-)
+from phi3ov.exporter.recipes import Int4Compression, read_recipe
 from phi3ov.prompt.chat_tokenizer import ChatTokenizer
 from phi3ov.prompt.formats import FORMATS
 
@@ -39,7 +32,8 @@ PRESETS = (Int4Compression.accurate(), Int4Compression.small(), Int4Compression.
         *(({"awq": True, name: value}, f"{name}={value!r}")
           for name in ("num_samples", "sample_tokens") for value in (0, -1, 1.5, True, None)),
         ({"ignored_layers": "model.layers.0.mlp.down_proj"}, "ignored_layers='model"),
-        ({"ignored_layers": ["x"]}, "ignored_layers=\\['x'\\]"),
+        ({"ignored_layers": ["x", 5]}, "ignored_layers=\\['x', 5\\] must be a list or tuple"),
+        ({"ignored_layers": {"x"}}, "ignored_layers={'x'} must be a list or tuple"),
         ({"ignored_layers": ("",)}, "ignored_layers=\\(''"),
         ({"awq": True, "texts": "one text"}, "texts='one text'"),
         ({"awq": True, "texts": ("",)}, "texts=\\(''"),
@@ -83,13 +77,13 @@ def test_a_preset_is_an_ordinary_value_that_can_be_changed() -> None:
 def test_accurate_fits_every_width_of_the_family_and_of_the_reference() -> None:
     """Its group size divides 576, 3072, 5120, 8192 and 17920."""
     for hidden, intermediate in ((576, 1536), (3072, 8192), (5120, 17920)):
-        check_divisible(checkpoint(hidden, intermediate), Int4Compression.accurate())
+        Int4Compression.accurate().check(checkpoint(hidden, intermediate))
 
 
 @pytest.mark.parametrize("recipe", [Int4Compression(), *PRESETS])
 def test_the_record_is_json_and_holds_every_field_but_text(recipe: Int4Compression) -> None:
     """Two recipes that differ have records that differ."""
-    record = json.loads(json.dumps(describe_recipe(recipe)))
+    record = json.loads(json.dumps(recipe.describe()))
     assert record["mode"] == "int4"
     for name in ("group_size", "ratio", "symmetric", "on_indivisible", "backup", "awq", "gptq"):
         assert record[name] == getattr(recipe, name)
@@ -100,7 +94,7 @@ def test_the_record_is_json_and_holds_every_field_but_text(recipe: Int4Compressi
 def test_the_record_tells_texts_apart_without_holding_them() -> None:
     """Count and SHA-256 of the texts, where one ends included, stand for the texts."""
     text = "A secret."
-    record = describe_recipe(Int4Compression.accurate((text,)), [[1], [2]])
+    record = Int4Compression.accurate((text,)).describe([[1], [2]])
     assert record["calibration"] == {
         "origin": "given",
         "texts": 1,
@@ -136,7 +130,7 @@ def checkpoint(hidden: int = 512, intermediate: int = 256, **changes: Any) -> Ch
 )
 def test_layers_that_exist_can_be_ignored(pattern: str) -> None:
     """By name, with or without ".weight", or by a shell pattern."""
-    check_ignored(checkpoint(), Int4Compression(ignored_layers=(pattern,)))
+    Int4Compression(ignored_layers=(pattern,)).check(checkpoint())
 
 
 @pytest.mark.parametrize(
@@ -154,13 +148,13 @@ def test_ignoring_nothing_or_everything_is_refused(
 ) -> None:
     """A misspelt layer is not ignored in silence."""
     with pytest.raises(CompressionError, match=named):
-        check_ignored(checkpoint(**config), Int4Compression(ignored_layers=patterns))
+        Int4Compression(ignored_layers=patterns).check(checkpoint(**config))
 
 
 def test_ignored_layers_need_not_divide() -> None:
     """The group size is for the layers that are compressed."""
     recipe = Int4Compression(ignored_layers=("*.qkv_proj", "*.o_proj", "*.gate_up_proj"))
-    check_divisible(checkpoint(576), recipe)
+    recipe.check(checkpoint(576))
 
 
 def layer(name: str, precision: str = "int4", **changes: Any) -> WeightLayer:
@@ -199,10 +193,10 @@ def test_the_rest_must_be_in_the_precision_asked_for(
     """Backup layers in the backup precision, ignored ones untouched, nothing else let through."""
     layers = (layer("a"), rest)
     if accepted:
-        check_weights(layers, recipe)
+        read_recipe(recipe).verify(layers)
         return
     with pytest.raises(CompressionError) as caught:
-        check_weights(layers, recipe)
+        read_recipe(recipe).verify(layers)
     assert caught.value.layers == (rest.name,)
 
 
@@ -240,11 +234,17 @@ def test_text_too_short_for_a_sample_is_refused(bytes_tokenizer: ChatTokenizer) 
     """Before any work, with both numbers."""
     recipe = Int4Compression(awq=True, texts=("short",), sample_tokens=6)
     with pytest.raises(CompressionError, match=r"5 tokens, less than .* sample_tokens=6"):
-        draw_samples(checkpoint(), recipe, bytes_tokenizer)
+        draw_samples(recipe, bytes_tokenizer)
     with pytest.raises(CompressionError, match=r"sample_tokens=65 exceeds .* 64"):
-        draw_samples(checkpoint(), replace(recipe, sample_tokens=65), bytes_tokenizer)
-    assert draw_samples(checkpoint(), Int4Compression(), bytes_tokenizer) == []
-    assert draw_samples(checkpoint(), "int8", bytes_tokenizer) == []
+        draw_samples(replace(recipe, sample_tokens=65), bytes_tokenizer)
+    assert Int4Compression().calibration is None
+    assert read_recipe("int8").calibration is None
+
+
+def draw_samples(recipe: Int4Compression, tokenizer: ChatTokenizer) -> list[list[int]]:
+    """Return what a data-aware recipe would run a model with a context of 64 tokens on."""
+    assert recipe.calibration is not None
+    return recipe.calibration.draw_samples(tokenizer, context_tokens=64)
 
 
 def test_nothing_is_measured_on_the_text_that_it_was_fitted_to() -> None:

@@ -11,12 +11,51 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CompressionError, OptionError
 
 if TYPE_CHECKING:
     from ..prompt.chat_tokenizer import ChatTokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """The text that a data-aware recipe runs the model on.
+
+    Attributes:
+        texts: The text; None for `default_texts`.
+        num_samples: Runs of text, at most.
+        sample_tokens: Length of each run.
+    """
+
+    texts: tuple[str, ...] | None
+    num_samples: int
+    sample_tokens: int
+
+    def draw_samples(self, tokenizer: ChatTokenizer, *, context_tokens: int) -> list[list[int]]:
+        """Return the runs of text as token ids.
+
+        Args:
+            tokenizer: The checkpoint's tokenizer.
+            context_tokens: The model's longest context.
+
+        Raises:
+            CompressionError: The texts are shorter than one sample, or a sample is longer than
+                the model's context.
+        """
+        if self.sample_tokens > context_tokens:
+            raise CompressionError(
+                f"sample_tokens={self.sample_tokens} exceeds the model's context of "
+                f"{context_tokens}."
+            )
+        return cut_samples(
+            tokenizer,
+            default_texts() if self.texts is None else self.texts,
+            num_samples=self.num_samples,
+            sample_tokens=self.sample_tokens,
+        )
 
 
 def default_texts() -> tuple[str, ...]:
@@ -39,8 +78,8 @@ def evaluation_text() -> str:
     enough to keep the two apart.
     """
     seen = {paragraph for text in default_texts() for paragraph in text.split("\n\n")}
-    paragraphs = dict.fromkeys(one for text in _topics(1) for one in text.split("\n\n"))
-    return "\n\n".join(one for one in paragraphs if one not in seen)
+    paragraphs = dict.fromkeys(part for text in _topics(1) for part in text.split("\n\n"))
+    return "\n\n".join(part for part in paragraphs if part not in seen)
 
 
 def _topics(first: int) -> tuple[str, ...]:

@@ -1,18 +1,18 @@
-"""Recipes applied: a graph's weights rewritten as a recipe asks, by NNCF.
+"""A graph's weights rewritten by NNCF, or stored as fp16, one by one into a mapped file.
 
-What a recipe is, and whether the outcome is what it asks for, is ``compression.py``.
+What a recipe asks for, and whether the outcome is that, is said in `recipes`.
 
-NNCF goes from weight to weight and shows each pass as a bar, ``track(weights)``. That bar is
-replaced by `_watch_passes`, for two reasons: it is how an export reports its progress, and each
-time NNCF comes back for the next weight, the one that it has just rewritten is moved from memory
-to a mapped file. So an export needs the memory of a few weights, not of all.
+NNCF goes from weight to weight and shows each pass as a bar, ``track(weights)``. `GraphWeights`
+replaces that bar for two reasons. It is how an export reports its progress. And each time NNCF
+comes back for the next weight, the one that it has just rewritten is moved from memory to a
+mapped file, so an export needs the memory of a few weights instead of all.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..artifact.ir import is_weight
@@ -21,7 +21,6 @@ from ..thirdparty.overrides import replaced
 from .calibration import decoder_inputs
 from .mapped_weights import MappedConstants, give_back
 from .progress import Phases
-from .recipes import Compression, Int4Compression, is_ignored
 
 _PASSES = (
     "nncf.common.tensor_statistics.aggregator",
@@ -36,50 +35,153 @@ _REWRITING = "nncf.quantization.algorithms.weight_compression.algorithm"
 """NNCF's module with the pass that rewrites them."""
 
 
-def compress(
-    model: Any,
-    compression: Compression,
-    samples: Sequence[Sequence[int]],
-    mapped: MappedConstants,
-    phases: Phases,
-) -> None:
-    """Rewrite the weights of ``model`` as the recipe asks.
+class GraphWeights:
+    """The weights of a graph that is being exported: rewritten in place, into a mapped file."""
 
-    Args:
-        model: An ``openvino.Model``, changed in place.
-        compression: The recipe.
-        samples: Those of `draw_samples`.
-        mapped: Takes the new weights.
-        phases: Told about the phases "analyse" and "compress".
+    def __init__(
+        self,
+        model: Any,
+        samples: Sequence[Sequence[int]],
+        mapped: MappedConstants,
+        phases: Phases,
+    ) -> None:
+        """Take a graph.
 
-    Raises:
-        CompressionError: The recipe does not fit the model.
-    """
-    phases.begin("analyse")
-    if compression == "fp16":
-        phases.begin("compress")
-        _store_weights_as_fp16(model, mapped, phases)
-        return
-    with _watch_passes(model, mapped, phases):
-        if isinstance(compression, Int4Compression):
-            _compress_to_int4(model, compression, samples)
-        else:
-            import nncf
+        Args:
+            model: An ``openvino.Model``, changed in place.
+            samples: Calibration text as token ids; empty if the recipe needs none.
+            mapped: Takes the new weights.
+            phases: Told about the phases "analyse" and "compress".
+        """
+        self._model = model
+        self._samples = samples
+        self._mapped = mapped
+        self._phases = phases
 
-            nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
+    def store_as_fp16(self) -> None:
+        """Store the weight matrices, fp32 or bf16, as fp16, and nothing else.
 
+        openvino's ``compress_to_fp16`` leaves bf16 as it is, and rounds the rotary frequencies
+        too, which turns keys by a whole radian after some thousand tokens.
 
-@contextlib.contextmanager
-def _watch_passes(model: Any, mapped: MappedConstants, phases: Phases) -> Iterator[None]:
-    """Put our own loop into the place of NNCF's bar in each of its passes."""
+        Raises:
+            CompressionError: A weight holds values that fp16 cannot.
+        """
+        import numpy as np
+        import openvino.opset13 as ops
 
-    def look(sequence: Iterable[Any], description: str = "", **options: Any) -> Iterator[Any]:
-        return phases.follow(sequence, description, options.get("weights"))
+        self._phases.begin("compress")
+        for node in self._phases.follow(_weights(self._model), "Rounding to fp16"):
+            name = node.get_friendly_name()
+            stored = node.get_element_type().get_type_name()
+            if stored not in ("f32", "bf16"):
+                continue
+            with np.errstate(over="ignore"):
+                values = node.get_data(dtype=np.float32).astype(np.float16)
+            if not np.isfinite(values).all():
+                raise CompressionError(f"{name} holds values that fp16 cannot.", layers=(name,))
+            users = node.output(0).get_target_inputs()
+            constant = self._mapped.constant(values, name)
+            source = constant if stored == "bf16" else ops.convert(constant, "f32")
+            for user in users:
+                user.replace_source_output(source.output(0))
 
-    def rewrite(sequence: Iterable[Any], description: str = "", **options: Any) -> Iterator[Any]:
-        phases.begin("compress")
-        sources = {constant.get_friendly_name(): _Source(constant) for constant in _weights(model)}
-        for weight in phases.follow(sequence, description, options.get("weights")):
+    def compress_to_int8(self) -> None:
+        """Compress the weight matrices to 8 bits with zero points."""
+        import nncf
+
+        with self._watched_passes():
+            nncf.compress_weights(self._model, mode=nncf.CompressWeightsMode.INT8_ASYM)
+
+    def compress_to_int4(
+        self,
+        *,
+        symmetric: bool,
+        ratio: float,
+        group_size: int,
+        on_indivisible: str,
+        backup: str,
+        ignores: Callable[[str], bool],
+        data_aware: Mapping[str, bool],
+    ) -> None:
+        """Compress the weight matrices to 4 bits, the most sensitive ones to the backup.
+
+        Args:
+            symmetric: Without zero points.
+            ratio: Share of the parameters that become int4.
+            group_size: Values of a row that share one scale; -1 for a whole row.
+            on_indivisible: As in `Int4Compression`.
+            backup: As in `Int4Compression`.
+            ignores: Whether to leave a weight, by its name, alone.
+            data_aware: NNCF's options that need calibration text; empty for none.
+
+        Raises:
+            CompressionError: NNCF refuses the group size.
+        """
+        import nncf
+        from nncf.quantization.advanced_parameters import (
+            AdvancedCompressionParameters,
+            AdvancedGPTQParameters,
+            GroupSizeFallbackMode,
+        )
+
+        modes, backups = nncf.CompressWeightsMode, nncf.BackupMode
+        options: dict[str, Any] = dict(data_aware)
+        if data_aware:
+            options["dataset"] = nncf.Dataset(list(decoder_inputs(self._model, self._samples)))
+            options["subset_size"] = len(self._samples)
+        try:
+            with self._watched_passes():
+                nncf.compress_weights(
+                    self._model,
+                    mode=modes.INT4_SYM if symmetric else modes.INT4_ASYM,
+                    ratio=ratio,
+                    group_size=group_size,
+                    ignored_scope=nncf.IgnoredScope(names=list(self._ignored_nodes(ignores))),
+                    backup_mode={
+                        "int8": backups.INT8_ASYM,
+                        "int8_sym": backups.INT8_SYM,
+                        "none": backups.NONE,
+                    }[backup],
+                    advanced_parameters=AdvancedCompressionParameters(
+                        group_size_fallback_mode=GroupSizeFallbackMode(on_indivisible),
+                        gptq_params=AdvancedGPTQParameters(subset_size=max(1, len(self._samples))),
+                    ),
+                    **options,
+                )
+        except nncf.InvalidGroupSizeError as error:
+            raise CompressionError(f"NNCF refuses group_size={group_size}: {error}") from error
+
+    def _ignored_nodes(self, ignores: Callable[[str], bool]) -> Iterator[str]:
+        """Yield the operations that use an ignored weight: NNCF knows operations, not weights."""
+        for weight in _weights(self._model):
+            if ignores(weight.get_friendly_name()):
+                for user in _users(weight):
+                    yield user.get_node().get_friendly_name()
+
+    @contextlib.contextmanager
+    def _watched_passes(self) -> Iterator[None]:
+        """Put our own loops into the place of NNCF's bar in each of its passes."""
+        with contextlib.ExitStack() as stack:
+            for name in _PASSES:
+                module = importlib.import_module(name)
+                stack.enter_context(replaced(module, "track", self._follow))
+            module = importlib.import_module(_REWRITING)
+            stack.enter_context(replaced(module, "track", self._follow_rewriting))
+            yield
+
+    def _follow(
+        self, sequence: Iterable[Any], description: str = "", **options: Any
+    ) -> Iterator[Any]:
+        return self._phases.follow(sequence, description, options.get("weights"))
+
+    def _follow_rewriting(
+        self, sequence: Iterable[Any], description: str = "", **options: Any
+    ) -> Iterator[Any]:
+        """Move each weight that NNCF has rewritten to the mapped file."""
+        self._phases.begin("compress")
+        sources = {weight.get_friendly_name(): _Source(weight) for weight in _weights(self._model)}
+        for weight in self._follow(sequence, description, **options):
             yield weight
             source = sources.pop(weight.weight_name, None)
             if source is None:
@@ -90,14 +192,8 @@ def _watch_passes(model: Any, mapped: MappedConstants, phases: Phases) -> Iterat
                 for constant in _constants(user.get_source_output().get_node())
             }
             for constant in made.values():
-                mapped.take(constant)
+                self._mapped.take(constant)
             give_back(source.address, source.size_bytes)
-
-    with contextlib.ExitStack() as stack:
-        for name in _PASSES:
-            stack.enter_context(replaced(importlib.import_module(name), "track", look))
-        stack.enter_context(replaced(importlib.import_module(_REWRITING), "track", rewrite))
-        yield
 
 
 class _Source:
@@ -134,80 +230,3 @@ def _constants(node: Any) -> Iterator[Any]:
     elif node.get_type_name() in ("Convert", "Multiply", "Reshape", "Subtract"):
         for index in range(node.get_input_size()):
             yield from _constants(node.input_value(index).get_node())
-
-
-def _store_weights_as_fp16(model: Any, mapped: MappedConstants, phases: Phases) -> None:
-    """Store the weight matrices, fp32 or bf16, as fp16, and nothing else.
-
-    openvino's ``compress_to_fp16`` leaves bf16 as it is, and rounds the rotary frequencies too,
-    which turns keys by a whole radian after some thousand tokens.
-    """
-    import numpy as np
-    import openvino.opset13 as ops
-
-    for node in phases.follow(_weights(model), "Rounding to fp16"):
-        name = node.get_friendly_name()
-        stored = node.get_element_type().get_type_name()
-        if stored not in ("f32", "bf16"):
-            continue
-        with np.errstate(over="ignore"):
-            values = node.get_data(dtype=np.float32).astype(np.float16)
-        if not np.isfinite(values).all():
-            raise CompressionError(f"{name} holds values that fp16 cannot.", layers=(name,))
-        users = node.output(0).get_target_inputs()
-        constant = mapped.constant(values, name)
-        source = constant if stored == "bf16" else ops.convert(constant, "f32")
-        for user in users:
-            user.replace_source_output(source.output(0))
-
-
-def _compress_to_int4(
-    model: Any, compression: Int4Compression, samples: Sequence[Sequence[int]]
-) -> None:
-    import nncf
-    from nncf.quantization.advanced_parameters import (
-        AdvancedCompressionParameters,
-        AdvancedGPTQParameters,
-        GroupSizeFallbackMode,
-    )
-
-    modes, backups = nncf.CompressWeightsMode, nncf.BackupMode
-    data_aware: dict[str, Any] = {}
-    if compression.data_aware:
-        data_aware = {
-            "dataset": nncf.Dataset(list(decoder_inputs(model, samples))),
-            "subset_size": len(samples),
-            "awq": compression.awq,
-            "scale_estimation": compression.scale_estimation,
-            "gptq": compression.gptq,
-        }
-    try:
-        nncf.compress_weights(
-            model,
-            mode=modes.INT4_SYM if compression.symmetric else modes.INT4_ASYM,
-            ratio=compression.ratio,
-            group_size=compression.group_size,
-            ignored_scope=nncf.IgnoredScope(names=list(_ignored_nodes(model, compression))),
-            backup_mode={
-                "int8": backups.INT8_ASYM,
-                "int8_sym": backups.INT8_SYM,
-                "none": backups.NONE,
-            }[compression.backup],
-            advanced_parameters=AdvancedCompressionParameters(
-                group_size_fallback_mode=GroupSizeFallbackMode(compression.on_indivisible),
-                gptq_params=AdvancedGPTQParameters(subset_size=max(1, len(samples))),
-            ),
-            **data_aware,
-        )
-    except nncf.InvalidGroupSizeError as error:
-        raise CompressionError(
-            f"NNCF refuses group_size={compression.group_size}: {error}"
-        ) from error
-
-
-def _ignored_nodes(model: Any, compression: Int4Compression) -> Iterator[str]:
-    """Yield the operations that use an ignored weight: NNCF knows operations, not weights."""
-    for weight in _weights(model):
-        if is_ignored(weight.get_friendly_name(), compression):
-            for user in _users(weight):
-                yield user.get_node().get_friendly_name()

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..artifact.folder import MODEL_XML
 from ..errors import ExportError
-from ..thirdparty.overrides import replaced
+from ..thirdparty.overrides import original_of, replaced
 from .checkpoint import Checkpoint
 
 
@@ -38,19 +38,8 @@ def convert(checkpoint: Checkpoint, output: Path, rewrite: Callable[[Any], None]
     from optimum.intel import OVConfig
 
     exporter = importlib.import_module("optimum.exporters.openvino.convert")
-    save_model = exporter.save_model
-    rewritten = False
-
-    def rewrite_and_save(model: Any, path: Any, *arguments: Any, **options: Any) -> None:
-        nonlocal rewritten
-        if Path(path).name == MODEL_XML:
-            rewrite(model)
-            rewritten = True
-            save_model(model, path, compress_to_fp16=False)
-        else:  # the tokenizer pair
-            save_model(model, path, *arguments, **options)
-
-    with replaced(exporter, "save_model", rewrite_and_save):
+    saver = _RewritingSaver(original_of(exporter, "save_model"), rewrite)
+    with replaced(exporter, "save_model", saver):
         main_export(
             str(checkpoint.path),
             output=output,
@@ -62,8 +51,25 @@ def convert(checkpoint: Checkpoint, output: Path, rewrite: Callable[[Any], None]
             convert_tokenizer=True,
             library_name="transformers",
         )
-    if not rewritten:
+    if not saver.has_rewritten:
         raise ExportError(
             f"optimum-intel {metadata.version('optimum-intel')} does not save its model through "
             "openvino.save_model. Install a version that phi3ov[export] asks for."
         )
+
+
+class _RewritingSaver:
+    """Takes the place of ``openvino.save_model`` in optimum's exporter."""
+
+    def __init__(self, save_model: Callable[..., None], rewrite: Callable[[Any], None]) -> None:
+        self._save_model = save_model
+        self._rewrite = rewrite
+        self.has_rewritten = False
+
+    def __call__(self, model: Any, path: Any, *arguments: Any, **options: Any) -> None:
+        if Path(path).name != MODEL_XML:  # the tokenizer pair
+            self._save_model(model, path, *arguments, **options)
+            return
+        self._rewrite(model)
+        self.has_rewritten = True
+        self._save_model(model, path, compress_to_fp16=False)

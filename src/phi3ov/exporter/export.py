@@ -3,13 +3,13 @@
 The steps, each a phase that progress reports:
 
 1. check the checkpoint, the recipe, disk and memory (nothing has been written yet);
-2. convert the checkpoint to an OpenVINO graph over its own, mapped weights (``converter.py``);
+2. convert the checkpoint to an OpenVINO graph over its own, mapped weights (`convert`);
 3. analyse: NNCF decides which weights get which precision, and runs calibration text;
-4. compress the weights, one by one, into a mapped file (``compressor.py``, ``mapped.py``);
+4. compress the weights, one by one, into a mapped file (`compress`, `mapped_weights`);
 5. write the compressed model;
 6. collect the files that travel along;
-7. verify: read the result back, is it really what was asked for? Write the manifest, and rename
-   the folder into place.
+7. verify: read the result back and compare it with what was asked for; write the manifest, and
+   rename the folder into place.
 
 All work happens in a folder beside the target. An export either is what was asked for, or it
 raises and leaves nothing behind but the empty file of its lock.
@@ -18,10 +18,12 @@ raises and leaves nothing behind but the empty file of its lock.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -36,20 +38,11 @@ from ..prompt.formats import ChatFormat, recognize_format
 from ..thirdparty.overrides import su_rope_accepted
 from ..thirdparty.tool_output import quiet_tools, quiet_warnings
 from .checkpoint import Checkpoint
-from .compress import compress
+from .compress import GraphWeights
 from .convert import convert
 from .mapped_weights import MappedConstants
 from .progress import Phases, ProgressCallback
-from .recipes import (
-    Compression,
-    Int4Compression,
-    check_compression,
-    check_divisible,
-    check_ignored,
-    check_weights,
-    describe_recipe,
-    draw_samples,
-)
+from .recipes import Compression, Int4Compression, Recipe, read_recipe
 from .workplace import check_room, check_target, describe_free_disk, open_workplace, put_into_place
 
 _TRAVELS_ALONG = (
@@ -72,6 +65,11 @@ _TOOLS = (
     "transformers",
     "torch",
 )
+
+
+_ONE_AT_A_TIME = threading.RLock()
+"""Held while optimum converts and NNCF compresses: both patch the model's classes meanwhile, so
+two exports in two threads take turns. Nothing else waits for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +106,8 @@ def export_model(
     Args:
         source: A local checkpoint folder, or a hub id.
         output: The folder to make.
-        compression: `Int4Compression`, ``"int8"`` or ``"fp16"`` (no compression).
+        compression: An `Int4Compression`, or ``"int4"`` for the default one, ``"int8"``, or
+            ``"fp16"`` (no compression).
         revision: Branch, tag or commit of a hub id.
         overwrite: Replace ``output`` if it is an artifact already.
         progress: True shows on stderr a bar per phase, or a line where that is no terminal; a
@@ -128,24 +127,22 @@ def export_model(
         >>> report.artifact.bits_per_weight  # doctest: +SKIP
         5.8
     """
-    _require_tools()
     target = Path(output).absolute()
     with contextlib.closing(Phases(progress)) as phases:
         phases.begin("check")
+        _require_tools()
         check_target(target, overwrite=overwrite)
-        check_compression(compression)
+        recipe = read_recipe(compression)
         checkpoint = Checkpoint.resolve(source, revision=revision)
         with open_workplace(target) as work:
-            check_room(checkpoint, compression, work)
+            check_room(checkpoint, recipe, work)
             try:
-                with quiet_tools(log), su_rope_accepted():
-                    job = _plan(checkpoint, compression)
-                    _convert_and_compress(job, work, phases)
-                phases.begin("collect files")
-                _collect_files(job.checkpoint, work / "converted", work / "made")
-                phases.begin("verify")
-                weights = _verify(job, work / "made")
-                put_into_place(work / "made", target, work, overwrite=overwrite)
+                with _ONE_AT_A_TIME, quiet_tools(log), su_rope_accepted():
+                    job = _Export.plan(checkpoint, recipe, work, phases)
+                    job.convert()
+                job.collect_files()
+                weights = job.verify()
+                put_into_place(job.made, target, work, overwrite=overwrite)
             except Phi3OVError:
                 raise
             except Exception as error:
@@ -158,7 +155,7 @@ def export_model(
         artifact = Artifact.open(target)
         return ExportReport(
             artifact=artifact,
-            source_bytes=job.checkpoint.weights_bytes,
+            source_bytes=checkpoint.weights_bytes,
             artifact_bytes=artifact.size_bytes,
             weights=weights,
             phase_seconds=phases.finish(),
@@ -178,25 +175,103 @@ def _require_tools() -> None:
             ) from error
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """What is to be exported, checked as far as that goes without converting it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Export:
+    """One export: what it is made of, and its steps in the order in which they are called."""
 
     checkpoint: Checkpoint
-    compression: Compression
+    recipe: Recipe
     samples: Sequence[Sequence[int]]
     chat_format: ChatFormat
+    work: Path
+    phases: Phases
 
+    @classmethod
+    def plan(cls, checkpoint: Checkpoint, recipe: Recipe, work: Path, phases: Phases) -> _Export:
+        """Check what can be checked without converting anything."""
+        checkpoint.check_tensors()
+        recipe.check(checkpoint)
+        chat_format = _recognize_format(checkpoint)
+        tokenizer = ChatTokenizer.from_folder(checkpoint.path, chat_format)  # raises if unusable
+        calibration = recipe.calibration
+        samples: Sequence[Sequence[int]] = ()
+        if calibration is not None:
+            longest = checkpoint.config.max_position_embeddings
+            samples = calibration.draw_samples(tokenizer, context_tokens=longest)
+        return cls(
+            checkpoint=checkpoint,
+            recipe=recipe,
+            samples=samples,
+            chat_format=chat_format,
+            work=work,
+            phases=phases,
+        )
 
-def _plan(checkpoint: Checkpoint, compression: Compression) -> _Job:
-    checkpoint.check_tensors()
-    if isinstance(compression, Int4Compression):
-        check_ignored(checkpoint, compression)
-        check_divisible(checkpoint, compression)
-    chat_format = _recognize_format(checkpoint)
-    tokenizer = ChatTokenizer.from_folder(checkpoint.path, chat_format)  # raises if unusable
-    samples = draw_samples(checkpoint, compression, tokenizer)
-    return _Job(checkpoint, compression, samples, chat_format)
+    @property
+    def converted(self) -> Path:
+        """Where optimum writes."""
+        return self.work / "converted"
+
+    @property
+    def made(self) -> Path:
+        """The folder that becomes the artifact."""
+        return self.work / "made"
+
+    def convert(self) -> None:
+        """Write the compressed model and its tokenizer pair."""
+        self.phases.begin("convert")
+        with contextlib.closing(MappedConstants(self.work / "compressed.bin")) as mapped:
+            convert(self.checkpoint, self.converted, functools.partial(self._rewrite, mapped))
+
+    def _rewrite(self, mapped: MappedConstants, model: Any) -> None:
+        """Compress the graph; optimum writes it afterwards."""
+        self.phases.begin("analyse")
+        self.recipe.apply(GraphWeights(model, self.samples, mapped, self.phases))
+        self.phases.begin("write")
+
+    def collect_files(self) -> None:
+        """Put an artifact together: the model, its tokenizer pair, and the checkpoint's own files.
+
+        The config is the checkpoint's, because the exporter writes a changed context length.
+        """
+        self.phases.begin("collect files")
+        self.made.mkdir()
+        for name in (MODEL_XML, *_TOKENIZER_PAIR):
+            if not (self.converted / name).is_file():
+                raise ExportError(
+                    f"openvino-tokenizers could not convert the tokenizer of "
+                    f"{self.checkpoint.path}: it wrote no {name}. It must be of openvino's "
+                    f"version; installed are openvino {metadata.version('openvino')} and "
+                    f"openvino-tokenizers {metadata.version('openvino-tokenizers')}."
+                )
+            for part in (name, name.replace(".xml", ".bin")):
+                os.replace(self.converted / part, self.made / part)
+        for name in _TRAVELS_ALONG:
+            if (self.checkpoint.path / name).is_file():
+                shutil.copyfile(self.checkpoint.path / name, self.made / name)
+
+    def verify(self) -> tuple[WeightSummary, ...]:
+        """Check that the model is what was asked for, and write its manifest."""
+        self.phases.begin("verify")
+        layers = read_weights(self.made / MODEL_XML)
+        self.recipe.verify(layers)
+        weights = summarize(layers)
+        manifest = Manifest(
+            source=self.checkpoint.source,
+            revision=self.checkpoint.revision,
+            commit=self.checkpoint.commit,
+            source_bytes=self.checkpoint.weights_bytes,
+            recipe=self.recipe.describe(self.samples),
+            weights=weights,
+            layers=layers,
+            chat_format=self.chat_format.name,
+            system_messages=self.chat_format.system_messages,
+            versions={tool: metadata.version(tool) for tool in _TOOLS},
+            files=record_files(self.made),
+        )
+        path = self.made / MANIFEST_NAME
+        path.write_text(manifest.to_json(), encoding="utf-8", newline="\n")
+        return weights
 
 
 def _recognize_format(checkpoint: Checkpoint) -> ChatFormat:
@@ -216,58 +291,3 @@ def _recognize_format(checkpoint: Checkpoint) -> ChatFormat:
             tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         )
     )
-
-
-def _convert_and_compress(job: _Job, work: Path, phases: Phases) -> None:
-    """Write the compressed model and its tokenizer pair into ``work/converted``."""
-    phases.begin("convert")
-    with contextlib.closing(MappedConstants(work / "compressed.bin")) as mapped:
-
-        def rewrite(model: Any) -> None:
-            compress(model, job.compression, job.samples, mapped, phases)
-            phases.begin("write")
-
-        convert(job.checkpoint, work / "converted", rewrite)
-
-
-def _collect_files(checkpoint: Checkpoint, converted: Path, made: Path) -> None:
-    """Put an artifact together: the model, its tokenizer pair, and the checkpoint's own files.
-
-    The config is the checkpoint's, because the exporter writes a changed context length.
-    """
-    made.mkdir()
-    for name in (MODEL_XML, *_TOKENIZER_PAIR):
-        if not (converted / name).is_file():
-            raise ExportError(
-                f"openvino-tokenizers could not convert the tokenizer of {checkpoint.path}: "
-                f"it wrote no {name}. It must be of openvino's version; installed are "
-                f"openvino {metadata.version('openvino')} and openvino-tokenizers "
-                f"{metadata.version('openvino-tokenizers')}."
-            )
-        for part in (name, name.replace(".xml", ".bin")):
-            os.replace(converted / part, made / part)
-    for name in _TRAVELS_ALONG:
-        if (checkpoint.path / name).is_file():
-            shutil.copyfile(checkpoint.path / name, made / name)
-
-
-def _verify(job: _Job, made: Path) -> tuple[WeightSummary, ...]:
-    """Check that the model in ``made`` is what was asked for, and write its manifest."""
-    layers = read_weights(made / MODEL_XML)
-    check_weights(layers, job.compression)
-    weights = summarize(layers)
-    manifest = Manifest(
-        source=job.checkpoint.source,
-        revision=job.checkpoint.revision,
-        commit=job.checkpoint.commit,
-        source_bytes=job.checkpoint.weights_bytes,
-        recipe=describe_recipe(job.compression, job.samples),
-        weights=weights,
-        layers=layers,
-        chat_format=job.chat_format.name,
-        system_messages=job.chat_format.system_messages,
-        versions={tool: metadata.version(tool) for tool in _TOOLS},
-        files=record_files(made),
-    )
-    (made / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8", newline="\n")
-    return weights

@@ -143,7 +143,7 @@ class _Printer:
     def _begin(self, progress: ExportProgress) -> None:
         title = f"[{progress.step}/{progress.steps}] {progress.phase}"
         if self._terminal:
-            from tqdm import tqdm  # huggingface-hub brings it
+            from tqdm import tqdm
 
             self.close()
             self._bar = tqdm(

@@ -1,29 +1,73 @@
-"""Weight compression recipes: as values, checked before the work, and in what came out.
+"""Weight compression recipes: values that check, apply, verify and describe themselves.
 
-A named recipe is a line in `PRESETS`. A new kind of compression is fields of `Int4Compression` or
-a value of its own, applied in ``compressor.py``, and in `check_weights` what must then stand in
-the IR. Text for
-data-aware recipes is ``calibration.py``; which recipe to use when is ``docs/recipes.md``.
+A recipe is a `Recipe`: one class for int4, one for int8, one for fp16. A new kind of compression
+is one more class and a line in `_NAMED`; a named int4 recipe is a line in `PRESETS`. How weights
+are rewritten is `compress`; which recipe to use when is ``docs/recipes.md``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ..artifact.ir import WeightLayer, layer_name
 from ..errors import CompressionError, OptionError
-from ..prompt.chat_tokenizer import ChatTokenizer
 from ..validation import is_integer, is_number, require_choice
-from .calibration import cut_samples, default_texts, hash_texts
+from .calibration import Calibration, default_texts, hash_texts
 from .checkpoint import Checkpoint
+from .compress import GraphWeights
+
+if TYPE_CHECKING:
+    from ..family import Phi3Config
 
 _NEVER_INT4 = ("embed_tokens", "lm_head")
 """NNCF keeps embeddings and the output layer in the backup precision."""
 
 _FLOATS = ("fp16", "bf16", "fp32")
+
+
+class Recipe(Protocol):
+    """What every kind of compression can be asked."""
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The text that it runs the model on; None if it needs none."""
+        ...
+
+    @property
+    def bits(self) -> float:
+        """Bits per weight that it leads to at most, scales included."""
+        ...
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Check, before any work, that the recipe fits the model's layers.
+
+        Raises:
+            CompressionError: It does not; names the layers.
+        """
+        ...
+
+    def apply(self, weights: GraphWeights) -> None:
+        """Rewrite a graph's weights.
+
+        Raises:
+            CompressionError: The recipe does not fit the model.
+        """
+        ...
+
+    def verify(self, layers: Sequence[WeightLayer]) -> None:
+        """Compare what an exported IR holds with what the recipe asks for.
+
+        Raises:
+            CompressionError: They differ; names the layers.
+        """
+        ...
+
+    def describe(self, samples: Sequence[Sequence[int]] = ()) -> dict[str, Any]:
+        """Return the recipe as the manifest records it: everything but the text itself."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,11 +110,11 @@ class Int4Compression:
     symmetric: bool = True
     on_indivisible: Literal["error", "adjust"] = "error"
     backup: Literal["int8", "int8_sym", "none"] = "int8"
-    ignored_layers: tuple[str, ...] = ()
+    ignored_layers: Sequence[str] = ()
     awq: bool = False
     scale_estimation: bool = False
     gptq: bool = False
-    texts: tuple[str, ...] | None = field(default=None, repr=False)
+    texts: Sequence[str] | None = field(default=None, repr=False)
     num_samples: int = 128
     sample_tokens: int = 256
 
@@ -85,13 +129,26 @@ class Int4Compression:
         for name in ("symmetric", "awq", "scale_estimation", "gptq"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name}={getattr(self, name)!r} is not True or False.")
-        _check_strings("ignored_layers", self.ignored_layers)
+        self._keep_strings("ignored_layers")
         if size == -1 and self.on_indivisible == "adjust":
             raise OptionError(
                 "on_indivisible='adjust' contradicts group_size=-1: a whole row always divides. "
                 "Leave on_indivisible out."
             )
         self._check_calibration()
+
+    def _keep_strings(self, name: str) -> None:
+        """Keep a sequence of strings as a tuple, so that recipes can be compared and hashed."""
+        values = getattr(self, name)
+        if (
+            isinstance(values, str)
+            or not isinstance(values, Sequence)
+            or not all(isinstance(text, str) and text for text in values)
+        ):
+            raise OptionError(
+                f"{name}={values!r:.80} must be a list or tuple of strings, none of them empty."
+            )
+        object.__setattr__(self, name, tuple(values))
 
     def _check_calibration(self) -> None:
         defaults = {"texts": None, "num_samples": 128, "sample_tokens": 256}
@@ -100,7 +157,7 @@ class Int4Compression:
             if not is_integer(value) or value < 1:
                 raise OptionError(f"{name}={value!r} must be a positive integer.")
         if self.texts is not None:
-            _check_strings("texts", self.texts)
+            self._keep_strings("texts")
             if not self.texts:
                 raise OptionError("texts=() is empty. Give calibration text, or None.")
         for name, default in defaults.items():
@@ -115,8 +172,153 @@ class Int4Compression:
         """Whether the recipe needs calibration text."""
         return self.awq or self.scale_estimation or self.gptq
 
+    @property
+    def calibration(self) -> Calibration | None:
+        """The text that the data-aware options run the model on; None if all are off."""
+        if not self.data_aware:
+            return None
+        return Calibration(
+            texts=None if self.texts is None else tuple(self.texts),
+            num_samples=self.num_samples,
+            sample_tokens=self.sample_tokens,
+        )
+
+    @property
+    def bits(self) -> float:
+        """Bits per weight that the recipe leads to at most, scales included."""
+        backup = 16.0 if self.backup == "none" else 8.5
+        return self.ratio * 5 + (1 - self.ratio) * backup + 0.1 * backup
+
+    def ignores(self, name: str) -> bool:
+        """Whether the recipe leaves the layer or weight ``name`` alone."""
+        return any(
+            fnmatchcase(layer_name(name), layer_name(pattern)) for pattern in self.ignored_layers
+        )
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Check that every ignored layer exists, and that the group size divides the others.
+
+        Raises:
+            CompressionError: A pattern matches no layer, all layers are ignored, or the group
+                size does not divide the width of a layer; names the layers.
+        """
+        self._check_ignored(checkpoint.config)
+        if self.group_size != -1 and self.on_indivisible == "error":
+            self._check_divisible(checkpoint.config)
+
+    def _check_ignored(self, config: Phi3Config) -> None:
+        blocks = set(config.linear_shapes())
+        ends = {"model.embed_tokens"} | (set() if config.tie_word_embeddings else {"lm_head"})
+        for pattern in self.ignored_layers:
+            if not any(fnmatchcase(name, layer_name(pattern)) for name in blocks | ends):
+                raise CompressionError(
+                    f"ignored_layers={pattern!r} matches no layer. Layers are called such as "
+                    f"{min(blocks)!r} and {', '.join(sorted(ends))}.",
+                    layers=(pattern,),
+                )
+        if all(self.ignores(name) for name in blocks):
+            raise CompressionError(
+                f"ignored_layers={self.ignored_layers!r} leaves no layer to compress. "
+                "compression='fp16' does that."
+            )
+
+    def _check_divisible(self, config: Phi3Config) -> None:
+        misfits = {
+            name: width
+            for name, (_, width) in config.linear_shapes().items()
+            if width % self.group_size and not self.ignores(name)
+        }
+        if misfits:
+            shown = ", ".join(f"{name} ({width})" for name, width in list(misfits.items())[:4])
+            more = f" and {len(misfits) - 4} more" if len(misfits) > 4 else ""
+            raise CompressionError(
+                f"group_size={self.group_size} does not divide the width of {shown}{more}. "
+                "Choose a group size that does, or on_indivisible='adjust'.",
+                layers=tuple(misfits),
+            )
+
+    def apply(self, weights: GraphWeights) -> None:
+        """Rewrite a graph's weights by NNCF.
+
+        Raises:
+            CompressionError: NNCF refuses the group size.
+        """
+        weights.compress_to_int4(
+            symmetric=self.symmetric,
+            ratio=self.ratio,
+            group_size=self.group_size,
+            on_indivisible=self.on_indivisible,
+            backup=self.backup,
+            ignores=self.ignores,
+            data_aware=(
+                {
+                    "awq": self.awq,
+                    "scale_estimation": self.scale_estimation,
+                    "gptq": self.gptq,
+                }
+                if self.data_aware
+                else {}
+            ),
+        )
+
+    def verify(self, layers: Sequence[WeightLayer]) -> None:
+        """Compare precisions, groups and the share of int4 parameters with what was asked for.
+
+        Raises:
+            CompressionError: They differ; names the layers.
+        """
+        countable = [
+            layer
+            for layer in layers
+            if not any(part in layer.name for part in _NEVER_INT4) and not self.ignores(layer.name)
+        ]
+        int4 = [layer for layer in countable if layer.precision == "int4"]
+        wrong = tuple(layer.name for layer in layers if not self._is_as_asked(layer))
+        if wrong or not int4:
+            raise CompressionError(
+                f"{len(wrong)} of {len(layers)} layers are not as {self.describe()} asks; "
+                f"{len(int4)} layers are int4.",
+                layers=wrong,
+            )
+        total = sum(layer.parameters for layer in countable)
+        share = sum(layer.parameters for layer in int4) / total
+        one_layer = max(layer.parameters for layer in countable) / total
+        if abs(share - self.ratio) > one_layer:
+            raise CompressionError(
+                f"{share:.1%} of the parameters are int4 where ratio={self.ratio} was asked."
+            )
+
+    def _is_as_asked(self, layer: WeightLayer) -> bool:
+        if self.ignores(layer.name):
+            return layer.precision in _FLOATS
+        if layer.precision != "int4":
+            if self.backup == "none":
+                return layer.precision in _FLOATS
+            return layer.precision == "int8" and layer.symmetric == (self.backup == "int8_sym")
+        wanted = max(self.group_size, 0)
+        fits = layer.group_size == wanted or (
+            self.on_indivisible == "adjust" and 0 < layer.group_size < wanted
+        )
+        return fits and layer.symmetric == self.symmetric
+
+    def describe(self, samples: Sequence[Sequence[int]] = ()) -> dict[str, Any]:
+        """Return the recipe as the manifest records it: everything but the text itself."""
+        record = {"mode": "int4", **asdict(self)}
+        texts = record.pop("texts")
+        if self.data_aware:
+            used = default_texts() if texts is None else texts
+            record["calibration"] = {
+                "origin": "pydoc_data.topics" if texts is None else "given",
+                "texts": len(used),
+                "sha256": hash_texts(used),
+                "samples": len(samples),
+            }
+        else:
+            del record["num_samples"], record["sample_tokens"]
+        return record
+
     @classmethod
-    def accurate(cls, texts: tuple[str, ...] | None = None) -> Int4Compression:
+    def accurate(cls, texts: Sequence[str] | None = None) -> Int4Compression:
         """Return an int4 recipe of the default's size with a quarter of its error (measured).
 
         Args:
@@ -135,6 +337,64 @@ class Int4Compression:
         return cls(group_size=-1, ratio=1.0)
 
 
+@dataclass(frozen=True, slots=True)
+class Int8Compression:
+    """Every weight matrix in 8 bits with zero points, one scale per row."""
+
+    calibration: None = None
+    bits: float = 8.5
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Accept every model: a row of any width has one scale."""
+
+    def apply(self, weights: GraphWeights) -> None:
+        """Rewrite a graph's weights by NNCF."""
+        weights.compress_to_int8()
+
+    def verify(self, layers: Sequence[WeightLayer]) -> None:
+        """Check that every layer is int8.
+
+        Raises:
+            CompressionError: One is not; names the layers.
+        """
+        _require_precision(layers, "int8")
+
+    def describe(self, samples: Sequence[Sequence[int]] = ()) -> dict[str, Any]:  # noqa: ARG002
+        """Return the recipe as the manifest records it."""
+        return {"mode": "int8"}
+
+
+@dataclass(frozen=True, slots=True)
+class Fp16Compression:
+    """Every weight matrix as float16: no compression of a 16-bit checkpoint."""
+
+    calibration: None = None
+    bits: float = 16.0
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Accept every model; values that fp16 cannot hold are found while rewriting."""
+
+    def apply(self, weights: GraphWeights) -> None:
+        """Store the weights as fp16.
+
+        Raises:
+            CompressionError: A weight holds values that fp16 cannot.
+        """
+        weights.store_as_fp16()
+
+    def verify(self, layers: Sequence[WeightLayer]) -> None:
+        """Check that every layer is fp16.
+
+        Raises:
+            CompressionError: One is not; names the layers.
+        """
+        _require_precision(layers, "fp16")
+
+    def describe(self, samples: Sequence[Sequence[int]] = ()) -> dict[str, Any]:  # noqa: ARG002
+        """Return the recipe as the manifest records it."""
+        return {"mode": "fp16"}
+
+
 PRESETS: dict[str, Callable[[], Int4Compression]] = {
     "accurate": Int4Compression.accurate,
     "small": Int4Compression.small,
@@ -142,176 +402,41 @@ PRESETS: dict[str, Callable[[], Int4Compression]] = {
 }
 """The named recipes, as the command offers them; a new one is a line here."""
 
+Compression = Int4Compression | Literal["int4", "int8", "fp16"]
+"""What `export_model` takes as a recipe: ``"int4"`` is ``Int4Compression()``."""
 
-def _check_strings(name: str, values: object) -> None:
-    if not isinstance(values, tuple) or not all(isinstance(one, str) and one for one in values):
-        raise OptionError(f"{name}={values!r:.80} is not a tuple of strings with something in it.")
-
-
-Compression = Int4Compression | Literal["int8", "fp16"]
-"""What `export_model` takes as a recipe."""
-
-
-def check_compression(compression: Compression) -> None:
-    """Check that ``compression`` is a recipe.
-
-    Raises:
-        OptionError: It is something else.
-    """
-    if not isinstance(compression, Int4Compression) and compression not in ("int8", "fp16"):
-        raise OptionError(
-            f"compression={compression!r} is not an Int4Compression, 'int8' or 'fp16'."
-        )
+_NAMED: Mapping[str, Callable[[], Recipe]] = {
+    "int4": Int4Compression,
+    "int8": Int8Compression,
+    "fp16": Fp16Compression,
+}
 
 
-def check_divisible(checkpoint: Checkpoint, compression: Int4Compression) -> None:
-    """Check, before any work, that the group size divides the width of every layer.
+def read_recipe(compression: Compression) -> Recipe:
+    """Return the recipe that a caller's ``compression`` stands for.
 
     Raises:
-        CompressionError: It does not; names the layers.
-    """
-    if compression.group_size == -1 or compression.on_indivisible == "adjust":
-        return
-    misfits = {
-        name: width
-        for name, (_, width) in checkpoint.config.linear_shapes().items()
-        if width % compression.group_size and not is_ignored(name, compression)
-    }
-    if misfits:
-        shown = ", ".join(f"{name} ({width})" for name, width in list(misfits.items())[:4])
-        more = f" and {len(misfits) - 4} more" if len(misfits) > 4 else ""
-        raise CompressionError(
-            f"group_size={compression.group_size} does not divide the width of {shown}{more}. "
-            "Choose a group size that does, or on_indivisible='adjust'.",
-            layers=tuple(misfits),
-        )
+        OptionError: It stands for none; says what to pass instead.
 
-
-def check_ignored(checkpoint: Checkpoint, compression: Int4Compression) -> None:
-    """Check, before any work, that every ignored layer exists and that others remain.
-
-    Raises:
-        CompressionError: A pattern matches no layer, or all layers are ignored.
-    """
-    blocks = set(checkpoint.config.linear_shapes())
-    ends = {"model.embed_tokens"}
-    if not checkpoint.config.tie_word_embeddings:
-        ends.add("lm_head")
-    for pattern in compression.ignored_layers:
-        if not any(fnmatchcase(name, layer_name(pattern)) for name in blocks | ends):
-            raise CompressionError(
-                f"ignored_layers={pattern!r} matches no layer. Layers are called such as "
-                f"{min(blocks)!r} and {', '.join(sorted(ends))}.",
-                layers=(pattern,),
-            )
-    if all(is_ignored(name, compression) for name in blocks):
-        raise CompressionError(
-            f"ignored_layers={compression.ignored_layers!r} leaves no layer to compress. "
-            "compression='fp16' does that."
-        )
-
-
-def is_ignored(name: str, compression: Int4Compression) -> bool:
-    """Whether the recipe leaves the layer or weight ``name`` alone."""
-    return any(
-        fnmatchcase(layer_name(name), layer_name(pattern)) for pattern in compression.ignored_layers
-    )
-
-
-def draw_samples(
-    checkpoint: Checkpoint, compression: Compression, tokenizer: ChatTokenizer
-) -> list[list[int]]:
-    """Return the calibration samples of a recipe as token ids; none if it needs none.
-
-    Raises:
-        CompressionError: The texts are shorter than one sample, or a sample is longer than
-            the model's context.
-    """
-    if not isinstance(compression, Int4Compression) or not compression.data_aware:
-        return []
-    context = checkpoint.config.max_position_embeddings
-    if compression.sample_tokens > context:
-        raise CompressionError(
-            f"sample_tokens={compression.sample_tokens} exceeds the model's context of {context}."
-        )
-    return cut_samples(
-        tokenizer,
-        default_texts() if compression.texts is None else compression.texts,
-        num_samples=compression.num_samples,
-        sample_tokens=compression.sample_tokens,
-    )
-
-
-def describe_recipe(
-    compression: Compression, samples: Sequence[Sequence[int]] = ()
-) -> dict[str, Any]:
-    """Return a recipe as the manifest records it: everything but the text itself."""
-    if not isinstance(compression, Int4Compression):
-        return {"mode": compression}
-    record = {"mode": "int4", **asdict(compression)}
-    texts = record.pop("texts")
-    if compression.data_aware:
-        used = default_texts() if texts is None else texts
-        record["calibration"] = {
-            "origin": "pydoc_data.topics" if texts is None else "given",
-            "texts": len(used),
-            "sha256": hash_texts(used),
-            "samples": len(samples),
-        }
-    else:
-        del record["num_samples"], record["sample_tokens"]
-    return record
-
-
-def check_weights(layers: tuple[WeightLayer, ...], compression: Compression) -> None:
-    """Compare what an IR holds with what was asked for.
-
-    Raises:
-        CompressionError: It is something else; names the layers.
+    Example:
+        >>> read_recipe("int4") == Int4Compression()
+        True
     """
     if isinstance(compression, Int4Compression):
-        _check_int4(layers, compression)
-        return
-    wrong = tuple(layer.name for layer in layers if layer.precision != compression)
+        return compression
+    if isinstance(compression, str) and compression in _NAMED:
+        return _NAMED[compression]()
+    hint = "Pass 'int4' for the default recipe."
+    if isinstance(compression, str) and compression in PRESETS:
+        hint = f"Pass Int4Compression.{compression}()."
+    raise OptionError(
+        f"compression={compression!r} is not 'int4', 'int8', 'fp16' or an Int4Compression. {hint}"
+    )
+
+
+def _require_precision(layers: Sequence[WeightLayer], precision: str) -> None:
+    wrong = tuple(layer.name for layer in layers if layer.precision != precision)
     if wrong or not layers:
         raise CompressionError(
-            f"{len(wrong)} of {len(layers)} layers are not {compression} as asked.", layers=wrong
+            f"{len(wrong)} of {len(layers)} layers are not {precision} as asked.", layers=wrong
         )
-
-
-def _check_int4(layers: tuple[WeightLayer, ...], compression: Int4Compression) -> None:
-    countable = [
-        layer
-        for layer in layers
-        if not any(part in layer.name for part in _NEVER_INT4)
-        and not is_ignored(layer.name, compression)
-    ]
-    int4 = [layer for layer in countable if layer.precision == "int4"]
-    wrong = tuple(layer.name for layer in layers if not _is_as_asked(layer, compression))
-    if wrong or not int4:
-        raise CompressionError(
-            f"{len(wrong)} of {len(layers)} layers are not as "
-            f"{describe_recipe(compression)} asks; {len(int4)} layers are int4.",
-            layers=wrong,
-        )
-    total = sum(layer.parameters for layer in countable)
-    share = sum(layer.parameters for layer in int4) / total
-    one_layer = max(layer.parameters for layer in countable) / total
-    if abs(share - compression.ratio) > one_layer:
-        raise CompressionError(
-            f"{share:.1%} of the parameters are int4 where ratio={compression.ratio} was asked."
-        )
-
-
-def _is_as_asked(layer: WeightLayer, compression: Int4Compression) -> bool:
-    if is_ignored(layer.name, compression):
-        return layer.precision in _FLOATS
-    if layer.precision != "int4":
-        if compression.backup == "none":
-            return layer.precision in _FLOATS
-        return layer.precision == "int8" and layer.symmetric == (compression.backup == "int8_sym")
-    wanted = max(compression.group_size, 0)
-    fits = layer.group_size == wanted or (
-        compression.on_indivisible == "adjust" and 0 < layer.group_size < wanted
-    )
-    return fits and layer.symmetric == compression.symmetric

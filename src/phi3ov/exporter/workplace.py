@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from ..artifact.folder import MANIFEST_NAME
 from ..errors import ExportError
 from .checkpoint import Checkpoint
-from .recipes import Compression, Int4Compression
+from .recipes import Recipe
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -100,7 +100,7 @@ def _told_by_name(target: Path) -> Iterator[None]:
 
 
 def _lock(path: Path, target: Path) -> FileLock:
-    from filelock import FileLock, Timeout  # huggingface-hub brings it
+    from filelock import FileLock, Timeout
 
     lock = FileLock(path, timeout=0)
     try:
@@ -110,7 +110,7 @@ def _lock(path: Path, target: Path) -> FileLock:
     return lock
 
 
-def check_room(checkpoint: Checkpoint, compression: Compression, work: Path) -> None:
+def check_room(checkpoint: Checkpoint, recipe: Recipe, work: Path) -> None:
     """Check that disk and memory have room for the export.
 
     Raises:
@@ -119,13 +119,13 @@ def check_room(checkpoint: Checkpoint, compression: Compression, work: Path) -> 
     for resource, needed, free, way_out in (
         (
             f"disk beside {work.parent}",
-            disk_needed(checkpoint, compression),
+            disk_needed(checkpoint, recipe),
             shutil.disk_usage(work).free,
             "Free some, or choose another output",
         ),
         (
             "memory",
-            memory_needed(checkpoint, compression),
+            memory_needed(checkpoint, recipe),
             free_memory(),
             "Close other programs, or export on a machine with more",
         ),
@@ -137,17 +137,17 @@ def check_room(checkpoint: Checkpoint, compression: Compression, work: Path) -> 
             )
 
 
-def disk_needed(checkpoint: Checkpoint, compression: Compression) -> int:
+def disk_needed(checkpoint: Checkpoint, recipe: Recipe) -> int:
     """Return the bytes of disk that an export takes at its end, at most.
 
     The compressed model is there twice then: as it was made, weight by weight, and as OpenVINO
     writes it. The checkpoint itself is not copied.
     """
     parameters = checkpoint.weights_bytes / 2  # 16 bits each; fewer where they have 32
-    return int(2 * parameters * _most_bits(compression) / 8) + 64 * 2**20
+    return int(2 * parameters * recipe.bits / 8) + 64 * 2**20
 
 
-def memory_needed(checkpoint: Checkpoint, compression: Compression) -> int:
+def memory_needed(checkpoint: Checkpoint, recipe: Recipe) -> int:
     """Return the bytes of memory, mapped files not counted, that an export takes at its peak.
 
     That is the tools themselves and what compressing the largest weight takes; see "What an
@@ -158,7 +158,7 @@ def memory_needed(checkpoint: Checkpoint, compression: Compression) -> int:
     linear = 4 * config.hidden_size * 2 * config.intermediate_size  # float32 bytes: gate_up_proj
     embedding = 4 * config.hidden_size * config.vocab_size
     needed = _TOOLS_BYTES + max(_COPIES_OF_LINEAR * linear, _COPIES_OF_EMBEDDING * embedding)
-    if isinstance(compression, Int4Compression) and compression.data_aware:
+    if recipe.calibration is not None:
         needed += 2 * checkpoint.weights_bytes
     return int(needed)
 
@@ -168,7 +168,7 @@ def free_memory() -> int:
 
     In a container that is what its own limit leaves of what its processes take already.
     """
-    import psutil  # nncf brings it
+    import psutil
 
     free = psutil.virtual_memory().available + psutil.swap_memory().free
     for folder, limit, used in (
@@ -184,16 +184,6 @@ def free_memory() -> int:
             cached = sum(int(value) for name, value in lines if name in _CACHED)
             free = min(free, max(0, most - taken + cached))
     return int(free)
-
-
-def _most_bits(compression: Compression) -> float:
-    """Return the bits per weight that a recipe leads to at most, scales included."""
-    if compression == "fp16":
-        return 16.0
-    if compression == "int8":
-        return 8.5
-    backup = 16.0 if compression.backup == "none" else 8.5
-    return compression.ratio * 5 + (1 - compression.ratio) * backup + 0.1 * backup
 
 
 def describe_free_disk(target: Path) -> str:

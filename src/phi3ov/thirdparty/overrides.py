@@ -1,21 +1,82 @@
-"""What phi3ov replaces in the tools around it, while it uses them."""
+"""Functions of optimum, NNCF and transformers that phi3ov replaces, for the calling thread only.
+
+A program may use the same tools in other threads while phi3ov exports in one. So the attribute is
+replaced by a switch, which calls phi3ov's function in the threads that asked for it and the
+original everywhere else. The original is put back when the last of those threads is done.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from types import MethodType
 from typing import Any
+
+_LOCK = threading.Lock()
+"""Held for the moment in which a switch is put in or taken out."""
+
+
+class _Switch:
+    """Stands for a function, class or method; calls another one in some threads."""
+
+    def __init__(self, original: Any, *, inherited: bool) -> None:
+        self.original = original
+        self.inherited = inherited
+        self.users = 0
+        self._local = threading.local()
+
+    @property
+    def replacements(self) -> list[Callable[..., Any]]:
+        """What replaces the original in this thread, innermost last."""
+        found: list[Callable[..., Any]] = vars(self._local).setdefault("replacements", [])
+        return found
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        replacements = self.replacements
+        return (replacements[-1] if replacements else self.original)(*arguments, **options)
+
+    def __get__(self, instance: Any, _owner: type | None = None) -> Any:
+        """Bind like a function, where the switch stands for a method."""
+        return self if instance is None else MethodType(self, instance)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.original, name)
 
 
 @contextlib.contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Give the attribute ``name`` of ``owner`` another value while the block runs."""
-    before = getattr(owner, name)
-    setattr(owner, name, value)
+def replaced(owner: Any, name: str, value: Callable[..., Any]) -> Iterator[None]:
+    """Let this thread find ``value`` as the attribute ``name`` of ``owner`` while the block runs.
+
+    Args:
+        owner: A module or a class.
+        name: Of a function, a class or a method that takes an instance.
+        value: What is called instead. It takes the same arguments.
+    """
+    with _LOCK:
+        switch = vars(owner).get(name)
+        if not isinstance(switch, _Switch):
+            switch = _Switch(getattr(owner, name), inherited=name not in vars(owner))
+            setattr(owner, name, switch)
+        switch.users += 1
+    switch.replacements.append(value)
     try:
         yield
     finally:
-        setattr(owner, name, before)
+        switch.replacements.pop()
+        with _LOCK:
+            switch.users -= 1
+            if not switch.users and vars(owner).get(name) is switch:
+                if switch.inherited:
+                    delattr(owner, name)
+                else:
+                    setattr(owner, name, switch.original)
+
+
+def original_of(owner: Any, name: str) -> Any:
+    """Return the attribute ``name`` of ``owner`` as it is without any replacement."""
+    found = getattr(owner, name)
+    return found.original if isinstance(found, _Switch) else found
 
 
 @contextlib.contextmanager
@@ -27,7 +88,7 @@ def su_rope_accepted() -> Iterator[None]:
     """
     from transformers import Phi3Config
 
-    convert = Phi3Config.convert_rope_params_to_dict
+    convert = original_of(Phi3Config, "convert_rope_params_to_dict")
 
     def rename_and_convert(config: Any, *arguments: Any, **options: Any) -> Any:
         scaling = options.get("rope_scaling") or {}

@@ -1,8 +1,13 @@
-"""Keeping the bars, warnings and log lines of torch's side of the stack off the terminal."""
+"""Where warnings, log lines and progress bars of optimum, NNCF and transformers go.
+
+They are dropped or written to a file while phi3ov uses these tools, in the calling thread only.
+Warnings, log lines and bars of other threads appear as before, and no thread waits for another.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import threading
 import warnings
@@ -10,94 +15,77 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-_TOOLS = ("nncf", "optimum", "transformers", "openvino_tokenizers")
-_ONE_AT_A_TIME = threading.RLock()
-"""Held meanwhile: warning filters and log levels belong to the process, so two threads that set
-and reset them in turns would leave the other's behind."""
+from .overrides import original_of, replaced
+
+_TOOLS = frozenset({"nncf", "optimum", "transformers", "openvino_tokenizers"})
+
+
+class _ThisThread:
+    """Matches every warning of the thread that made it, as the pattern of a warning filter."""
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+
+    def match(self, _text: str) -> bool:
+        """Tell Python's warning machinery whether the filter applies."""
+        return threading.get_ident() == self._thread
 
 
 @contextlib.contextmanager
 def quiet_warnings() -> Iterator[None]:
-    """Drop Python's warnings while the block runs, in one thread at a time."""
-    with _ONE_AT_A_TIME, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    """Drop this thread's Python warnings while the block runs."""
+    with _warning_action("ignore"):
         yield
 
 
 @contextlib.contextmanager
-def quiet_tools(log: str | Path | None = None) -> Iterator[None]:
-    """Silence optimum, NNCF and transformers, errors excepted, while the block runs.
+def _warning_action(action: str) -> Iterator[None]:
+    """Put a filter for this thread's warnings before all others."""
+    entry: Any = (action, _ThisThread(), Warning, None, 0)
+    warnings.filters.insert(0, entry)  # type: ignore[attr-defined]
+    _forget_seen_warnings()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # another thread may have restored its own list
+            warnings.filters.remove(entry)  # type: ignore[attr-defined]
+        _forget_seen_warnings()
 
-    One thread at a time: another one waits.
+
+def _forget_seen_warnings() -> None:
+    """Let Python look at the filters again for warnings that it has shown before."""
+    with warnings.catch_warnings():
+        pass
+
+
+@contextlib.contextmanager
+def quiet_tools(log: str | Path | None = None) -> Iterator[None]:
+    """Silence optimum, NNCF and transformers, errors excepted, in this thread.
 
     Args:
-        log: A file that gets everything instead: their log lines and Python's warnings are
-            appended to it.
+        log: A file to append their log lines and all Python warnings to; None drops them.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(quiet_warnings())
-        from transformers.utils import logging as transformers_logging
-
-        if transformers_logging.is_progress_bar_enabled():
-            stack.callback(transformers_logging.enable_progress_bar)
-        transformers_logging.disable_progress_bar()
-        if log is None:
-            handler = None
-        else:
+        handler = None
+        if log is not None:
             handler = logging.FileHandler(log, encoding="utf-8")
             handler.setFormatter(
                 logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s")
             )
             stack.callback(handler.close)
-            warnings.simplefilter("default")
-            warnings.showwarning = _logged_to(handler)
-        for name in _TOOLS:
-            stack.enter_context(_quiet_logger(logging.getLogger(name), handler))
+        stack.enter_context(_warnings_to(handler))
+        stack.enter_context(_log_lines_to(handler))
+        bars = importlib.import_module("transformers.utils.logging")
+        stack.enter_context(replaced(bars, "tqdm", bars.EmptyTqdm))
         yield
 
 
 @contextlib.contextmanager
-def _quiet_logger(logger: logging.Logger, handler: logging.Handler | None) -> Iterator[None]:
-    """Let only errors through to where ``logger`` writes, and everything to ``handler``."""
-    level, propagates = logger.level, logger.propagate
-    others = [(one, one.level) for one in logger.handlers]
-    for one, own_level in others:
-        one.setLevel(max(own_level, logging.ERROR))
-    added: list[logging.Handler] = []
+def _warnings_to(handler: logging.Handler | None) -> Iterator[None]:
     if handler is None:
-        logger.setLevel(logging.ERROR)
-    else:
-        added.append(handler)
-        if propagates and logger.parent is not None:  # an ancestor's handlers ask for no level
-            added.append(_ErrorsOnly(logger.parent))
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
-    for one in added:
-        logger.addHandler(one)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        logger.propagate = propagates
-        for one, own_level in others:
-            one.setLevel(own_level)
-        for one in added:
-            logger.removeHandler(one)
-
-
-class _ErrorsOnly(logging.Handler):
-    """Hands errors to an ancestor's handlers, as propagation does with everything."""
-
-    def __init__(self, ancestor: logging.Logger) -> None:
-        super().__init__(logging.ERROR)
-        self._ancestor = ancestor
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._ancestor.callHandlers(record)
-
-
-def _logged_to(handler: logging.Handler) -> Any:
-    """Return a ``warnings.showwarning`` that hands the warning to ``handler``."""
+        with quiet_warnings():
+            yield
+        return
 
     def show(message: Any, category: type[Warning], filename: str, line: int, *_: Any) -> None:
         handler.handle(
@@ -107,4 +95,37 @@ def _logged_to(handler: logging.Handler) -> Any:
             )
         )  # fmt: skip
 
-    return show
+    with _warning_action("default"), replaced(warnings, "showwarning", show):
+        yield
+
+
+@contextlib.contextmanager
+def _log_lines_to(handler: logging.Handler | None) -> Iterator[None]:
+    """Give the tools' log lines to ``handler``, and only errors to where they went before."""
+    original_handle = original_of(logging.Logger, "handle")
+    original_enabled = original_of(logging.Logger, "isEnabledFor")
+    least = logging.ERROR if handler is None else logging.INFO
+
+    def is_enabled(logger: logging.Logger, level: int) -> bool:
+        if _is_tool(logger.name):
+            return level >= least and not logger.disabled
+        return bool(original_enabled(logger, level))
+
+    def handle(logger: logging.Logger, record: logging.LogRecord) -> None:
+        if not _is_tool(logger.name):
+            original_handle(logger, record)
+            return
+        if handler is not None:
+            handler.handle(record)
+        if record.levelno >= logging.ERROR:
+            original_handle(logger, record)
+
+    with (
+        replaced(logging.Logger, "isEnabledFor", is_enabled),
+        replaced(logging.Logger, "handle", handle),
+    ):
+        yield
+
+
+def _is_tool(logger_name: str) -> bool:
+    return logger_name.partition(".")[0] in _TOOLS
