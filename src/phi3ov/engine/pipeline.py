@@ -60,6 +60,7 @@ class PipelineEngine(SerialEngine):
             UnsupportedModelError: The rope factors of ``setup.context`` cannot be had.
         """
         self._runner = _Runner(setup)
+        self.takes_grammars = not self._runner.speculation.candidate_tokens
         self.settings = self._runner.settings
         super().__init__(
             self._runner.run, free=self._runner.free, name="pipeline", limits=setup.limits

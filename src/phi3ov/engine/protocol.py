@@ -82,10 +82,12 @@ class Engine(Protocol):
 
     Attributes:
         max_running: How many requests it answers together.
+        takes_grammars: Whether `TokenRequest.grammar` may be set.
         settings: The OpenVINO properties in force, each with its reason.
     """
 
     max_running: int
+    takes_grammars: bool = False
     settings: tuple[Setting, ...] = ()
 
     @property

@@ -28,6 +28,7 @@ class SerialEngine:
     """Runs requests one by one on a thread of its own."""
 
     max_running = 1
+    takes_grammars: bool = False
     settings: tuple[Setting, ...] = ()
 
     def __init__(

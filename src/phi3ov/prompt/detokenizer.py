@@ -159,6 +159,7 @@ class AnswerText:
         *,
         offered: Collection[str] = (),
         skip_special_tokens: bool = True,
+        stop_ids: Collection[int] = (),
         before: Sequence[int] = (),
     ) -> None:
         """Read ids with ``decoder`` until one of its stop tokens or one of ``stops``.
@@ -170,15 +171,13 @@ class AnswerText:
                 ordinary text.
             skip_special_tokens: Whether control tokens give no text. Those that end the answer
                 or stand around calls never do.
+            stop_ids: Control tokens that end this answer beside the decoder's stop tokens.
             before: Ids that the answer continues. They give no text, but what follows is decoded
                 as their continuation: with its leading space, and within a character.
         """
         self._skips_special = skip_special_tokens
         self._decoder = decoder
         self._detokenizer = Detokenizer(decoder)
-        for token_id in before:
-            if token_id not in decoder.control_tokens:
-                self._detokenizer.add(token_id)
         self._offered = tuple(offered)
         self._call_text = CallText(offered)
         self._stops = StopStrings(stops)
@@ -188,6 +187,10 @@ class AnswerText:
         self.token_ids: list[int] = []
         self.stopped_by: str | None = None
         self.tool_calls: tuple[ToolCall, ...] = ()
+        self._stop_tokens = decoder.stop_tokens | {
+            token_id: decoder.control_tokens[token_id] for token_id in stop_ids
+        }
+        self._begin(before)
 
     @classmethod
     def of(
@@ -207,8 +210,8 @@ class AnswerText:
 
     def add(self, token_id: int) -> str:
         """Take one id; return the text to show for it, often empty."""
-        if token_id in self._decoder.stop_tokens:
-            self.stopped_by = self._decoder.stop_tokens[token_id]
+        if token_id in self._stop_tokens:
+            self.stopped_by = self._stop_tokens[token_id]
             return ""
         self.token_ids.append(token_id)
         if token_id in (self._decoder.tool_call_ids or ()):
@@ -219,6 +222,21 @@ class AnswerText:
             self._call_ids.append(token_id)
             return ""
         return self._show_text(self._detokenizer.add(token_id))
+
+    def _begin(self, token_ids: Sequence[int]) -> None:
+        """Take the ids that the answer begins with, none of which is shown or counted."""
+        opening, closing = self._decoder.tool_call_ids or (None, None)
+        for token_id in token_ids:
+            if token_id == opening and self._call_ids is None:
+                self._call_ids = []
+            elif token_id == closing:
+                self._call_ids = None
+            elif token_id in self._decoder.control_tokens:
+                continue
+            elif self._call_ids is not None:
+                self._call_ids.append(token_id)
+            else:
+                self._detokenizer.add(token_id)
 
     def finish(self) -> str:
         """Return the text that was held back, once no more ids will come."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from ..errors import OptionError, PromptError
 from ..plain_json import plain_json
@@ -28,16 +28,6 @@ _SHORT_TYPES = {
     "dict": "object",
 }
 """Python's names of types, as the short form of parameters has them, to those of JSON Schema."""
-
-
-class ToolName(TypedDict):
-    """The name of the tool that the model must call."""
-
-    name: str
-
-
-ToolChoice = Literal["none", "auto", "required"] | ToolName
-"""Whether the model calls a tool: it may not, it may, it must, or it must call one by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

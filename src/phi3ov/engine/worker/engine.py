@@ -73,6 +73,7 @@ class WorkerEngine:
         )
         properties = passed_properties(self.settings)
         self._speculation = plan_speculation(setup)
+        self.takes_grammars: bool = not self._speculation.candidate_tokens
         adapter = (
             None if setup.adapter is None else read_adapter(setup.adapter, setup.artifact.config)
         )

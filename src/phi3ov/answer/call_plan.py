@@ -1,0 +1,154 @@
+"""How calls of tools are asked for in one answer: `plan_calls`.
+
+A call that must come is *guided*: the answer begins with the checkpoint's own token that opens
+calls, and a grammar enforces the rest, a JSON list in which each call names an offered tool and
+has arguments that fit its schema. Where the model decides itself (``tool_choice="auto"``), the
+same grammar applies from the moment it produces that token.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ..errors import OptionError, PromptError
+from ..prompt.chat_tokenizer import ChatTokenizer
+from ..prompt.tool_choice import ToolChoice, read_tool_choice
+from ..prompt.tools import Tool
+from ..structured.json_schema import schema_part
+from ..structured.parts import grammar, one_of, repeated, sequence, text
+
+_LOGGER = logging.getLogger("phi3ov")
+
+MOST_CALLS = 16
+"""The most calls of one answer, unless a tool is chosen by name: then there is one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallPlan:
+    """What an answer does with tools.
+
+    Attributes:
+        offered: Names of the tools whose calls are read out of the answer.
+        opening_ids: Ids that the answer begins with; the model does not choose them.
+        grammar: Grammar of the calls; None where none is enforced.
+        grammar_after: Id from which on the grammar applies; None for the answer's beginning.
+        stop_ids: Further ids that end the answer.
+    """
+
+    offered: tuple[str, ...] = ()
+    opening_ids: tuple[int, ...] = ()
+    grammar: str | None = None
+    grammar_after: int | None = None
+    stop_ids: frozenset[int] = frozenset()
+
+
+def plan_calls(
+    tokenizer: ChatTokenizer,
+    tools: Sequence[Tool],
+    choice: ToolChoice | None = None,
+    *,
+    guide: bool = True,
+) -> CallPlan:
+    """Return what ``choice`` means for an answer.
+
+    Args:
+        tokenizer: The checkpoint's.
+        tools: What the model may call, described in the prompt.
+        choice: None for ``"auto"`` where there are tools. With ``"none"`` the token that opens
+            calls ends the answer.
+        guide: Whether the engine takes grammars. Without, ``"auto"`` is not guided, and a call
+            that must come is refused.
+
+    Raises:
+        OptionError: The choice needs tools and there are none, or names another; or a call must
+            come, and the engine takes no grammar, or no grammar can enforce a tool's schema.
+        PromptError: The model was trained without tools.
+    """
+    choice = "auto" if choice is None else read_tool_choice(choice)
+    name = None if isinstance(choice, str) else choice["name"]
+    if not tools:
+        if choice in ("none", "auto"):
+            return CallPlan()
+        raise OptionError(f"tool_choice={choice!r:.80} needs tools, and there are none.")
+    if tokenizer.tool_call_ids is None:
+        raise PromptError(
+            f"tools were given, but the chat format {tokenizer.format.name!r} has none: of the "
+            "family only Phi-4-mini was trained to call tools."
+        )
+    opening_id, _ = tokenizer.tool_call_ids
+    offered = tuple(tool.name for tool in tools)
+    if choice == "none":
+        return CallPlan(stop_ids=frozenset({opening_id}))
+    if choice == "auto":
+        calls = call_grammar(tools, loosen=True) if guide else None
+        after = None if calls is None else opening_id
+        return CallPlan(offered=offered, grammar=calls, grammar_after=after)
+    if name is not None and name not in offered:
+        raise OptionError(
+            f"tool_choice={choice!r:.80} names none of the tools: {', '.join(offered)}."
+        )
+    if not guide:
+        raise OptionError(
+            f"tool_choice={choice!r:.80} needs an engine that takes grammars. Load the model with "
+            "engine='pipeline' or 'worker', or choose 'auto'."
+        )
+    chosen = [tool for tool in tools if name in (None, tool.name)]
+    calls = call_grammar(chosen, most_calls=MOST_CALLS if name is None else 1)
+    return CallPlan(offered=offered, opening_ids=(opening_id,), grammar=calls)
+
+
+def call_grammar(
+    tools: Sequence[Tool], *, most_calls: int = MOST_CALLS, loosen: bool = False
+) -> str:
+    """Return the grammar of calls as the model writes them, without the tokens around them.
+
+    Args:
+        tools: What may be called.
+        most_calls: How many calls there may be; there is at least one.
+        loosen: Allow any arguments where no grammar can enforce a tool's schema, and log which.
+
+    Raises:
+        OptionError: No grammar can enforce a tool's schema, and ``loosen`` is not set.
+    """
+    schemas = tuple((tool.name, _schema_text(tool, loosen=loosen)) for tool in tools)
+    return _remembered_grammar(schemas, most_calls)
+
+
+@lru_cache(maxsize=16)
+def _remembered_grammar(schemas: tuple[tuple[str, str], ...], most_calls: int) -> str:
+    calls = [
+        sequence(
+            text(f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": '),
+            schema_part(json.loads(schema), f"tool{number}"),
+            text("}"),
+        )
+        for number, (name, schema) in enumerate(schemas)
+    ]
+    listed = repeated(one_of(*calls), least=1, most=most_calls, separator=", ")
+    return grammar(sequence(text("["), listed, text("]")))
+
+
+def _schema_text(tool: Tool, *, loosen: bool) -> str:
+    """Return a tool's schema as JSON, checked to be one that a grammar can enforce."""
+    try:
+        schema = json.dumps(tool.schema)
+        _remembered_grammar(((tool.name, schema),), 1)
+    except OptionError as error:
+        message = f"tools: the arguments of {tool.name!r:.80} cannot be enforced: {error}"
+        if not loosen:
+            raise OptionError(
+                f"{message} Simplify the schema, or choose tool_choice='auto', where any "
+                "arguments of this tool are let through."
+            ) from error
+        _log_once(message)
+        return '{"type": "object"}'
+    return schema
+
+
+@lru_cache(maxsize=256)
+def _log_once(message: str) -> None:
+    _LOGGER.warning("%s Any arguments of this tool are let through.", message)
