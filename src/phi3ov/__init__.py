@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from . import quality as quality
     from . import reference as reference
     from .answer.options import GenerationOptions, Options
-    from .answer.reply import LoadTimings, Reply, Timings, Usage
+    from .answer.reply import LoadTimings, Reply, Timings, TokenScores, Usage
     from .answer.stream import ReplyStream
     from .artifact.folder import Artifact
     from .artifact.publish import fetch_artifact, push_to_hub
@@ -101,6 +101,7 @@ __all__ = [
     "Setting",
     "StateError",
     "Timings",
+    "TokenScores",
     "Tool",
     "ToolCall",
     "UnsupportedModelError",
@@ -153,7 +154,7 @@ _MODULES = {
     "loading": ("load_model",),
     "runtime.lora": ("LoraAdapter",),
     "model": ("Phi3Model",),
-    "answer.reply": ("LoadTimings", "Reply", "Timings", "Usage"),
+    "answer.reply": ("LoadTimings", "Reply", "Timings", "TokenScores", "Usage"),
     "runtime.config": ("RuntimeConfig",),
     "runtime.settings": ("Setting",),
     "runtime.speculation": ("DraftModel", "PromptLookup"),

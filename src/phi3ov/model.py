@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, NoReturn
 from .answer.candidates import CandidateStream
 from .answer.options import MOST_SEED, GenerationOptions, Options, Sampling
 from .answer.prompt_ids import PromptIds, conversation_ids, fit_prompt
-from .answer.reply import LoadTimings, Reply
+from .answer.reply import LoadTimings, Reply, TokenScores
 from .answer.stream import AnswerStream, ReplyStream
 from .answer.token_stream import TokenRequest, TokenStream
 from .artifact.fingerprint import ModelFingerprint
 from .artifact.folder import Artifact
 from .batch.runner import Batch, BatchRequest, BatchResult, Conversation, ReportProgress
-from .engine.protocol import CacheEngine, Engine, EngineState
+from .engine.protocol import CacheEngine, Engine, EngineState, ScoringEngine
 from .errors import ContextLengthError, OptionError, PromptError
 from .prompt.chat_tokenizer import ChatTokenizer
 from .prompt.detokenizer import AnswerText
@@ -35,6 +35,7 @@ from .runtime.devices import DeviceChoice
 from .runtime.limits import RequestLoad
 from .runtime.rope import ContextChoice
 from .runtime.settings import Setting
+from .validation import require_integer
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -221,6 +222,7 @@ class Phi3Model:
             stop_ids=frozenset(self.tokenizer.stop_tokens),
             sampling=chosen.sampling,
             logprobs=chosen.logprobs,
+            top_logprobs=chosen.top_logprobs,
             grammar=None if shape is None else shape.grammar,
         )
         streams = [
@@ -369,6 +371,51 @@ class Phi3Model:
         """
         engine = self._cache_engine
         return len(engine.restore_cache(Path(path), self.fingerprint, verify=verify))
+
+    def score(self, token_ids: Sequence[int], *, first: int = 1) -> TokenScores:
+        """Return how likely the model finds the tokens of a given text; nothing is generated.
+
+        This is what an evaluation harness asks for: the probability of a continuation. Tokens
+        before ``first`` that the KV cache holds are not read again, so scoring several
+        continuations of one context reads the context once.
+
+        Args:
+            token_ids: The text, with its context: at least two tokens, at most those of the
+                context. ``model.tokenizer.encode_raw(text)`` makes them.
+            first: Index of the first token to score. The first token of all has nothing before
+                it and cannot be scored.
+
+        Raises:
+            PromptError: There are fewer than two ids, or one is not in the vocabulary.
+            ContextLengthError: They do not fit the context.
+            OptionError: ``first`` is out of range, or the engine cannot do it: it needs
+                ``engine="paged"``.
+            StateError: The model is closed.
+            GenerationError: The engine failed.
+
+        Example:
+            >>> ids = model.tokenizer.encode_raw("The capital of France is Paris.")
+            ...     # doctest: +SKIP
+            >>> model.score(ids, first=len(ids) - 2).total_logprob  # doctest: +SKIP
+            -1.3
+        """
+        if len(token_ids) < 2:
+            raise PromptError(f"token_ids has {len(token_ids)} ids; scoring needs two or more.")
+        self._require_ids(token_ids)
+        require_integer("first", first, least=1, most=len(token_ids) - 1)
+        if len(token_ids) > self.context.tokens:
+            raise ContextLengthError(
+                prompt_tokens=len(token_ids), max_new_tokens=0, context_tokens=self.context.tokens
+            )
+        if not isinstance(self._engine, ScoringEngine):
+            raise OptionError(
+                "This model's engine gives no probabilities of a given text. Load it with "
+                "engine='paged'."
+            )
+        logprobs, is_greedy = self._engine.score(token_ids, first=first)
+        return TokenScores(
+            token_ids=tuple(token_ids[first:]), logprobs=logprobs, is_greedy=is_greedy
+        )
 
     @property
     def _cache_engine(self) -> CacheEngine:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+import phi3ov
 from phi3ov import GenerationOptions, OptionError, Phi3Chat, Phi3Model
 from phi3ov.answer.token_stream import TokenRequest
 from phi3ov.engine.protocol import EngineName
@@ -190,6 +191,109 @@ def test_logprobs_are_the_models_own(engine: EngineName, zoo: Zoo, load: LoadMod
             truth = logits[token_id] - logits.max() - np.log(np.exp(logits - logits.max()).sum())
             assert found == pytest.approx(truth, abs=2e-3)
     assert model.complete(PROMPT, max_new_tokens=5).logprobs is None
+
+
+def log_softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the natural logarithms of the probabilities."""
+    return np.asarray(logits - logits.max() - np.log(np.exp(logits - logits.max()).sum()))
+
+
+def test_top_logprobs_are_the_models_own(zoo: Zoo, load: LoadModel) -> None:
+    """The likeliest tokens of transformers' float32 scores, in the reply and in its pieces."""
+    model = load(zoo.artifact(ROW), engine="paged")
+    prompt_ids = model.tokenizer.encode_raw(PROMPT)
+    options: dict[str, Any] = {"temperature": 3.0, "seed": 2, "logprobs": True, "top_logprobs": 4}
+    stream = model.stream_prompt(PROMPT, max_new_tokens=12, **options)
+    pieces = list(stream.pieces())
+    reply = stream.reply
+    assert reply.top_logprobs is not None
+    assert len(reply.top_logprobs) == len(reply.token_ids) == 12
+    assert [token for piece in pieces for token in piece.top_logprobs] == [*reply.top_logprobs]
+    for index, found in enumerate(reply.top_logprobs):
+        truth = log_softmax(logits_after(zoo, [*prompt_ids, *reply.token_ids[:index]]))
+        assert [token for token, _ in found] == [*np.argsort(-truth)[:4]]
+        assert [value for _, value in found] == pytest.approx(np.sort(truth)[:-5:-1], abs=2e-3)
+    assert model.complete(PROMPT, max_new_tokens=2, logprobs=True).top_logprobs is None
+
+
+def test_a_bias_bans_and_forces_tokens(zoo: Zoo, load: LoadModel) -> None:
+    """It is added to the scores before anything else; the probabilities stay the model's own."""
+    model = load(zoo.artifact(ROW), engine="paged")
+    plain = model.complete(PROMPT, max_new_tokens=8)
+    first, *_ = plain.token_ids
+    banned = model.complete(PROMPT, max_new_tokens=8, logit_bias={first: -100})
+    assert first not in banned.token_ids
+    forced = model.complete(PROMPT, max_new_tokens=3, logit_bias={65: 100}, logprobs=True)
+    assert forced.token_ids == (65, 65, 65)
+    assert forced.logprobs is not None
+    prompt_ids = model.tokenizer.encode_raw(PROMPT)
+    truth = log_softmax(logits_after(zoo, prompt_ids))[65]
+    assert forced.logprobs[0] == pytest.approx(truth, abs=2e-3)
+    size = model.artifact.vocabulary_size
+    with pytest.raises(OptionError, match=rf"logit_bias.*{size}.*0 to {size - 1}"):
+        model.complete(PROMPT, max_new_tokens=1, logit_bias={size: 1})
+
+
+@pytest.mark.parametrize("engine", [*GENAI, "transformers"])
+@pytest.mark.parametrize(
+    "options", [{"logit_bias": {5: 1}}, {"logprobs": True, "top_logprobs": 2}], ids=str
+)
+def test_bias_and_alternatives_are_refused_where_they_cannot_be_had(
+    options: dict[str, Any], engine: EngineName, zoo: Zoo, load: LoadModel
+) -> None:
+    """Before anything is generated, with the engine that has them."""
+    model = load(zoo.artifact(ROW), engine=engine)
+    with pytest.raises(OptionError, match=r"cannot be had.*engine='(worker' or ')?paged'"):
+        model.complete(PROMPT, max_new_tokens=2, **options)
+
+
+def test_scores_of_a_text_are_the_models_own(zoo: Zoo, load: LoadModel) -> None:
+    """As transformers' float32 scores, over more than one chunk, with and without a context."""
+    model = load(zoo.artifact(ROW), engine="paged")
+    token_ids = model.tokenizer.encode_raw(prompt_text(150, seed=3))
+    with torch.inference_mode():
+        logits = load_truth(zoo.checkpoint(ROW))(torch.tensor([token_ids]), use_cache=False).logits
+    rows = logits[0].double().numpy()
+    truth = [log_softmax(row)[token] for row, token in zip(rows, token_ids[1:], strict=False)]
+    greedy = [int(row.argmax()) == token for row, token in zip(rows, token_ids[1:], strict=False)]
+    for first in (1, 2, 70, len(token_ids) - 1):
+        scores = model.score(token_ids, first=first)
+        assert scores.token_ids == tuple(token_ids[first:])
+        assert scores.logprobs == pytest.approx(truth[first - 1 :], abs=2e-3)
+        assert scores.is_greedy == tuple(greedy[first - 1 :])
+        assert scores.total_logprob == pytest.approx(sum(truth[first - 1 :]), abs=0.05)
+    answer = model.complete(PROMPT, max_new_tokens=6, logprobs=True)
+    again = model.score((*answer.prompt_ids, *answer.token_ids), first=len(answer.prompt_ids))
+    assert again.is_greedy == (True,) * 6
+    assert again.logprobs == pytest.approx(answer.logprobs, abs=2e-3)
+
+
+def test_scoring_reads_a_context_once(zoo: Zoo, load: LoadModel) -> None:
+    """What the cache holds before the scored tokens is kept, and what was scored is in it then."""
+    model = load(zoo.artifact(ROW), engine="paged")
+    context = model.tokenizer.encode_raw(prompt_text(90, seed=4))
+    choices = [model.tokenizer.encode_raw(text) for text in ("north", "south")]
+    for choice in choices:
+        model.score([*context, *choice], first=len(context))
+    reply = model.stream_ids([*context, *choices[1]], max_new_tokens=1).drain()
+    assert reply.usage.cached_tokens == len(context) + len(choices[1]) - 1
+
+
+def test_what_cannot_be_scored_is_refused(zoo: Zoo, load: LoadModel) -> None:
+    """Too little, too much, foreign ids, and engines that cannot."""
+    model = load(zoo.artifact(ROW), engine="paged", context_tokens=64)
+    with pytest.raises(phi3ov.PromptError, match="two or more"):
+        model.score([5])
+    with pytest.raises(phi3ov.PromptError, match=f"{10**6}"):
+        model.score([5, 10**6])
+    for first in (0, 3, 1.0):
+        with pytest.raises(OptionError, match=f"first={first!r}"):
+            model.score([5, 6, 7], first=first)  # type: ignore[arg-type]
+    assert len(model.score([65] * 64).logprobs) == 63
+    with pytest.raises(phi3ov.ContextLengthError):
+        model.score([65] * 65)
+    with pytest.raises(OptionError, match="engine='paged'"):
+        load(zoo.artifact(ROW)).score([5, 6])
 
 
 @pytest.mark.parametrize("engine", ["pipeline", "transformers"])

@@ -38,7 +38,9 @@ def test_defaults_are_the_seeds() -> None:
         "frequency_penalty": 0.0,
         "seed": None,
         "candidates": 1,
+        "logit_bias": None,
         "logprobs": False,
+        "top_logprobs": 0,
         "json_schema": None,
         "regex": None,
         "choices": None,
@@ -70,6 +72,15 @@ BAD: list[tuple[str, Any, dict[str, Any]]] = [
     *(("frequency_penalty", value, {}) for value in (-2.1, 2.1, math.nan, "1", None, True)),
     *(("candidates", value, SAMPLING) for value in (0, -1, 65, 1.0, "2", None, True)),
     *(("logprobs", value, {}) for value in (0, 1, "yes", None)),
+    *(("top_logprobs", value, {"logprobs": True}) for value in (-1, 21, 1.0, "2", None, True)),
+    ("top_logprobs", 3, {}),
+    *(("logit_bias", value, {}) for value in (5, [1], "x", ((1, 2),))),
+    *(("logit_bias", {token: 1}, {}) for token in (-1, 1.0, "a", "-1", "", True, None)),
+    *(
+        ("logit_bias", {5: value}, {})
+        for value in (100.5, -101, math.nan, math.inf, "1", None, True)
+    ),
+    ("logit_bias", {5: 1, "5": 2}, {}),
     *(("on_overflow", value, {}) for value in ("RAISE", "", None, 1)),
     *(("on_timeout", value, {"timeout_seconds": 1}) for value in ("raise", None, True)),
     *(("on_full_queue", value, {}) for value in ("keep", None, True)),
@@ -107,6 +118,8 @@ GOOD: list[dict[str, Any]] = [
     {"repetition_penalty": 0.1},
     {"presence_penalty": -2, "frequency_penalty": 2.0, "logprobs": True},
     {"temperature": 1.0, "min_p": 0.999, "candidates": 64},
+    {"logprobs": True, "top_logprobs": 20},
+    {"logit_bias": {0: -100, 7: 100, 9: 0}},
     {"stop": ("a", "b")},
     {"on_overflow": "clamp"},
     {"on_overflow": "drop_oldest"},
@@ -120,6 +133,17 @@ def test_values_at_the_border_are_allowed(values: dict[str, Any]) -> None:
     """The borders named in the docstring belong to the range, and zero is a value."""
     options = GenerationOptions(**values)
     assert {name: getattr(options, name) for name in values} == values
+
+
+def test_a_bias_is_a_copy_with_ids_as_integers() -> None:
+    """JSON has strings for ids; a bias cannot be changed from outside, and an empty one is none."""
+    bias: dict[Any, float] = {"7": -1, 8: 2}
+    options = GenerationOptions(logit_bias=bias)
+    bias[9] = 3
+    assert options.logit_bias == {7: -1.0, 8: 2.0}
+    assert options.sampling.logit_bias == options.logit_bias
+    assert GenerationOptions(logit_bias={}) == GenerationOptions()
+    assert hash(options) == hash(dataclasses.replace(options))
 
 
 def test_stop_list_becomes_a_tuple() -> None:

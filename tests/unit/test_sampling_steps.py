@@ -11,7 +11,12 @@ from numpy.typing import NDArray
 
 from phi3ov.answer.options import Sampling
 from phi3ov.answer.token_stream import TokenRequest
-from phi3ov.engine.paged.sampling import Sampler, distribution
+from phi3ov.engine.paged.sampling import (
+    Sampler,
+    distribution,
+    log_probabilities,
+    top_logprobs,
+)
 
 
 def slow_distribution(scores: NDArray[np.float64], request: TokenRequest) -> NDArray[np.float64]:
@@ -38,6 +43,8 @@ def slow_choice(
 ) -> int:
     """Return the next token: look at the whole prompt and answer, token by token."""
     scores = logits.astype(np.float64)
+    for token, value in (request.sampling.logit_bias or {}).items():
+        scores[token] += value
     for token in {*request.prompt_ids, *answer}:
         if scores[token] > 0:
             scores[token] *= 1 / request.sampling.repetition_penalty
@@ -61,6 +68,11 @@ def requests(draw: st.DrawFn, vocabulary: int) -> TokenRequest:
         "repetition_penalty": draw(st.sampled_from([1.0, 1.3, 0.7])),
         "presence_penalty": draw(penalty),
         "frequency_penalty": draw(penalty),
+        "logit_bias": draw(
+            st.dictionaries(
+                st.integers(0, vocabulary - 1), st.sampled_from([-100.0, -2.0, 1.5]), max_size=3
+            )
+        ),
     }
     if draw(st.booleans()):
         options |= {
@@ -109,3 +121,17 @@ def test_the_distribution_of_a_large_vocabulary_is_the_slow_one(
     ids, found[ids] = distribution(scores, request)
     np.testing.assert_allclose(found, slow_distribution(scores, request), atol=1e-12)
     assert np.all(np.diff(ids) > 0)
+
+
+@given(seed=st.integers(0, 1000), count=st.integers(1, 20), ties=st.booleans())
+def test_the_alternatives_are_the_likeliest_tokens(seed: int, count: int, *, ties: bool) -> None:
+    """Sorted slowly, with the log-softmax of each; of equal ones the lower id is first."""
+    logits = (5 * np.random.default_rng(seed).standard_normal(300)).astype(np.float32)
+    if ties:
+        logits = logits.round()
+    total = sum(np.exp(float(score)) for score in logits)
+    expected = sorted(range(300), key=lambda token: (-logits[token], token))[:count]
+    found = top_logprobs(log_probabilities(logits), count)
+    assert [token for token, _ in found] == expected
+    for token, value in found:
+        assert abs(value - (float(logits[token]) - np.log(total))) < 1e-9

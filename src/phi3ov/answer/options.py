@@ -8,7 +8,7 @@ honour it in ``engine/sampling.py``. What comes back is ``reply.py``.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from typing import Any, Literal, TypedDict, get_args
@@ -32,6 +32,8 @@ MOST_CANDIDATES = 64
 LEAST_ABOVE_ZERO = 1e-30
 """Smallest non-zero magnitude accepted; anything smaller underflows to 0 in float32."""
 MOST_SEED = 2**32 - 1
+MOST_TOP_LOGPROBS = 20
+"""The most alternatives per token that `GenerationOptions.top_logprobs` reports."""
 
 
 JsonSchema = dict[str, Any] | type[Any]
@@ -50,9 +52,11 @@ class Options(TypedDict, total=False):
     repetition_penalty: float
     presence_penalty: float
     frequency_penalty: float
+    logit_bias: Mapping[int, float] | None
     seed: int | None
     candidates: int
     logprobs: bool
+    top_logprobs: int
     json_schema: JsonSchema | None
     regex: str | None
     choices: Sequence[str] | None
@@ -76,6 +80,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | None = field(default=None, hash=False)
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -89,6 +94,7 @@ class Sampling:
             require_integer("top_k", self.top_k, least=1, most=2**31 - 1)
         if self.seed is not None:
             require_integer("seed", self.seed, least=0, most=MOST_SEED)
+        object.__setattr__(self, "logit_bias", _read_logit_bias(self.logit_bias))
 
     @property
     def greedy(self) -> bool:
@@ -119,6 +125,9 @@ class GenerationOptions(Sampling):
             by this much, -2 to 2; 0.0 is off. This is openvino-genai's rule: a negative score
             rises, where other libraries would lower it further.
         frequency_penalty: The same, times how often the answer holds the token.
+        logit_bias: Token ids, and what is added to their scores before penalties and temperature:
+            -100 to 100. -100 in effect bans a token, 100 in effect forces it. Ids may be decimal
+            strings, as in JSON. Needs ``engine="paged"``.
         seed: Makes the drawing repeatable, 0 to 2**32 - 1; needs a temperature above 0. None
             draws a new seed, which the reply records.
         candidates: How many answers to draw, each with a seed of its own: ``seed``,
@@ -126,6 +135,8 @@ class GenerationOptions(Sampling):
             the reply and is streamed; all are in `Reply.candidates`.
         logprobs: Report how likely the model found each token (`Reply.logprobs`); needs
             ``engine="worker"`` or ``"paged"``.
+        top_logprobs: How many of the likeliest tokens to report beside each token, up to 20
+            (`Reply.top_logprobs`); needs ``logprobs=True`` and ``engine="paged"``.
         json_schema: The answer is JSON that fits this schema: a dictionary, a dataclass or a
             pydantic model. `Reply.parsed` is its value, or an instance of the class. Needs
             ``engine="pipeline"`` or ``"worker"``, as do the next two.
@@ -160,6 +171,7 @@ Set a temperature above 0, or leave top_p out.
     stop: Sequence[str] = ()
     candidates: int = 1
     logprobs: bool = False
+    top_logprobs: int = 0
     json_schema: JsonSchema | None = field(default=None, hash=False)
     regex: str | None = None
     choices: Sequence[str] | None = None
@@ -183,6 +195,12 @@ Set a temperature above 0, or leave top_p out.
         require_integer("candidates", self.candidates, least=1, most=MOST_CANDIDATES)
         if not isinstance(self.logprobs, bool):
             raise OptionError(f"logprobs={self.logprobs!r} must be True or False.")
+        require_integer("top_logprobs", self.top_logprobs, least=0, most=MOST_TOP_LOGPROBS)
+        if self.top_logprobs and not self.logprobs:
+            raise OptionError(
+                f"top_logprobs={self.top_logprobs} has no effect without logprobs. Set "
+                "logprobs=True, or leave top_logprobs out."
+            )
         for name, choices in _POLICIES.items():
             if getattr(self, name) not in choices:
                 listed = " or ".join((", ".join(map(repr, choices[:-1])), repr(choices[-1])))
@@ -264,7 +282,6 @@ _FOREIGN_NAMES = {
     "random_seed": "seed",
     "rng_seed": "seed",
     "timeout": "timeout_seconds",
-    "top_logprobs": "logprobs",
     "stream": "the method stream()",
     "system": "a system message",
     "tool_choice": "the argument tools",
@@ -288,6 +305,30 @@ _POLICIES: dict[str, tuple[str, ...]] = {
 
 _SAMPLING_ONLY = {"top_p": 1.0, "top_k": None, "min_p": 0.0, "seed": None, "candidates": 1}
 """What needs a temperature above 0, and the value that says nothing."""
+
+
+def _read_logit_bias(bias: object) -> dict[int, float] | None:
+    """Return a checked copy with integer ids; None for no bias."""
+    if bias is None:
+        return None
+    if not isinstance(bias, Mapping):
+        raise OptionError(
+            f"logit_bias={bias!r} must be a mapping of token ids to numbers, such as {{29889: -5}}."
+        )
+    read: dict[int, float] = {}
+    for token, value in bias.items():
+        token_id = int(token) if isinstance(token, str) and token.isdecimal() else token
+        if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0:
+            raise OptionError(f"logit_bias={bias!r}: {token!r} must be a token id, 0 or more.")
+        if token_id in read:
+            raise OptionError(f"logit_bias={bias!r} names the token {token_id} twice.")
+        if not is_number(value) or not -100 <= value <= 100:
+            raise OptionError(
+                f"logit_bias={bias!r}: {value!r} of the token {token_id} must be a number from "
+                "-100 to 100."
+            )
+        read[token_id] = float(value)
+    return read or None
 
 
 def _require_number(

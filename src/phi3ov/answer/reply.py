@@ -5,6 +5,7 @@ The answer while it is being made is ``stream.py``.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -102,6 +103,8 @@ class Reply:
         logprobs: With ``logprobs=True``: for each of ``token_ids`` the natural logarithm of
             the probability that the model gave it, before temperature, penalties, filters
             and grammar. None otherwise.
+        top_logprobs: With ``top_logprobs=n``: for each of ``token_ids`` the n likeliest ids in
+            its place, each with its log-probability, the likeliest first. None otherwise.
         parsed: With ``json_schema``: the value of the answer, as a dictionary (or what else
             the schema allows) or as an instance of the class that was given. With ``regex``
             and ``choices``: the text. None where the answer was cut off, which
@@ -122,11 +125,38 @@ class Reply:
     seed: int | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     logprobs: tuple[float, ...] | None = None
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None
     parsed: Any = None
     candidates: tuple[Reply, ...] = ()
 
     def __str__(self) -> str:
         return self.text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenScores:
+    """How likely a model finds the tokens of a given text; see `Phi3Model.score`.
+
+    Attributes:
+        token_ids: The tokens that were scored.
+        logprobs: For each of them the natural logarithm of its probability after all tokens
+            before it.
+        is_greedy: For each of them, whether it is the likeliest token in its place.
+
+    Example:
+        >>> scores = TokenScores(token_ids=(5, 6), logprobs=(-0.5, -1.0), is_greedy=(True, False))
+        >>> scores.total_logprob
+        -1.5
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    is_greedy: tuple[bool, ...]
+
+    @property
+    def total_logprob(self) -> float:
+        """The natural logarithm of the probability of all these tokens together."""
+        return math.fsum(self.logprobs)
 
 
 class Meter:

@@ -33,11 +33,14 @@ class Piece:
         token_ids: The ids that came, the stop token left out. The text of a token may come with a
             later piece.
         logprobs: Their log-probabilities, where ``logprobs=True`` was asked for; else empty.
+        top_logprobs: The likeliest ids in the place of each, with their log-probabilities, where
+            ``top_logprobs`` was asked for; else empty.
     """
 
     text: str
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
 
     def __bool__(self) -> bool:
         """Whether it holds anything."""
@@ -426,8 +429,13 @@ class AnswerStream(ReplyStream):
                 texts.append(self._end().text)
                 break
         token_ids = tuple(self._answer.token_ids[known:])
-        logprobs = tuple(self._tokens.logprobs[known : known + len(token_ids)])
-        return Piece(text="".join(texts), token_ids=token_ids, logprobs=logprobs)
+        new = slice(known, known + len(token_ids))
+        return Piece(
+            text="".join(texts),
+            token_ids=token_ids,
+            logprobs=tuple(self._tokens.logprobs[new]),
+            top_logprobs=tuple(self._tokens.top_logprobs[new]),
+        )
 
     def _end(self) -> Piece:
         """Complete the reply and return the text that was still held back."""
@@ -439,7 +447,9 @@ class AnswerStream(ReplyStream):
                 f"The engine ended after {self._meter.completion_tokens} tokens without a stop "
                 f"token and before max_new_tokens={request.max_new_tokens}."
             )
-        logprobs = tuple(self._tokens.logprobs[: len(answer.token_ids)])
+        shown = slice(len(answer.token_ids))  # not the stop token
+        logprobs = tuple(self._tokens.logprobs[shown])
+        top_logprobs = tuple(self._tokens.top_logprobs[shown])
         reply = Reply(
             text=answer.text,
             token_ids=tuple(answer.token_ids),
@@ -455,6 +465,7 @@ class AnswerStream(ReplyStream):
             seed=request.sampling.seed,
             tool_calls=answer.tool_calls,
             logprobs=logprobs if request.logprobs else None,
+            top_logprobs=top_logprobs if request.top_logprobs else None,
             parsed=self._parse(answer.text) if reason == "stop" else None,
         )
         keep = {"cancelled": self._keep_partial, "timeout": self._keep_at_timeout}

@@ -11,6 +11,9 @@ from dataclasses import dataclass, fields
 from ..errors import GenerationError
 from .options import Sampling
 
+TopLogprobs = tuple[tuple[int, float], ...]
+"""Ids with their log-probabilities, the likeliest first."""
+
 _LOGGER = logging.getLogger("phi3ov")
 
 
@@ -24,6 +27,7 @@ class TokenRequest:
         stop_ids: Ids that end the answer; the one that did is the last id produced.
         sampling: How the next token is chosen.
         logprobs: Whether to fill `TokenStream.logprobs`.
+        top_logprobs: How many alternatives per token `TokenStream.top_logprobs` gets; 0 is off.
         grammar: Rules in EBNF; the text of the ids follows the first, ``answer``. None is off.
     """
 
@@ -32,12 +36,13 @@ class TokenRequest:
     stop_ids: frozenset[int]
     sampling: Sampling = Sampling()  # noqa: RUF009 - immutable
     logprobs: bool = False
+    top_logprobs: int = 0
     grammar: str | None = None
 
     def asked(self) -> dict[str, object]:
         """Return, by name, what this request asks for beyond greedy decoding."""
         values = {each.name: getattr(self.sampling, each.name) for each in fields(self.sampling)}
-        values |= {name: getattr(self, name) for name in ("logprobs", "grammar")}
+        values |= {name: getattr(self, name) for name in ("logprobs", "top_logprobs", "grammar")}
         neutral = {each.name: each.default for each in (*fields(self.sampling), *fields(self))}
         return {name: value for name, value in values.items() if value != neutral[name]}
 
@@ -54,6 +59,7 @@ class TokenStream(Iterator[list[int]]):
             first ids have come.
         logprobs: If the request asks for them: the log-probability of each id put so far,
             in the same order. An engine adds to it before it puts the ids.
+        top_logprobs: Likewise, for each id the likeliest ids with their log-probabilities.
         begun: Whether the engine works on it; until then it can end without the engine.
         timed_out: Whether `expire` cancelled it because its time was over.
         asked_at: When it was opened, as ``time.perf_counter`` counts.
@@ -65,6 +71,7 @@ class TokenStream(Iterator[list[int]]):
         self.request = request
         self.cached_tokens = 0
         self.logprobs: list[float] = []
+        self.top_logprobs: list[TopLogprobs] = []
         self.begun = False
         self.timed_out: bool = False
         self.asked_at: float = time.perf_counter()

@@ -38,6 +38,8 @@ def _describe_answer(reply: Reply) -> dict[str, Any]:
         record["parsed"] = reply.parsed if is_text else json.loads(reply.text)
     if reply.logprobs is not None:
         record["logprobs"] = list(reply.logprobs)
+    if reply.top_logprobs is not None:
+        record["top_logprobs"] = [[list(pair) for pair in token] for token in reply.top_logprobs]
     return record
 
 

@@ -160,6 +160,22 @@ class CacheEngine(Engine, Protocol):
         ...
 
 
+@runtime_checkable
+class ScoringEngine(Engine, Protocol):
+    """An engine that tells how likely the model finds a given text."""
+
+    def score(
+        self, token_ids: Sequence[int], *, first: int
+    ) -> tuple[tuple[float, ...], tuple[bool, ...]]:
+        """Return of each token from ``first`` its log-probability and whether it is the likeliest.
+
+        Raises:
+            GenerationError: The engine failed.
+            StateError: The engine is closed.
+        """
+        ...
+
+
 class EngineFactory(Protocol):
     """How an engine's class is called by `load_engine`."""
 

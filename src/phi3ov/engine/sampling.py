@@ -24,12 +24,13 @@ _PENALTIES = frozenset({"presence_penalty", "frequency_penalty"})
 TAKES: dict[EngineName, frozenset[str]] = {
     "pipeline": _FILTERS | _PENALTIES | {"grammar"},
     "worker": _FILTERS | _PENALTIES | {"grammar", "logprobs"},
-    "paged": _FILTERS | _PENALTIES | {"logprobs"},
+    "paged": _FILTERS | _PENALTIES | {"logprobs", "top_logprobs", "logit_bias"},
     "transformers": _FILTERS,
 }
 """What each engine can do of what `TokenRequest.asked` may name.
 
-genai's pipeline hands out ids without their probabilities; grammars are genai's; transformers'
+genai's pipeline hands out ids without their probabilities, its continuous batching the
+probability of the chosen token alone; it has no bias; grammars are genai's. transformers'
 ``generate()`` has neither presence nor frequency penalties, and streams no probabilities.
 """
 

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 BLOCK_TOKENS = 32
 """Tokens per block of the cache, as genai's ``cpu_block_size``."""
 
+_POSITIONS = "logit_positions"
+"""The input that we add to the graph: places in the chunk whose logits are wanted."""
+
 _ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 
 _PRECISIONS = (
@@ -112,6 +115,20 @@ class PagedModel:
         Returns:
             The logits after the last of them, of shape [vocabulary]; valid until the next call.
         """
+        return self._infer(token_ids, past, [len(token_ids) - 1]).reshape(-1)
+
+    def read_all(self, token_ids: Sequence[int], *, past: int) -> NDArray[np.float32]:
+        """Read ``token_ids`` as `read` does.
+
+        Returns:
+            The logits after each of them, of shape [tokens, vocabulary]; valid until the next call.
+        """
+        return self._infer(token_ids, past, range(len(token_ids)))
+
+    def _infer(
+        self, token_ids: Sequence[int], past: int, positions: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """Compute one forward pass; return the logits after the tokens at ``positions``."""
         tokens = past + len(token_ids)
         blocks = math.ceil(tokens / BLOCK_TOKENS)
         inputs = {
@@ -122,16 +139,19 @@ class PagedModel:
             "block_indices": np.arange(blocks, dtype=np.int32),
             "block_indices_begins": np.array([0, blocks], np.int32),
             "max_context_len": np.array(tokens, np.int32),
+            _POSITIONS: np.array(positions, np.int64),
         }
         for name, values in inputs.items():
             self._request.set_tensor(name, openvino.Tensor(values))
         self._request.infer()
-        logits: NDArray[np.float32] = self._request.get_tensor("logits").data.reshape(-1)
+        logits: NDArray[np.float32] = self._request.get_tensor("logits").data.reshape(
+            len(positions), -1
+        )
         return logits
 
 
 def _page_attention(model: Any) -> None:
-    """Change a stateful model into one with paged attention and logits of the last token only."""
+    """Change a stateful model into one with paged attention and logits of chosen tokens only."""
     from openvino import _offline_transformations, opset13
 
     _offline_transformations.paged_attention_transformation(model)
@@ -141,9 +161,11 @@ def _page_attention(model: Any) -> None:
             f"The IR's logits come from a {head.get_type_name()}; engine='paged' knows exports "
             "whose logits come from a MatMul. Load it with engine='pipeline'."
         )
-    begin, end, step, axis = (opset13.constant([value]) for value in (-1, 2**31 - 1, 1, 0))
-    last = opset13.slice(head.input_value(0), begin, end, step, axis)
-    head.input(0).replace_source_output(last.output(0))
+    positions = opset13.parameter([-1], np.int64, name=_POSITIONS)
+    positions.output(0).get_tensor().set_names({_POSITIONS})
+    chosen = opset13.gather(head.input_value(0), positions, opset13.constant(0))
+    head.input(0).replace_source_output(chosen.output(0))
+    model.add_parameters([positions])
     model.validate_nodes_and_infer_types()
 
 

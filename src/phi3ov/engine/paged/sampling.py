@@ -1,4 +1,4 @@
-"""From logits to the next token: penalties, then greedy, or drawn with temperature and filters.
+"""From logits to the next token: bias, penalties, then greedy, or drawn after filters.
 
 The rules and their order are openvino-genai's, so that engines agree. A vocabulary has up to
 200 064 tokens and each step takes milliseconds, so nothing here sorts the whole vocabulary or
@@ -30,6 +30,9 @@ class Sampler:
         """
         self._request = request
         self._generator = np.random.default_rng(request.sampling.seed)
+        bias = request.sampling.logit_bias or {}
+        self._biased_ids = np.array([*bias], dtype=np.int64)
+        self._biases = np.array([*bias.values()], dtype=np.float64)
         self._prompt_ids = np.unique(np.array(request.prompt_ids, dtype=np.int64))
         self._in_prompt = frozenset(request.prompt_ids)
         self._places: dict[int, int] = {}  # where the arrays have each id of the answer
@@ -45,6 +48,7 @@ class Sampler:
         """
         request = self._request
         scores = logits.astype(np.float64)
+        scores[self._biased_ids] += self._biases
         self._penalize(scores)
         if request.sampling.temperature == 0:
             token = int(scores.argmax())
@@ -84,10 +88,19 @@ class Sampler:
         self._is_new[place] = token not in self._in_prompt
 
 
-def logprob(logits: NDArray[np.float32], token_id: int) -> float:
-    """Return the natural logarithm of a token's probability before any option changes it."""
+def log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the natural logarithm of each token's probability before any option changes it."""
     scores = logits.astype(np.float64)
-    return float(scores[token_id] - np.logaddexp.reduce(scores))
+    scores -= scores.max()
+    scores -= np.log(np.exp(scores).sum())
+    return scores
+
+
+def top_logprobs(logprobs: NDArray[np.float64], count: int) -> tuple[tuple[int, float], ...]:
+    """Return the ``count`` likeliest ids with their log-probabilities, the likeliest first."""
+    found = _likeliest(logprobs, count)
+    found = found[np.argsort(-logprobs[found], kind="stable")]
+    return tuple((int(token), float(logprobs[token])) for token in found)
 
 
 def distribution(
