@@ -19,6 +19,7 @@ import transformers
 
 import phi3ov
 from phi3ov import Phi3Chat, Phi3Model, RestoreError, RuntimeConfig
+from phi3ov.answer.options import Sampling
 from phi3ov.answer.token_stream import TokenRequest
 from phi3ov.artifact.folder import MODEL_XML
 from phi3ov.engine.paged.model import BLOCK_TOKENS
@@ -333,7 +334,8 @@ def test_a_seed_draws_the_same_text(zoo: Zoo, load: LoadModel) -> None:
 
 
 def _request(**options: Any) -> TokenRequest:
-    return TokenRequest(prompt_ids=(1,), max_new_tokens=1, stop_ids=frozenset(), **options)
+    sampling = Sampling(**options)
+    return TokenRequest(prompt_ids=(1,), max_new_tokens=1, stop_ids=frozenset(), sampling=sampling)
 
 
 # What a stateful model offers instead.
