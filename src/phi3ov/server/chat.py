@@ -1,0 +1,217 @@
+"""``/v1/chat/completions``: a request to streams of the model, and its answers to JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from .errors import bad_field
+from .event_stream import frame
+from .options import answer_options, drawing_options, merge_messages, shape_options
+from .rendering import (
+    AnswerHead,
+    TokenTexts,
+    finish_reason,
+    stopped_by,
+    timings,
+    tool_calls,
+    usage,
+)
+from .schemas import ChatRequest, ChatTool, ChatToolChoice, ToolMode
+
+if TYPE_CHECKING:
+    from ..answer.reply import Reply
+    from ..answer.stream import Piece, ReplyStream
+    from ..model import Phi3Model
+    from ..prompt.dictionaries import ChatMessage
+    from .settings import ServerSettings
+
+DONE = b"data: [DONE]\n\n"
+
+
+class ChatExchange:
+    """One chat request: how it is started, and how its answers are written.
+
+    Attributes:
+        notes: HTTP headers that say what was done to the request.
+    """
+
+    def __init__(self, request: ChatRequest, settings: ServerSettings) -> None:
+        """Check what can be checked without the model.
+
+        Raises:
+            ApiError: Fields contradict each other.
+        """
+        self._request = request
+        self._settings = settings
+        merged_messages, merged = merge_messages(request.messages)
+        self._messages = cast("list[ChatMessage]", merged_messages)  # the library checks them
+        self.notes: dict[str, str] = {"x-phi3ov-merged-messages": str(merged)} if merged else {}
+        both = (request.max_tokens, request.max_completion_tokens)
+        if None not in both and both[0] != both[1]:
+            raise bad_field(
+                "max_tokens", f"max_tokens={both[0]} contradicts max_completion_tokens={both[1]}."
+            )
+
+    def start(self, model: Phi3Model) -> Sequence[ReplyStream]:
+        """Encode the conversation and start its answers; on a thread of its own.
+
+        Raises:
+            ApiError: As `answer_options`.
+            Phi3OVError: The library refuses the request.
+        """
+        request = self._request
+        named = request.max_completion_tokens
+        options = answer_options(
+            request,
+            self._settings,
+            max_tokens=request.max_tokens if named is None else named,
+            max_tokens_field="max_tokens" if named is None else "max_completion_tokens",
+            context_tokens=model.context.tokens,
+        )
+        options |= drawing_options(request, options)
+        options |= shape_options(request.response_format, has_tools=bool(request.tools))
+        if request.logprobs:
+            options["logprobs"] = True
+        tools = read_tools(request.tools, request.tool_choice)
+        return (model.stream(self._messages, **tools, **options),)
+
+    def render(self, head: AnswerHead, texts: TokenTexts) -> ChatRendering:
+        """Return what writes the answers."""
+        options = self._request.stream_options
+        return ChatRendering(
+            head,
+            texts if self._request.logprobs else None,
+            include_usage=options is not None and bool(options.include_usage),
+            count=self._request.n,
+        )
+
+
+def read_tools(
+    tools: Sequence[ChatTool], choice: ToolMode | ChatToolChoice | None
+) -> dict[str, Any]:
+    """Return the arguments of `phi3ov.Phi3Model.stream` that tools are given by.
+
+    Raises:
+        ApiError: A tool is chosen that is not among the tools.
+    """
+    name = choice.function.name if isinstance(choice, ChatToolChoice) else None
+    if name is not None and name not in {tool.function.name for tool in tools}:
+        raise bad_field("tool_choice", f"tool_choice names {name!r:.80}, which tools do not hold.")
+    if not tools:
+        if choice in (None, "none", "auto"):
+            return {}
+        raise bad_field("tool_choice", f"tool_choice={choice!r:.80} needs tools.")
+    if choice == "none":
+        return {}
+    from ..prompt.tools import Tool
+
+    given = [
+        Tool(
+            name=tool.function.name,
+            description=tool.function.description or "",
+            parameters=tool.function.parameters or {},
+        )
+        for tool in tools
+    ]
+    wanted = name if name is not None else choice
+    return {"tools": given} | ({} if wanted in (None, "auto") else {"tool_choice": wanted})
+
+
+class ChatRendering:
+    """Writes the answers of one chat request."""
+
+    def __init__(
+        self, head: AnswerHead, texts: TokenTexts | None, *, include_usage: bool, count: int
+    ) -> None:
+        """Write for ``count`` answers; ``texts`` where log-probabilities are asked for."""
+        self._head = head
+        self._texts = texts
+        self._include_usage = include_usage
+        self._count = count
+
+    def whole(self, replies: Sequence[Reply]) -> Mapping[str, Any]:
+        """Return the whole answer."""
+        choices = []
+        for number, reply in enumerate(replies):
+            message: dict[str, Any] = {"role": "assistant", "content": reply.text, "refusal": None}
+            if reply.tool_calls:
+                message["tool_calls"] = tool_calls(reply.tool_calls)
+                message["content"] = reply.text or None
+            choices.append(
+                {
+                    "index": number,
+                    "message": message,
+                    "logprobs": self._logprobs(reply.token_ids, reply.logprobs or ()),
+                    "finish_reason": finish_reason(reply),
+                    "seed": reply.seed,
+                    **stopped_by(reply),
+                }
+            )
+        return {
+            **self._head.members("chat.completion"),
+            "choices": choices,
+            "usage": usage(replies),
+            "timings": timings(replies[0]),
+        }
+
+    def begin(self) -> Iterator[bytes]:
+        """Yield the role of each answer."""
+        for number in range(self._count):
+            yield self._chunk(number, {"role": "assistant", "content": ""})
+
+    def piece(self, number: int, piece: Piece) -> Iterator[bytes]:
+        """Yield a piece of text, with the log-probabilities of its tokens."""
+        logprobs = self._logprobs(piece.token_ids, piece.logprobs)
+        if piece.text or logprobs is not None:
+            yield self._chunk(number, {"content": piece.text}, logprobs=logprobs)
+
+    def end(self, number: int, reply: Reply) -> Iterator[bytes]:
+        """Yield the tool calls, then why the answer ended."""
+        if reply.tool_calls:
+            yield self._chunk(number, {"tool_calls": tool_calls(reply.tool_calls, numbered=True)})
+        more = {"timings": timings(reply)} if number == 0 else {}
+        yield self._chunk(number, {}, reason=finish_reason(reply), ending=stopped_by(reply), **more)
+
+    def finish(self, replies: Sequence[Reply]) -> Iterator[bytes]:
+        """Yield the token counts, if they are asked for, and the end of the stream."""
+        if self._include_usage:
+            members = self._head.members("chat.completion.chunk")
+            yield frame({**members, "choices": [], "usage": usage(replies)})
+        yield DONE
+
+    def _chunk(
+        self,
+        number: int,
+        delta: Mapping[str, Any],
+        *,
+        logprobs: Mapping[str, Any] | None = None,
+        reason: str | None = None,
+        ending: Mapping[str, Any] | None = None,
+        **more: Any,
+    ) -> bytes:
+        choice = {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        chunk = {
+            **self._head.members("chat.completion.chunk"),
+            "choices": [choice | dict(ending or {})],
+            **more,
+        }
+        return frame({**chunk, "usage": None} if self._include_usage else chunk)
+
+    def _logprobs(
+        self, token_ids: Sequence[int], logprobs: Sequence[float]
+    ) -> dict[str, Any] | None:
+        if self._texts is None or not token_ids:
+            return None
+        return {
+            "content": [
+                {
+                    "token": self._texts(token_id),
+                    "logprob": logprob,
+                    "bytes": None,
+                    "top_logprobs": [],
+                }
+                for token_id, logprob in zip(token_ids, logprobs, strict=True)
+            ],
+            "refusal": None,
+        }

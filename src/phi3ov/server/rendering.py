@@ -1,0 +1,157 @@
+"""Parts that the answers of all endpoints have in common: ids, usage, finish reasons, tokens."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from ..answer.reply import Reply
+    from ..answer.stream import Piece
+    from ..model import Phi3Model
+    from ..prompt.chat_tokenizer import ChatTokenizer
+    from ..prompt.tools import ToolCall
+
+
+class Rendering(Protocol):
+    """What an endpoint makes of the model's answers, whole or as events."""
+
+    def whole(self, replies: Sequence[Reply]) -> Mapping[str, Any]:
+        """Return the body of an answer that is not streamed."""
+        ...
+
+    def begin(self) -> Iterator[bytes]:
+        """Yield the events before the first token."""
+        ...
+
+    def piece(self, number: int, piece: Piece) -> Iterator[bytes]:
+        """Yield the events of a piece of answer ``number``."""
+        ...
+
+    def end(self, number: int, reply: Reply) -> Iterator[bytes]:
+        """Yield the events of the end of answer ``number``."""
+        ...
+
+    def finish(self, replies: Sequence[Reply]) -> Iterator[bytes]:
+        """Yield the last events."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerHead:
+    """Which model answers, and when.
+
+    Attributes:
+        answer_id: The answer's id.
+        model_name: The model's name.
+        created: Seconds since 1970.
+        fingerprint: Which weights and which engine, as ``system_fingerprint``.
+    """
+
+    answer_id: str
+    model_name: str
+    fingerprint: str
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def members(self, kind: str) -> dict[str, Any]:
+        """Return the members that begin every object."""
+        return {
+            "id": self.answer_id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model_name,
+            "system_fingerprint": self.fingerprint,
+        }
+
+
+def new_id(prefix: str) -> str:
+    """Return an id such as OpenAI's: ``chatcmpl-`` and random digits."""
+    return prefix + secrets.token_hex(12)
+
+
+def system_fingerprint(model: Phi3Model) -> str:
+    """Return a short name of the weights that answer."""
+    return f"phi3ov-{model.fingerprint.weights[:12]}"
+
+
+def finish_reason(reply: Reply) -> str:
+    """Return OpenAI's word for why an answer ended."""
+    if reply.finish_reason == "stop":
+        return "tool_calls" if reply.tool_calls else "stop"
+    return "length"
+
+
+def stopped_by(reply: Reply) -> dict[str, Any]:
+    """Return phi3ov's own member of a choice whose answer was cut off from outside."""
+    if reply.finish_reason == "timeout":
+        return {"stopped_by": "timeout"}
+    return {"stopped_by": "shutdown"} if reply.finish_reason == "cancelled" else {}
+
+
+def usage(replies: Sequence[Reply], prompts: int = 1) -> dict[str, Any]:
+    """Return the token counts of a request.
+
+    Args:
+        replies: The answers; those of one prompt follow each other.
+        prompts: How many prompts there are. A prompt counts once, however many answers it has.
+    """
+    firsts = replies[:: max(1, len(replies) // prompts)]
+    prompt_tokens = sum(reply.usage.prompt_tokens for reply in firsts)
+    completion_tokens = sum(reply.usage.completion_tokens for reply in replies)
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": sum(reply.usage.cached_tokens for reply in firsts)
+        },
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": sum(reply.usage.accepted_tokens for reply in replies)
+        },
+    }
+
+
+def timings(reply: Reply) -> dict[str, float]:
+    """Return how long an answer took; not part of OpenAI's protocol."""
+    return {
+        "first_token_seconds": round(reply.timings.first_token_seconds, 4),
+        "total_seconds": round(reply.timings.total_seconds, 4),
+        "tokens_per_second": round(reply.timings.tokens_per_second, 2),
+    }
+
+
+def tool_calls(calls: Sequence[ToolCall], *, numbered: bool = False) -> list[dict[str, Any]]:
+    """Return calls as a message holds them; ``numbered`` as a chunk does."""
+    return [
+        ({"index": index} if numbered else {})
+        | {
+            "id": call.id or new_id("call_"),
+            "type": "function",
+            "function": {
+                "name": call.name,
+                "arguments": json.dumps(call.arguments, ensure_ascii=False),
+            },
+        }
+        for index, call in enumerate(calls)
+    ]
+
+
+class TokenTexts:
+    """The text of single tokens, for log-probabilities."""
+
+    def __init__(self, tokenizer: ChatTokenizer) -> None:
+        """Decode with ``tokenizer``."""
+        self._tokenizer = tokenizer
+        # Alone, a token may lose its leading space; behind another it does not.
+        self._anchor = tokenizer.encode_text("a")[-1:]
+        self._anchor_text = tokenizer.decode(self._anchor)
+
+    def __call__(self, token_id: int) -> str:
+        """Return the token's text; part of a character becomes U+FFFD."""
+        if token_id in self._tokenizer.control_tokens:
+            return self._tokenizer.control_tokens[token_id]
+        return self._tokenizer.decode([*self._anchor, token_id])[len(self._anchor_text) :]

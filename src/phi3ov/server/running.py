@@ -1,0 +1,101 @@
+"""Running the application: uvicorn, with an end that waits for the answers that have begun."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+
+from .host import ModelHost
+from .settings import ListenSettings, ServerSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from starlette.applications import Starlette
+
+_LOGGER = logging.getLogger("phi3ov.server")
+
+KEEP_ALIVE_SECONDS = 75
+"""Longer than the connection pools of clients and proxies wait, so that they close first."""
+_CLOSE_SECONDS = 5
+"""How long connections have to close after their answers have ended."""
+
+
+class DrainingServer(uvicorn.Server):
+    """Uvicorn, which on SIGTERM keeps listening until the running answers have ended.
+
+    Meanwhile ``/health`` and new requests are answered with 503. A second signal ends it at once.
+    """
+
+    def __init__(self, config: uvicorn.Config, host: ModelHost, drain_seconds: float) -> None:
+        """Serve with ``config``; ``host`` knows which answers run."""
+        super().__init__(config)
+        self._host = host
+        self._drain_seconds = drain_seconds
+        self._signals = 0
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """Count the signals: the second one ends the waiting."""
+        self._signals += 1
+        super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        """End also where the model could not be loaded."""
+        return await super().on_tick(counter) or self._host.state == "failed"
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Wait for the running answers, then shut down as uvicorn does."""
+        await self._host.drain(self._drain_seconds, hurry=lambda: self._signals > 1)
+        await super().shutdown(sockets)
+
+
+def serve(
+    app: Starlette,
+    *,
+    listen: ListenSettings = ListenSettings(),  # noqa: B008 - immutable
+    settings: ServerSettings = ServerSettings(),  # noqa: B008 - immutable
+    on_listening: Callable[[str], None] = lambda _url: None,
+) -> None:
+    """Serve an application that `create_app` made, until a signal ends it.
+
+    Args:
+        app: The application.
+        listen: Where to listen.
+        settings: What the application was made with; an address that other machines reach needs
+            a key among them.
+        on_listening: Called with the server's address once it listens.
+
+    Raises:
+        OptionError: The address is open to other machines and there is no key.
+        OSError: The address cannot be listened on.
+        Phi3OVError: The model could not be loaded.
+    """
+    listen.require_safe(settings)
+    host: ModelHost = app.state.host
+    config = uvicorn.Config(
+        app,
+        host=listen.host,
+        port=listen.port,
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        limit_concurrency=listen.max_connections,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=_CLOSE_SECONDS,
+        server_header=False,
+    )
+    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+    with socket.socket(family) as bound:
+        if not hasattr(socket, "SO_EXCLUSIVEADDRUSE"):  # elsewhere than on Windows
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((listen.host, listen.port))
+        bound.listen(config.backlog)
+        name = f"[{listen.host}]" if ":" in listen.host else listen.host
+        on_listening(f"http://{name}:{bound.getsockname()[1]}")
+        server = DrainingServer(config, host, listen.drain_seconds)
+        server.run(sockets=[bound])
+    if host.failure is not None:
+        raise host.failure
