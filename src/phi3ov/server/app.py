@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import msgspec
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -21,7 +20,7 @@ from ..errors import Phi3OVError
 from .answering import Answers, ClientGoneError, start_answers, unless_gone
 from .chat import ChatExchange
 from .completions import CompletionExchange, encode_text
-from .errors import ApiError, bad_field, translate_error
+from .errors import ApiError, bad_field, error_response, json_response, translate_error
 from .event_stream import EventStream
 from .fields import Endpoint
 from .guard import Guard
@@ -114,23 +113,6 @@ def _load_folder(folder: Path) -> Phi3Model:
     from ..loading import load_model
 
     return load_model(folder, engine="worker")
-
-
-def json_response(
-    body: Any, *, status: int = 200, headers: Mapping[str, str] | None = None
-) -> Response:
-    """Return a JSON response."""
-    return Response(
-        msgspec.json.encode(body),
-        status_code=status,
-        headers=dict(headers or {}),
-        media_type="application/json",
-    )
-
-
-def error_response(error: ApiError) -> Response:
-    """Return an error in OpenAI's shape."""
-    return json_response(error.body(), status=error.status, headers=error.headers)
 
 
 class _Gone(Response):

@@ -6,6 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+from starlette.responses import Response
+
 from ..errors import (
     ContextLengthError,
     EngineCrashedError,
@@ -150,3 +153,20 @@ def _translate_request_error(error: Phi3OVError) -> ApiError:
         param = FIELD_OF_OPTION.get(option.group(1), option.group(1))
         return bad_field(param, param + message[option.end(1) :])
     return ApiError(400, message, code="invalid_value")
+
+
+def json_response(
+    body: Any, *, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Return a JSON response."""
+    return Response(
+        msgspec.json.encode(body),
+        status_code=status,
+        headers=dict(headers or {}),
+        media_type="application/json",
+    )
+
+
+def error_response(error: ApiError) -> Response:
+    """Return an error in OpenAI's shape."""
+    return json_response(error.body(), status=error.status, headers=error.headers)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from .answering import ClientGoneError, unless_gone
-from .errors import ApiError, translate_error
+from .errors import ApiError, error_response, translate_error
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -75,8 +75,6 @@ class EventStream:
         except ClientGoneError:
             self._metrics.disconnected.inc()
         except ApiError as error:  # before the first event
-            from .app import error_response
-
             await error_response(error)(scope, receive, send)
 
     async def _send_all(self, send: Send) -> None:

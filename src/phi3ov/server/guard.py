@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers, MutableHeaders
 
-from .errors import ApiError, translate_error
+from .errors import ApiError, error_response, translate_error
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -75,8 +75,6 @@ class Guard:
         except Exception as error:
             if status:
                 raise
-            from .app import error_response
-
             if not isinstance(error, ApiError):
                 _LOGGER.exception("Request %s failed.", request_id)
             await error_response(translate_error(error))(scope, receive, send_with_id)
