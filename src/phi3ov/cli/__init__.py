@@ -29,6 +29,7 @@ from .printing import shows_style
 COMMANDS = (
     "export",
     "chat",
+    "serve",
     "batch",
     "info",
     "verify",
