@@ -91,7 +91,7 @@ def test_an_answer_that_came_in_time_may_be_read_later() -> None:
     engine = FakeEngine([Answer(HELLO)])
     with make_model(engine) as model:
         stream = Phi3Chat(model).stream("hi", timeout_seconds=SOON)
-        while engine._state.current or engine._state.waiting:
+        while engine.load.running or engine.load.waiting:
             time.sleep(0.001)
         time.sleep(2 * SOON)
         assert stream.drain().finish_reason == "stop"
@@ -201,7 +201,7 @@ def test_a_reader_that_lags_behind_leaves_the_loop_to_others() -> None:
 
     async def run(model: Phi3Model) -> int:
         stream = Phi3Chat(model).stream("hi")
-        while engine._state.current or engine._state.waiting:
+        while engine.load.running or engine.load.waiting:
             await asyncio.sleep(0.001)
         turns = pieces = 0
 

@@ -125,7 +125,7 @@ def test_work_for_an_engines_thread_takes_its_turn_among_the_requests() -> None:
         engine.submit(request)
     worker = threading.Thread(target=engine._do, args=(lambda: done.append("work"),))
     worker.start()
-    while len(engine._state.waiting) < 2:  # the first runs
+    while engine.load.waiting < 2:  # the first runs
         time.sleep(0.001)
     last = engine.submit(requests[2])
     go_on.set()
@@ -231,7 +231,7 @@ def test_a_task_that_waits_when_the_model_is_closed_says_so() -> None:
 
     waiting = threading.Thread(target=ask)
     waiting.start()
-    while not engine._state.waiting:
+    while not engine.load.waiting:
         time.sleep(0.001)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TokenStream, "__next__", _interrupt)
