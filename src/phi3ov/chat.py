@@ -8,7 +8,7 @@ fits to the token.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -19,14 +19,19 @@ from .answer.stream import ReplyStream
 from .atomic_file import replace_file
 from .errors import OptionError, PromptError, RestoreError, StateError
 from .prompt.detokenizer import AnswerText
+from .prompt.dictionaries import ChatMessage, read_messages
 from .prompt.messages import Message
-from .prompt.tools import Tool, describe_tools
+from .prompt.tools import ToolSource, read_tools
 from .saved_chat import MOST_BYTES, SavedChat, Turn
 
 if TYPE_CHECKING:
     from typing import Unpack
 
     from .model import Phi3Model
+
+
+Question = str | Message | ChatMessage | Sequence[Message | ChatMessage]
+"""What a turn begins with: a user's text or message, or the results of the last answer's calls."""
 
 
 class Phi3Chat:
@@ -54,100 +59,176 @@ class Phi3Chat:
         model: Phi3Model,
         *,
         system: str | None = None,
-        tools: Sequence[Tool] = (),
+        messages: Sequence[Message | ChatMessage] = (),
+        tools: Sequence[ToolSource] = (),
         options: GenerationOptions = GenerationOptions(),  # noqa: B008 - immutable
     ) -> None:
         """Start a conversation.
 
         Args:
             model: The model that answers.
-            system: What the model shall be; None for no system message.
+            system: The system message; None for none.
+            messages: The conversation so far, as another system holds it: `Message` values or
+                OpenAI-shaped dictionaries. It may begin with a system message, and ends with the
+                assistant's answer. The ids of its answers are those of their text.
             tools: What the model may call; `Reply.tool_calls` says what it asked for. Needs a
                 model that was trained for it (Phi-4-mini). Descriptions stand in the system
-                message, which is empty if ``system`` is None.
+                message, which is empty if there is none.
             options: Options of every turn.
 
         Raises:
-            PromptError: The checkpoint's own template would drop the system message, or the
-                model was trained without tools.
+            PromptError: The messages are out of order; the checkpoint's own template would drop
+                the system message; or the model was trained without tools.
+            OptionError: ``system`` is given beside a system message in ``messages``, or
+                ``options`` are not `GenerationOptions`.
         """
+        if not isinstance(options, GenerationOptions):
+            raise OptionError(
+                f"options must be phi3ov.GenerationOptions, got {options!r:.80}. For a dictionary: "
+                "GenerationOptions(**options)."
+            )
         self.model = model
         self.options = options
-        self._tools = tuple(tools)
-        if system is None and tools:
+        self._tools = read_tools(tools)
+        history = read_messages(messages, ends_with="history")
+        if history and history[0].role == "system":
+            if system is not None:
+                raise OptionError(
+                    f"system={system!r:.80} contradicts messages[0], which is a system message. "
+                    "Leave one of them out."
+                )
+            system, history = history[0].content, history[1:]
+        if system is None and self._tools:
             system = ""
         self._system = None if system is None else Message("system", system)
-        self._beginning_ids = tuple(model.tokenizer.prefix)
-        if self._system is not None:
-            described = describe_tools(tools) if tools else None
-            system_ids = model.tokenizer.encode_message(self._system, tools=described)
-            self._beginning_ids += tuple(system_ids)
-        self._turns: list[Turn] = []
+        self._beginning_ids = tuple(
+            model.tokenizer.encode_beginning(self._system, tools=self._tools)
+        )
+        self._turns: list[Turn] = [*self._read_turns(history)]
         self._candidates: tuple[Reply, ...] = ()  # of the last turn
         self._turn_is_open = threading.Lock()  # held from a turn's start to its end
+
+    def _read_turns(self, history: Sequence[Message]) -> Iterator[Turn]:
+        question: list[Message] = []
+        for message in history:
+            if message.role != "assistant":
+                question.append(message)
+                continue
+            token_ids = (*self._encode(*question), *self._encode(message))
+            yield Turn(tuple(question), message, token_ids)
+            question = []
 
     @property
     def messages(self) -> tuple[Message, ...]:
         """The conversation so far; turns that were dropped to make room are gone from it."""
         system = () if self._system is None else (self._system,)
-        return (*system, *(one for turn in self._turns for one in (turn.user, turn.assistant)))
+        return (*system, *(message for turn in self._turns for message in turn.messages))
 
     @property
     def token_ids(self) -> tuple[int, ...]:
         """The history as ids: what the next prompt begins with."""
-        return (*self._beginning_ids, *(one for turn in self._turns for one in turn.token_ids))
+        turns = (token_id for turn in self._turns for token_id in turn.token_ids)
+        return (*self._beginning_ids, *turns)
 
-    def generate(self, message: str, **options: Unpack[Options]) -> Reply:
+    def generate(self, message: Question, **options: Unpack[Options]) -> Reply:
         """Take a turn and return the finished answer.
 
         Args:
-            message: What the user says. It is text: no content becomes a control token.
+            message: What the user says, as text: no content becomes a control token. Or a
+                message; or, where the last answer has calls, the list of their results, messages
+                of the role ``tool``.
             **options: Fields of `GenerationOptions`, for this turn only.
 
         Raises:
-            PromptError: The message is empty.
+            PromptError: The message is empty, or cannot follow the last answer.
             ContextLengthError: History, message and answer do not fit the context.
             OptionError: An option is unknown or not allowed.
             StateError: Another turn of this chat is open, or the model is closed.
-            QueueFullError: As many requests wait as may, and the options do not say to wait.
+            QueueFullError: The queue is full, and the options do not say to wait.
             GenerationError: The engine failed; ``partial_text`` holds what there was.
         """
         return self.stream(message, **options).drain()
 
-    def stream(self, message: str, **options: Unpack[Options]) -> ReplyStream:
+    def stream(self, message: Question, **options: Unpack[Options]) -> ReplyStream:
         """Take a turn and return its answer as a stream of text, already under way.
 
         Arguments and errors are those of `generate`; errors of the engine are raised while
         the stream is read.
         """
-        if not message:
-            raise PromptError("The message is empty. Give the user's text.")
-        user = Message("user", message)
-        question_ids = (*self._encode(user), *self.model.tokenizer.opening)
-        turn = self._open_turn()
-        try:
-            prompt = PromptIds(
-                beginning=self._beginning_ids,
-                turns=tuple(taken.token_ids for taken in self._turns),
-                ending=question_ids,
-            )
-            stream = self.model.stream_ids(prompt, options=self.options, **options)
-        except BaseException:
-            turn.close()
-            raise
+        question = self._read_question(message)
+        with self._open_turn() as turn:
+            question_ids = (*self._encode(*question), *self.model.tokenizer.opening)
+            return self._start(self._turns, question, turn, options, question_ids=question_ids)
 
-        def end_turn(kept: Reply | None) -> None:
-            if kept is not None:
-                self._keep(user, question_ids, kept)
-            turn.close()
-
-        stream.on_end(end_turn)
-        return stream
-
-    async def agenerate(self, message: str, **options: Unpack[Options]) -> Reply:
+    async def agenerate(self, message: Question, **options: Unpack[Options]) -> Reply:
         """Take a turn without blocking the event loop; see `generate`."""
         async with self.stream(message, **options) as stream:
             return await stream.adrain()
+
+    def stream_more(self, **options: Unpack[Options]) -> ReplyStream:
+        """Continue the last answer, for example one that ended at ``max_new_tokens``.
+
+        The model goes on from the exact ids of the answer. The reply holds what it adds; the
+        history then holds the whole answer. Errors are those of `stream`.
+
+        Raises:
+            StateError: There is no answer to continue, or it ends with calls.
+
+        Example:
+            >>> reply = chat.generate("Tell me a story.", max_new_tokens=20)  # doctest: +SKIP
+            >>> if reply.finish_reason == "length":  # doctest: +SKIP
+            ...     print(reply.text + chat.stream_more(max_new_tokens=200).drain().text)
+        """
+        with self._open_turn() as turn:
+            if not self._turns or self._turns[-1].answer.tool_calls:
+                raise StateError("There is no answer that could be continued. Take a turn first.")
+            last, tokenizer = self._turns[-1], self.model.tokenizer
+            question_ids = (*self._encode(*last.question), *tokenizer.opening)
+            end = len(last.token_ids) - len(tokenizer.closing)
+            answer_ids = last.token_ids[len(question_ids) : end]
+            before = self._turns[:-1]
+            return self._start(
+                before,
+                last.question,
+                turn,
+                options,
+                question_ids=question_ids,
+                answer_ids=answer_ids,
+            )
+
+    def _start(
+        self,
+        before: Sequence[Turn],
+        question: tuple[Message, ...],
+        turn: _OpenTurn,
+        options: Options,
+        *,
+        question_ids: tuple[int, ...],
+        answer_ids: tuple[int, ...] = (),
+    ) -> ReplyStream:
+        """Start the answer to a question after the turns ``before``; the stream ends the turn."""
+        exchanges = _exchanges(before)
+        prompt = PromptIds(
+            beginning=self._beginning_ids,
+            turns=tuple(
+                tuple(token_id for taken in exchange for token_id in taken.token_ids)
+                for exchange in exchanges
+            ),
+            ending=question_ids,
+            answer=answer_ids,
+        )
+        stream = self.model.stream_ids(prompt, tools=self._tools, options=self.options, **options)
+
+        def end_turn(kept: Reply | None) -> None:
+            if kept is not None:
+                left = [taken for group in exchanges[kept.dropped_turns :] for taken in group]
+                self._turns = [*left, self._turn(question, question_ids, answer_ids, kept)]
+                self._candidates = kept.candidates
+            turn.close()
+
+        turn.keep_open()
+        stream.on_end(end_turn)
+        return stream
 
     def choose(self, candidate: Reply) -> None:
         """Continue with another candidate of the last turn; the history holds the first until then.
@@ -168,11 +249,10 @@ class Phi3Chat:
                     f"candidate={candidate.text[:60]!r} is not one of the last turn's "
                     f"{len(self._candidates)} candidates. Take one from its reply.candidates."
                 )
-            last, opening = self._turns[-1], self.model.tokenizer.opening
-            candidates = self._candidates
-            self._turns = self._turns[:-1]
-            self._keep(last.user, (*self._encode(last.user), *opening), candidate)
-            self._candidates = candidates
+            last = self._turns[-1]
+            question_ids = (*self._encode(*last.question), *self.model.tokenizer.opening)
+            chosen = self._turn(last.question, question_ids, (), candidate)
+            self._turns = [*self._turns[:-1], chosen]
 
     def reset(self) -> None:
         """Forget all turns; the system message stays.
@@ -287,30 +367,67 @@ class Phi3Chat:
             raise ValueError("beginning_ids are not those of the system message.")
         tokenizer = self.model.tokenizer
         vocabulary_size = self.model.artifact.vocabulary_size
+        read_messages(  # checks the order of the roles
+            [message for turn in saved.turns for message in turn.messages], ends_with="history"
+        )
         for number, turn in enumerate(saved.turns):
-            before = (*tokenizer.encode_message(turn.user), *tokenizer.opening)
+            before = (*self._encode(*turn.question), *tokenizer.opening)
             after = tuple(tokenizer.closing)
-            answer = turn.token_ids[len(before) : len(turn.token_ids) - len(after)]
-            if turn.token_ids != before + answer + after:
+            answer_ids = turn.token_ids[len(before) : len(turn.token_ids) - len(after)]
+            if turn.token_ids != before + answer_ids + after:
                 raise ValueError(f"token_ids of turn {number} are not those of its message.")
             if not all(
-                0 <= one < vocabulary_size and one not in tokenizer.stop_tokens for one in answer
+                0 <= token_id < vocabulary_size and token_id not in tokenizer.stop_tokens
+                for token_id in answer_ids
             ):
                 raise ValueError(f"token_ids of turn {number} hold what no answer can hold.")
-            text = AnswerText.of(tokenizer, answer)  # a stop string may have cut its end off
-            if not text.startswith(turn.assistant.content):
+            text = AnswerText.of(tokenizer, answer_ids, offered=self._offered)
+            if not text.startswith(turn.answer.content):  # a stop string may have cut its end off
                 raise ValueError(f"token_ids of turn {number} are not those of its answer.")
 
-    def _encode(self, message: Message) -> tuple[int, ...]:
-        return tuple(self.model.tokenizer.encode_message(message))
+    @property
+    def _offered(self) -> list[str]:
+        return [tool.name for tool in self._tools]
 
-    def _keep(self, user: Message, question_ids: tuple[int, ...], reply: Reply) -> None:
-        """Add a finished turn to the history."""
+    def _read_question(self, message: Question) -> tuple[Message, ...]:
+        """Return what a turn begins with: a user's message, or the results of the last calls."""
+        if isinstance(message, str):
+            if not message:
+                raise PromptError("The message is empty. Give the user's text.")
+            return (Message("user", message),)
+        given = [message] if isinstance(message, Message | Mapping) else message
+        last = [self._turns[-1].answer] if self._turns else []
+        before = [Message("user", "-"), *last] if last else []
+        question = read_messages([*before, *given])[len(before) :]
+        if len(question) != 1 and any(each.role != "tool" for each in question):
+            raise PromptError(
+                f"message={message!r:.80} must be one user's message, or the results of the last "
+                "answer's calls. A history goes into Phi3Chat(model, messages=...)."
+            )
+        return question
+
+    def _encode(self, *messages: Message) -> tuple[int, ...]:
+        encode = self.model.tokenizer.encode_message
+        return tuple(token_id for message in messages for token_id in encode(message))
+
+    def _turn(
+        self,
+        question: tuple[Message, ...],
+        question_ids: tuple[int, ...],
+        answer_ids: tuple[int, ...],
+        reply: Reply,
+    ) -> Turn:
+        """Return the finished turn; ``answer_ids`` are those that ``reply`` continues."""
+        text = reply.text
+        if answer_ids:
+            before = AnswerText.of(self.model.tokenizer, answer_ids, offered=self._offered)
+            whole_ids = (*answer_ids, *reply.token_ids)
+            whole = AnswerText.of(self.model.tokenizer, whole_ids, offered=self._offered)
+            text = whole if len(whole) >= len(before) else before
+        answer = Message("assistant", text, tool_calls=reply.tool_calls)
         closing = self.model.tokenizer.closing
-        token_ids = (*question_ids, *reply.token_ids, *closing)
-        turn = Turn(user, Message("assistant", reply.text), token_ids)
-        self._turns = [*self._turns[reply.dropped_turns :], turn]
-        self._candidates = reply.candidates
+        token_ids = (*question_ids, *answer_ids, *reply.token_ids, *closing)
+        return Turn(question, answer, token_ids)
 
     def _open_turn(self) -> _OpenTurn:
         if not self._turn_is_open.acquire(blocking=False):
@@ -343,14 +460,31 @@ class _OpenTurn:
 
     def __init__(self, lock: threading.Lock) -> None:
         self._lock: threading.Lock | None = lock
+        self._stays_open = False
 
     def close(self) -> None:
         lock, self._lock = self._lock, None
         if lock is not None:
             lock.release()
 
+    def keep_open(self) -> None:
+        """Let the turn go on after the ``with`` block."""
+        self._stays_open = True
+
     def __enter__(self) -> _OpenTurn:
         return self
 
-    def __exit__(self, *_exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *_exc: object) -> None:
+        if kind is not None or not self._stays_open:
+            self.close()
+
+
+def _exchanges(turns: Sequence[Turn]) -> list[list[Turn]]:
+    """Group turns so that results of calls stay with the question that led to them."""
+    groups: list[list[Turn]] = []
+    for turn in turns:
+        if groups and turn.question[0].role == "tool":
+            groups[-1].append(turn)
+        else:
+            groups.append([turn])
+    return groups

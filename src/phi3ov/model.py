@@ -29,7 +29,7 @@ from .prompt.chat_tokenizer import ChatTokenizer
 from .prompt.detokenizer import AnswerText
 from .prompt.dictionaries import ChatMessage, read_messages
 from .prompt.messages import Message
-from .prompt.tools import Tool
+from .prompt.tools import ToolSource, read_tools
 from .runtime.config import RuntimeConfig
 from .runtime.devices import DeviceChoice
 from .runtime.limits import RequestLoad
@@ -92,7 +92,7 @@ class Phi3Model:
         self,
         messages: Sequence[Message | ChatMessage],
         *,
-        tools: Sequence[Tool] = (),
+        tools: Sequence[ToolSource] = (),
         continue_last: bool = False,
         options: GenerationOptions = GenerationOptions(),  # noqa: B008 - immutable
         **changes: Unpack[Options],
@@ -130,7 +130,7 @@ class Phi3Model:
         self,
         messages: Sequence[Message | ChatMessage],
         *,
-        tools: Sequence[Tool] = (),
+        tools: Sequence[ToolSource] = (),
         continue_last: bool = False,
         options: GenerationOptions = GenerationOptions(),  # noqa: B008 - immutable
         **changes: Unpack[Options],
@@ -139,15 +139,16 @@ class Phi3Model:
 
         Errors of the engine are raised while the stream is read.
         """
+        offered = read_tools(tools)
         read = read_messages(messages, ends_with="answer" if continue_last else "question")
-        prompt = conversation_ids(self.tokenizer, read, tools=tools, continue_last=continue_last)
-        return self.stream_ids(prompt, tools=tools, options=options, **changes)
+        prompt = conversation_ids(self.tokenizer, read, tools=offered, continue_last=continue_last)
+        return self.stream_ids(prompt, tools=offered, options=options, **changes)
 
     async def agenerate(
         self,
         messages: Sequence[Message | ChatMessage],
         *,
-        tools: Sequence[Tool] = (),
+        tools: Sequence[ToolSource] = (),
         continue_last: bool = False,
         options: GenerationOptions = GenerationOptions(),  # noqa: B008 - immutable
         **changes: Unpack[Options],
@@ -187,7 +188,7 @@ class Phi3Model:
         self,
         token_ids: Sequence[int] | PromptIds,
         *,
-        tools: Sequence[Tool] = (),
+        tools: Sequence[ToolSource] = (),
         options: GenerationOptions = GenerationOptions(),  # noqa: B008 - immutable
         **changes: Unpack[Options],
     ) -> ReplyStream:
@@ -210,7 +211,7 @@ class Phi3Model:
             StateError: The model is closed, or was loaded by a parent process.
             QueueFullError: The queue is full, and the options do not say to wait.
         """
-        chosen = options.changed(changes)
+        chosen, offered = options.changed(changes), read_tools(tools)
         if not isinstance(token_ids, PromptIds):
             token_ids = PromptIds(ending=tuple(token_ids))
         fitted = fit_prompt(token_ids, chosen, self.context.tokens)
@@ -231,7 +232,8 @@ class Phi3Model:
                 AnswerText(
                     self.tokenizer,
                     chosen.stop,
-                    offered=[tool.name for tool in tools],
+                    offered=[tool.name for tool in offered],
+                    skip_special_tokens=chosen.skip_special_tokens,
                     before=token_ids.answer,
                 ),
                 shape=shape,

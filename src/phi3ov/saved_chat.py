@@ -15,10 +15,10 @@ from typing import Any, TypeVar, cast
 from .answer.options import GenerationOptions, Options
 from .artifact.fingerprint import ModelFingerprint
 from .prompt.messages import Message
-from .prompt.tools import Tool
+from .prompt.tools import Tool, ToolCall
 
 FORMAT = "phi3ov chat"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of the file's layout; a file of another version is refused."""
 MOST_BYTES = 64 * 1024 * 1024
 """The largest file that is read; 131 072 tokens with their text take about 2 MB."""
@@ -28,11 +28,22 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One question and its answer, as messages and as the ids that went through the model."""
+    """One question and its answer, as messages and as the ids that went through the model.
 
-    user: Message
-    assistant: Message
+    Attributes:
+        question: The user's message, or the results of the calls before it.
+        answer: The assistant's message.
+        token_ids: The ids of both, from the question's header to the answer's footer.
+    """
+
+    question: tuple[Message, ...]
+    answer: Message
     token_ids: tuple[int, ...]
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """Question and answer."""
+        return (*self.question, self.answer)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +82,8 @@ class SavedChat:
             "beginning_ids": self.beginning_ids,
             "turns": [
                 {
-                    "user": turn.user.content,
-                    "assistant": turn.assistant.content,
+                    "question": [_message_values(message) for message in turn.question],
+                    "answer": _message_values(turn.answer),
                     "token_ids": turn.token_ids,
                 }
                 for turn in self.turns
@@ -163,9 +174,41 @@ def _tool(value: object) -> Tool:
 
 
 def _turn(value: object) -> Turn:
-    values = _object("a turn", value, ("user", "assistant", "token_ids"))
+    values = _object("a turn", value, ("question", "answer", "token_ids"))
     return Turn(
-        user=Message("user", _of_type(str, "user", values["user"])),
-        assistant=Message("assistant", _of_type(str, "assistant", values["assistant"])),
+        question=tuple(_message(one) for one in _of_type(list, "question", values["question"])),
+        answer=_message(values["answer"]),
         token_ids=_ids("token_ids", values["token_ids"]),
     )
+
+
+def _message_values(message: Message) -> dict[str, Any]:
+    """Return what `_message` takes: the fields that differ from their defaults."""
+    calls = [
+        {"name": call.name, "arguments": call.arguments, "id": call.id}
+        for call in message.tool_calls
+    ]
+    values = {
+        "role": message.role,
+        "content": message.content,
+        "tool_calls": calls,
+        "tool_call_id": message.tool_call_id,
+        "name": message.name,
+    }
+    return {name: value for name, value in values.items() if value not in (None, [])}
+
+
+def _message(value: object) -> Message:
+    values = dict(_of_type(dict, "a message", value))
+    calls = _of_type(list, "tool_calls", values.pop("tool_calls", []))
+    try:
+        return Message(
+            values.pop("role"),
+            values.pop("content"),
+            tool_calls=tuple(
+                ToolCall(**_object("a call", call, ("name", "arguments", "id"))) for call in calls
+            ),
+            **values,
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"a message cannot be read: {error!r}.") from error

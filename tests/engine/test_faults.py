@@ -195,13 +195,14 @@ _INTERRUPTED = """
 import asyncio, os, signal, sys, threading
 import phi3ov
 
-def interrupt_at_first_token(put=phi3ov.ReplyStream._take):
-    def take(stream, chunk):
-        if chunk and not told:
+def interrupt_at_first_token(read=phi3ov.ReplyStream.read):
+    def read_and_interrupt(stream, *, wait=False):
+        piece = read(stream, wait=wait)
+        if piece and not told:
             told.append(1)
             os.kill(os.getpid(), signal.SIGINT)
-        return put(stream, chunk)
-    phi3ov.ReplyStream._take = take
+        return piece
+    phi3ov.ReplyStream.read = read_and_interrupt
 
 told = []
 interrupt_at_first_token()

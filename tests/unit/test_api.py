@@ -20,7 +20,7 @@ def test_snapshot_shows_what_callers_rely_on() -> None:
     for part in (
         "class phi3ov.ContextLengthError(PromptError)",
         "        max_new_tokens: int = 1024,\n",
-        "    async agenerate(message: str, **options: Unpack[Options]) -> Reply\n",
+        "    async agenerate(message: Question, **options: Unpack[Options]) -> Reply\n",
         "    token_ids: tuple[int, ...]\n",
         "    device: str | Sequence[str] = ('GPU', 'CPU'),\n",
         "    partial_text\n",

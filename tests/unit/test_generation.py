@@ -41,6 +41,7 @@ def test_defaults_are_the_seeds() -> None:
         "logit_bias": None,
         "logprobs": False,
         "top_logprobs": 0,
+        "skip_special_tokens": True,
         "json_schema": None,
         "regex": None,
         "choices": None,

@@ -57,6 +57,7 @@ class Options(TypedDict, total=False):
     candidates: int
     logprobs: bool
     top_logprobs: int
+    skip_special_tokens: bool
     json_schema: JsonSchema | None
     regex: str | None
     choices: Sequence[str] | None
@@ -137,6 +138,8 @@ class GenerationOptions(Sampling):
             ``engine="worker"`` or ``"paged"``.
         top_logprobs: How many of the likeliest tokens to report beside each token, up to 20
             (`Reply.top_logprobs`); needs ``logprobs=True`` and ``engine="paged"``.
+        skip_special_tokens: Whether special tokens of the vocabulary give no text. Tokens that end
+            an answer or stand around a tool call never give text.
         json_schema: The answer is JSON that fits this schema: a dictionary, a dataclass or a
             pydantic model. `Reply.parsed` is its value, or an instance of the class. Needs
             ``engine="pipeline"`` or ``"worker"``, as do the next two.
@@ -172,6 +175,7 @@ Set a temperature above 0, or leave top_p out.
     candidates: int = 1
     logprobs: bool = False
     top_logprobs: int = 0
+    skip_special_tokens: bool = True
     json_schema: JsonSchema | None = field(default=None, hash=False)
     regex: str | None = None
     choices: Sequence[str] | None = None
@@ -193,14 +197,15 @@ Set a temperature above 0, or leave top_p out.
         if any(not isinstance(text, str) or not text for text in self.stop):
             raise OptionError(f"stop={self.stop!r} must hold non-empty strings only.")
         require_integer("candidates", self.candidates, least=1, most=MOST_CANDIDATES)
-        if not isinstance(self.logprobs, bool):
-            raise OptionError(f"logprobs={self.logprobs!r} must be True or False.")
         require_integer("top_logprobs", self.top_logprobs, least=0, most=MOST_TOP_LOGPROBS)
         if self.top_logprobs and not self.logprobs:
             raise OptionError(
                 f"top_logprobs={self.top_logprobs} has no effect without logprobs. Set "
                 "logprobs=True, or leave top_logprobs out."
             )
+        for name in ("logprobs", "skip_special_tokens"):
+            if not isinstance(getattr(self, name), bool):
+                raise OptionError(f"{name}={getattr(self, name)!r} must be True or False.")
         for name, choices in _POLICIES.items():
             if getattr(self, name) not in choices:
                 listed = " or ".join((", ".join(map(repr, choices[:-1])), repr(choices[-1])))

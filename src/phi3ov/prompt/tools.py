@@ -229,9 +229,11 @@ def describe_tools(tools: Sequence[Tool]) -> str:
     return json.dumps(values, ensure_ascii=False)
 
 
-def read_tools(
-    tools: Sequence[Tool | Callable[..., Any] | Mapping[str, Any]],
-) -> tuple[Tool, ...]:
+ToolSource = Tool | Callable[..., Any] | Mapping[str, Any]
+"""What `Tool.of` makes a tool of: a function, a class, or a dictionary as OpenAI's API has it."""
+
+
+def read_tools(tools: Sequence[ToolSource]) -> tuple[Tool, ...]:
     """Return each of ``tools`` as a `Tool`.
 
     Raises:
