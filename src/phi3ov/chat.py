@@ -19,7 +19,7 @@ from .answer.stream import ReplyStream
 from .atomic_file import replace_file
 from .errors import OptionError, PromptError, RestoreError, StateError
 from .prompt.detokenizer import AnswerText
-from .prompt.dictionaries import ChatMessage, read_messages
+from .prompt.dictionaries import read_messages
 from .prompt.messages import Message
 from .prompt.tools import ToolSource, read_tools
 from .saved_chat import MOST_BYTES, SavedChat, Turn
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .model import Phi3Model
 
 
-Question = str | Message | ChatMessage | Sequence[Message | ChatMessage]
+Question = str | Message | Mapping[str, object] | Sequence[Message | Mapping[str, object]]
 """What a turn begins with: a user's text or message, or the results of the last answer's calls."""
 
 
@@ -59,7 +59,7 @@ class Phi3Chat:
         model: Phi3Model,
         *,
         system: str | None = None,
-        messages: Sequence[Message | ChatMessage] = (),
+        messages: Sequence[Message | Mapping[str, object]] = (),
         tools: Sequence[ToolSource] = (),
         options: GenerationOptions = GenerationOptions(),  # noqa: B008 - immutable
     ) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from .engine.protocol import CacheEngine, Engine, EngineState, ScoringEngine
 from .errors import ContextLengthError, OptionError, PromptError
 from .prompt.chat_tokenizer import ChatTokenizer
 from .prompt.detokenizer import AnswerText
-from .prompt.dictionaries import ChatMessage, read_messages
+from .prompt.dictionaries import read_messages
 from .prompt.messages import Message
 from .prompt.tools import ToolSource, read_tools
 from .runtime.config import RuntimeConfig
@@ -90,7 +90,7 @@ class Phi3Model:
 
     def generate(
         self,
-        messages: Sequence[Message | ChatMessage],
+        messages: Sequence[Message | Mapping[str, object]],
         *,
         tools: Sequence[ToolSource] = (),
         continue_last: bool = False,
@@ -128,7 +128,7 @@ class Phi3Model:
 
     def stream(
         self,
-        messages: Sequence[Message | ChatMessage],
+        messages: Sequence[Message | Mapping[str, object]],
         *,
         tools: Sequence[ToolSource] = (),
         continue_last: bool = False,
@@ -146,7 +146,7 @@ class Phi3Model:
 
     async def agenerate(
         self,
-        messages: Sequence[Message | ChatMessage],
+        messages: Sequence[Message | Mapping[str, object]],
         *,
         tools: Sequence[ToolSource] = (),
         continue_last: bool = False,

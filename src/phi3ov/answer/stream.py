@@ -66,6 +66,7 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
         self._reply: Reply | None = None
         self._failed = False
         self._keep_partial = False
+        self._is_abandoned = False
         self.is_kept: bool = False  # see `on_end`
         self._on_end: list[Callable[[Reply | None], None]] = []
         # One reader at a time: close() may be called while another thread waits for a piece.
@@ -185,7 +186,7 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
             except GenerationError:
                 raise
             except BaseException:  # Ctrl-C while waiting: the engine must not go on
-                self.close()
+                self._abandon()
                 raise
             if piece:
                 return piece
@@ -278,7 +279,7 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
                 for tokens in self.token_streams:
                     tokens.wait_for_end()
             except BaseException:  # Ctrl-C while waiting: the engine must not go on
-                self.close()
+                self._abandon()
                 raise
         while self._next_piece() is not None:
             pass
@@ -317,6 +318,11 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
             while not self.done:
                 self.read(wait=True)
 
+    def _abandon(self) -> None:
+        """Close the stream, and keep nothing of it even if it had ended before."""
+        self._is_abandoned = True
+        self.close()
+
     async def aclose(self) -> None:
         """Do what `close` does without blocking the event loop."""
         self.cancel(keep=self._keep_partial)
@@ -343,7 +349,7 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
 
     def _finish(self, reply: Reply, *, keep: bool) -> None:
         self._reply = reply
-        self.is_kept = keep
+        self.is_kept = keep = keep and not self._is_abandoned
         self._tell_end(reply if keep else None)
 
     def _fail(self) -> None:

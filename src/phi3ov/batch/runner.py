@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING
 from ..answer.options import GenerationOptions, Options
 from ..answer.reply import Reply
 from ..errors import EngineCrashedError, OptionError, Phi3OVError, QueueFullError, StateError
-from ..prompt.dictionaries import ChatMessage
 from ..prompt.messages import Message
-from ..prompt.tools import Tool
+from ..prompt.tools import ToolSource
 
 if TYPE_CHECKING:
     from ..answer.stream import ReplyStream
@@ -40,9 +39,9 @@ class BatchRequest:
         OptionError: ``options`` is not a mapping.
     """
 
-    messages: Sequence[Message | ChatMessage]
+    messages: Sequence[Message | Mapping[str, object]]
     options: Options = field(default_factory=Options)
-    tools: Sequence[Tool] = ()
+    tools: Sequence[ToolSource] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.options, Mapping):
@@ -52,7 +51,7 @@ class BatchRequest:
             )
 
 
-Conversation = Sequence[Message | ChatMessage] | BatchRequest
+Conversation = Sequence[Message | Mapping[str, object]] | BatchRequest
 """One item of a batch: messages, or messages with their own options."""
 
 
