@@ -29,12 +29,16 @@ from phi3ov.runtime.devices import DeviceInfo
 from .fakes import MINI, SMALL_CONFIG, Answer, FakeEngine, answer_ids, make_model
 from .test_artifact import WEIGHTS, write_manifest
 
-MODEL = "--context-tokens --device --engine --help --max-new-tokens --temperature --threads -h"
+MODEL = (
+    "--adapter --cache-dir --context-tokens --device --engine --frequency-penalty --help "
+    "--max-new-tokens --min-p --presence-penalty --repetition-penalty --seed --stop --temperature "
+    "--threads --top-k --top-p -h"
+)
 OPTIONS = {
     "export": "--adjust --asymmetric --calibrate --group-size --help --json --log --overwrite "
     "--precision --preset --quiet --ratio --revision -h output source",
-    "chat": f"{MODEL} --cache-gb --choice --draft --json --json-schema --prompt-lookup --regex "
-    "--system message model",
+    "chat": f"{MODEL} --cache-gb --choice --draft --file --json --json-schema --no-history "
+    "--prompt-lookup --regex --system --verbose message model",
     "serve": "--allow-control-tokens --allowed-host --allowed-origin --api-key-file "
     "--context-tokens --default-temperature --device --drain-seconds --help --host "
     "--ignore-unknown --max-body-bytes --max-connections --max-depth --max-running --max-tokens "

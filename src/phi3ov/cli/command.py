@@ -16,6 +16,7 @@ from typer.core import TyperCommand
 from typer.models import ArgumentInfo
 
 from ..errors import Phi3OVError
+from .printing import write_line
 
 
 class CommandEnded(BaseException):
@@ -82,10 +83,10 @@ def _run(call: Callable[[], object], *, debug: bool) -> int:
         if debug:
             traceback.print_exc()
         if isinstance(error, Phi3OVError | OSError):
-            print(f"phi3ov: {error}", file=sys.stderr)
+            write_line(f"phi3ov: {error}", stream=sys.stderr)
             return 1
         message = f"unexpected {type(error).__name__}: {error}. See more: phi3ov --debug ..."
-        print(f"phi3ov: {message}", file=sys.stderr)
+        write_line(f"phi3ov: {message}", stream=sys.stderr)
         return 3
     return 0
 

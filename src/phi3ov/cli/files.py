@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 
 from ..errors import OptionError
@@ -13,6 +15,19 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")  # Windows' editors write a mark before it
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"{path} cannot be read as UTF-8 text: {error}.") from error
+
+
+def read_stdin() -> str:
+    """Return all of stdin, or raise `OptionError`."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="strict")  # Python lets some locales pass any byte
+    try:
+        return sys.stdin.read().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise OptionError(
+            f"stdin cannot be read as {sys.stdin.encoding} text: {error}. Convert the input, or "
+            "set PYTHONIOENCODING to its encoding."
+        ) from error
 
 
 def check_writable(path: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import OptionError
 from ..runtime.config import RuntimeConfig
+from ..runtime.lora import LoraAdapter
 
 if TYPE_CHECKING:
     from ..answer.options import GenerationOptions
@@ -30,6 +32,23 @@ def engine_option() -> Any:
 
 
 Quiet = Annotated[bool, typer.Option("--quiet", help="print no progress")]
+
+
+def answer_option(help_text: str, *, default: str | bool = True) -> Any:
+    """Return the declaration of an option of `AnswerOptions`.
+
+    Args:
+        help_text: What it does.
+        default: What the help shows as the default; True shows the value.
+    """
+    return typer.Option(help=help_text, show_default=default, rich_help_panel=_ANSWER)
+
+
+def loading_option(help_text: str, *, default: str | bool = True) -> Any:
+    """Return the declaration of an option of `LoadingOptions`; see `answer_option`."""
+    return typer.Option(help=help_text, show_default=default, rich_help_panel=_LOADING)
+
+
 ModelFolder = Annotated[str, typer.Argument(help="an exported folder")]
 
 
@@ -40,33 +59,29 @@ class LoadingOptions:
     model: ModelFolder
     device: Annotated[
         list[str] | None,
-        typer.Option(
-            help="OpenVINO device; repeat for preferences",
-            show_default="GPU, then CPU",
-            rich_help_panel=_LOADING,
-        ),
+        loading_option("OpenVINO device; repeat for preferences", default="GPU, then CPU"),
     ] = None
     context_tokens: Annotated[
         int | None,
-        typer.Option(
-            help="tokens of prompt and answer together",
-            show_default="the model's original context",
-            rich_help_panel=_LOADING,
+        loading_option(
+            "tokens of prompt and answer together", default="the model's original context"
         ),
     ] = None
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            help="CPU threads", show_default="OpenVINO's choice", rich_help_panel=_LOADING
-        ),
+    threads: Annotated[int | None, loading_option("CPU threads", default="OpenVINO's choice")] = (
+        None
+    )
+    adapter: Annotated[Path | None, loading_option("folder of a LoRA adapter")] = None
+    cache_dir: Annotated[
+        Path | None, loading_option("keep compiled models here; loads faster on a GPU")
     ] = None
 
     def to_arguments(self) -> dict[str, Any]:
         """Return the keywords of `phi3ov.load_model`."""
         return {
             "device": tuple(self.device or ("GPU", "CPU")),
-            "config": RuntimeConfig(threads=self.threads),
+            "config": RuntimeConfig(threads=self.threads, cache_dir=self.cache_dir),
             "context_tokens": self.context_tokens,
+            "adapter": None if self.adapter is None else LoraAdapter(path=self.adapter),
         }
 
 
@@ -74,15 +89,29 @@ class LoadingOptions:
 class AnswerOptions:
     """The fields of `GenerationOptions` that a command takes, by the same names."""
 
-    max_new_tokens: Annotated[
-        int, typer.Option(help="tokens of the longest answer", rich_help_panel=_ANSWER)
-    ] = 1024
+    max_new_tokens: Annotated[int, answer_option("tokens of the longest answer")] = 1024
     temperature: Annotated[
-        float,
-        typer.Option(
-            help="0 takes the likeliest token each time, above 0 samples", rich_help_panel=_ANSWER
-        ),
+        float, answer_option("0 takes the likeliest token each time, above 0 samples")
     ] = 0.0
+    top_p: Annotated[
+        float | None, answer_option("sample from the likeliest tokens of this joint probability")
+    ] = None
+    top_k: Annotated[int | None, answer_option("sample from so many likeliest tokens")] = None
+    min_p: Annotated[
+        float | None,
+        answer_option("leave out tokens below this share of the likeliest one's probability"),
+    ] = None
+    seed: Annotated[int | None, answer_option("sample the same again", default="random")] = None
+    repetition_penalty: Annotated[
+        float | None, answer_option("above 1 makes tokens of prompt and answer less likely")
+    ] = None
+    presence_penalty: Annotated[
+        float | None, answer_option("above 0 makes tokens of the answer less likely, once each")
+    ] = None
+    frequency_penalty: Annotated[
+        float | None, answer_option("above 0 does so for each time that they occurred")
+    ] = None
+    stop: Annotated[list[str] | None, answer_option("end before this text; repeat for more")] = None
 
     def to_generation_options(self, **more: Any) -> GenerationOptions:
         """Return the options of an answer; ``more`` are further fields.
@@ -94,6 +123,8 @@ class AnswerOptions:
 
         chosen = {field.name: getattr(self, field.name) for field in fields(self)}
         given = {name: value for name, value in chosen.items() if value is not None}
+        if self.stop is not None:
+            given["stop"] = tuple(self.stop)
         return GenerationOptions(**given, **more)
 
 

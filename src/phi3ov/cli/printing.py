@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -23,19 +24,58 @@ def shows_style(stream: TextIO) -> bool:
     return stream.isatty()
 
 
-def write_line(text: str, *, style: str = "", stream: TextIO | None = None) -> None:
-    """Write a line.
+_CONTROLS = {
+    code: f"\\u{code:04x}" if code > 0xFF else f"\\x{code:02x}"
+    for code in (
+        *(
+            code
+            for code in range(0xA0)
+            if (code < 0x20 or code >= 0x7F) and chr(code) not in "\t\n"
+        ),
+        *range(0x202A, 0x202F),  # these and the next change the direction of text
+        *range(0x2066, 0x206A),
+    )
+}
+"""Characters that act on a terminal instead of being shown, and how they are shown."""
+
+
+def escape_controls(text: str) -> str:
+    r"""Return a text that a terminal shows and does not obey.
+
+    Escape sequences can set the window's title, write the clipboard or move the cursor, so their
+    characters are written out. Line feeds and tabs stay.
+
+    Example:
+        >>> escape_controls("\x1b]0;title\x07")
+        '\\x1b]0;title\\x07'
+    """
+    return text.translate(_CONTROLS)
+
+
+def write_text(text: str, stream: TextIO | None = None) -> None:
+    """Write a text without a line break: escaped on a terminal, exact in a pipe or a file.
 
     Args:
-        text: What to write, as it is.
+        text: What a model, a file or a caller says.
+        stream: Where to; None is stdout.
+    """
+    stream = sys.stdout if stream is None else stream
+    print(escape_controls(text) if stream.isatty() else text, end="", file=stream, flush=True)
+
+
+def write_line(text: str, *, style: str = "", stream: TextIO | None = None) -> None:
+    """Write a line, as `write_text` does.
+
+    Args:
+        text: What to write.
         style: rich's name of a style, such as ``"bold"``, for a terminal.
         stream: Where to; None is stdout.
     """
     stream = sys.stdout if stream is None else stream
     if style and shows_style(stream):
-        make_console(stream).print(text, style=style, soft_wrap=True)
+        make_console(stream).print(escape_controls(text), style=style, soft_wrap=True)
     else:
-        print(text, file=stream)
+        write_text(f"{text}\n", stream)
 
 
 def write_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = "") -> None:
@@ -55,7 +95,7 @@ def write_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right:
         for name in headers:
             table.add_column(name, justify="right" if name in on_the_right else "left")
         for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(*(Text(escape_controls(cell)) for cell in row))
         make_console(sys.stdout).print(table)
         return
     widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
@@ -77,7 +117,7 @@ def write_facts(facts: Mapping[str, str]) -> None:
         table.add_column(style="bold", no_wrap=True)
         table.add_column()
         for name, value in facts.items():
-            table.add_row(name, Text(value))
+            table.add_row(name, Text(escape_controls(value)))
         make_console(sys.stdout).print(table)
         return
     for name, value in facts.items():
@@ -94,6 +134,16 @@ def flatten(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {item}" for name, item in value.items())
     return "-" if value is None else str(value)
+
+
+@contextmanager
+def busy(doing: str) -> Iterator[None]:
+    """Show what takes some seconds, on a terminal that can take it away again."""
+    if not shows_style(sys.stderr):
+        yield
+        return
+    with make_console(sys.stderr).status(escape_controls(doing)):
+        yield
 
 
 def gigabytes(size_bytes: int) -> str:

@@ -9,7 +9,7 @@ import typer
 
 from .files import check_writable, read_text, write_text
 from .options import Quiet, json_option
-from .printing import print_json
+from .printing import print_json, write_line
 
 EXAMPLE = "phi3ov quality microsoft/Phi-3-mini-4k-instruct phi3-int4 --svg kl.svg"
 
@@ -49,4 +49,4 @@ def run(
     if as_json:
         print_json(report.to_dict())
     else:
-        print(report)
+        write_line(str(report))  # it holds what the models say

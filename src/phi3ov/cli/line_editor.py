@@ -1,0 +1,124 @@
+"""Messages typed at a terminal: line editing, history and paste, through prompt_toolkit."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from platformdirs import user_state_path
+from prompt_toolkit import PromptSession
+from prompt_toolkit.filters import Condition
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.input import Input
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.output import Output, create_output
+
+
+class LineEditor:
+    """Reads messages from a terminal.
+
+    A pasted text is one message, with its line breaks. Enter sends and Alt-Enter breaks the line;
+    in multi-line mode it is the other way round.
+
+    Attributes:
+        multiline: Whether Enter breaks the line.
+        problem: Why messages are not kept for the next time; None if they are.
+    """
+
+    def __init__(
+        self,
+        *,
+        history_path: Path | None,
+        terminal_input: Input | None = None,
+        terminal_output: Output | None = None,
+    ) -> None:
+        """Prepare the terminal.
+
+        Args:
+            history_path: The file that keeps messages for the next time; None keeps them until
+                the program ends.
+            terminal_input: Where keys come from; None is stdin.
+            terminal_output: Where the line is drawn; None is stdout, or stderr where stdout is
+                not a terminal.
+        """
+        self.multiline = False
+        self.problem: str | None = None
+        if terminal_output is None and not sys.stdout.isatty():
+            terminal_output = create_output(stdout=sys.stderr)
+        self._session: PromptSession[str] = PromptSession(
+            history=InMemoryHistory() if history_path is None else self._open(history_path),
+            multiline=Condition(lambda: self.multiline),
+            key_bindings=self._bind_keys(),
+            prompt_continuation="...  ",
+            input=terminal_input,
+            output=terminal_output,
+        )
+
+    def read(self, question: str) -> str:
+        """Return what the user typed or pasted.
+
+        Raises:
+            EOFError: Ctrl-D on an empty line, or the terminal is gone.
+            KeyboardInterrupt: Ctrl-C.
+        """
+        return self._session.prompt(question)
+
+    def _open(self, path: Path) -> History:
+        history = _OwnerOnlyHistory(path)
+        try:
+            history.prepare()
+        except OSError as error:
+            self.problem = str(error)
+            return InMemoryHistory()
+        return history
+
+    def _bind_keys(self) -> KeyBindings:
+        bindings = KeyBindings()
+
+        @bindings.add("escape", "enter", filter=Condition(lambda: not self.multiline))
+        def break_line(event: KeyPressEvent) -> None:
+            event.current_buffer.newline(copy_margin=False)
+
+        return bindings
+
+
+class _OwnerOnlyHistory(FileHistory):
+    """Messages in a file that only its owner can read, on POSIX.
+
+    A message that cannot be written stays in memory: a full disk must not end a conversation.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._path = path
+
+    def prepare(self) -> None:
+        """Make the file and its folder.
+
+        Raises:
+            OSError: They cannot be made or written.
+        """
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._path.touch(mode=0o600)
+        self._path.chmod(0o600)  # a file from elsewhere may have been readable by others
+        self._path.open("ab").close()
+
+    def load_history_strings(self) -> Iterable[str]:
+        """Yield the messages, the newest first."""
+        try:
+            yield from super().load_history_strings()
+        except OSError:
+            return
+
+    def store_string(self, string: str) -> None:
+        """Append a message."""
+        try:
+            super().store_string(string)
+        except (OSError, UnicodeEncodeError):  # the latter: a byte that is not UTF-8 was typed
+            return
+
+
+def default_history_path() -> Path:
+    """Return the file in the user's state folder that keeps what was typed."""
+    return user_state_path("phi3ov", appauthor=False) / "chat_history"
