@@ -73,7 +73,8 @@ def write_line(text: str, *, style: str = "", stream: TextIO | None = None) -> N
     """
     stream = sys.stdout if stream is None else stream
     if style and shows_style(stream):
-        make_console(stream).print(escape_controls(text), style=style, soft_wrap=True)
+        make_console(stream).print(escape_controls(text), style=style, soft_wrap=True, end="")
+        print(file=stream)
     else:
         write_text(f"{text}\n", stream)
 
