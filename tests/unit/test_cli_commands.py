@@ -39,8 +39,8 @@ OPTIONS = {
     "--precision --preset --quiet --ratio --revision -h output source",
     "chat": f"{MODEL} --cache-gb --choice --draft --file --json --json-schema --no-history "
     "--prompt-lookup --regex --system --verbose message model",
-    "serve": "--allow-control-tokens --allowed-host --allowed-origin --api-key-file "
-    "--context-tokens --default-temperature --device --drain-seconds --help --host "
+    "serve": "--adapter --allow-control-tokens --allowed-host --allowed-origin --api-key-file "
+    "--cache-dir --context-tokens --default-temperature --device --drain-seconds --help --host "
     "--ignore-unknown --max-body-bytes --max-connections --max-depth --max-running --max-tokens "
     "--max-waiting --max-waiting-tokens --model-name --no-auth --ping-seconds --port --threads "
     "--timeout-seconds --write-timeout-seconds -h model",
