@@ -161,7 +161,7 @@ def test_the_manifest_says_what_was_done(exports: Callable[[str], Path], zoo: Zo
     folder = exports("int4 mixed")
     manifest = Artifact.open(folder).manifest
     source = zoo.checkpoint(ROW)
-    assert manifest.source == str(source)
+    assert manifest.source == source.name, "no path of this machine"
     assert (manifest.revision, manifest.commit) == (None, None)
     assert manifest.source_bytes == (source / "model.safetensors").stat().st_size
     assert manifest.recipe == {

@@ -365,7 +365,7 @@ _PROCESSES: Any = multiprocessing.get_context(
 )
 if _PROCESSES.get_start_method() == "forkserver":  # so that torch is imported once, not 20 times
     _PROCESSES.set_forkserver_preload(
-        ["phi3ov.exporter.export.compress", "nncf", "optimum.exporters.openvino"]
+        ["phi3ov.exporter.compress", "nncf", "optimum.exporters.openvino"]
     )
 
 

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import ExportError
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
 
 _WAY_OUT = (
     "Check the connection, its proxy and HF_HUB_OFFLINE, or give a local folder; a download that "
@@ -67,6 +71,7 @@ def download(repo_id: str, *, revision: str | None, files: Sequence[str]) -> Pat
     except errors.RevisionNotFoundError as error:
         raise ExportError(f"{repo_id} has no revision={revision!r}.") from error
     except errors.RepositoryNotFoundError as error:
+        _refuse_token(repo_id, error)
         raise ExportError(
             f"source={repo_id!r}: there is no such folder here and no such model on the hub (or it "
             "is private: log in with `hf auth login`)."
@@ -80,7 +85,27 @@ def download(repo_id: str, *, revision: str | None, files: Sequence[str]) -> Pat
             f"{repo_id} could not be downloaded ({type(error).__name__}), and it is not in the "
             f"local cache. {_WAY_OUT}"
         ) from error
+    except errors.HfHubHTTPError as error:
+        _refuse_token(repo_id, error)
+        raise ExportError(
+            f"{repo_id} could not be downloaded ({type(error).__name__}: {error}). {_WAY_OUT}"
+        ) from error
     except Exception as error:  # httpx's, xet's, the disk's: the hub's client has many underneath
         raise ExportError(
             f"{repo_id} could not be downloaded ({type(error).__name__}: {error}). {_WAY_OUT}"
+        ) from error
+
+
+def _refuse_token(repo_id: str, error: HfHubHTTPError) -> None:
+    """Raise where the hub refuses the token that was sent, also to read a public model.
+
+    The hub then answers 401, which its client takes for a repository that is not there.
+    """
+    import huggingface_hub
+
+    if getattr(error.response, "status_code", None) == 401 and huggingface_hub.get_token():
+        said = (error.server_message or str(error)).strip().rstrip(".")
+        raise ExportError(
+            f"{repo_id}: the hub refuses your token: {said}. Renew or remove HF_TOKEN (or the "
+            "token that `hf auth login` saved); a public model needs none."
         ) from error

@@ -51,7 +51,7 @@ class Manifest:
     """The content of ``phi3ov.json``.
 
     Attributes:
-        source: Hub id or folder that was exported.
+        source: Hub id that was exported, or the name of the folder.
         revision: Branch, tag or commit that was asked for; None for a folder.
         commit: The commit that the revision stood for; None for a folder.
         source_bytes: Bytes of the checkpoint's weights.

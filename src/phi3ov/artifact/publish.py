@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
+from pathlib import PureWindowsPath
 
 from ..errors import ExportError
 from .download import download
-from .folder import MANIFEST_NAME, Artifact
+from .folder import MANIFEST_NAME, Artifact, Manifest
 
 _ARTIFACT_FILES = ("*.json", "*.jinja", "*.xml", "openvino_*.bin", "tokenizer.model")
 
@@ -63,13 +64,16 @@ def push_to_hub(
             operations=[
                 *(
                     huggingface_hub.CommitOperationAdd(name, artifact.path / name)
-                    for name in [*artifact.manifest.files, MANIFEST_NAME]
+                    for name in artifact.manifest.files
+                ),
+                huggingface_hub.CommitOperationAdd(
+                    MANIFEST_NAME, _public_manifest(artifact).to_json().encode()
                 ),
                 huggingface_hub.CommitOperationAdd(
                     "README.md", model_card(artifact, repo_id).encode()
                 ),
             ],
-            commit_message=f"Export of {artifact.manifest.source} with phi3ov",
+            commit_message=f"Export of {_public_manifest(artifact).source} with phi3ov",
             revision=revision,
         )
     except Exception as error:  # as in `download`
@@ -79,10 +83,21 @@ def push_to_hub(
     return str(commit.commit_url)
 
 
+def _public_manifest(artifact: Artifact) -> Manifest:
+    """Return the manifest without the path of a local checkpoint, which is private.
+
+    Exports record the folder's name alone; those of earlier versions hold the whole path.
+    """
+    manifest = artifact.manifest
+    if manifest.commit:
+        return manifest
+    return replace(manifest, source=PureWindowsPath(manifest.source).name or manifest.source)
+
+
 def model_card(artifact: Artifact, repo_id: str) -> str:
     """Return the text of a model card: where the artifact is from and what it really holds."""
-    manifest = artifact.manifest
-    origin = manifest.source if manifest.commit else Path(manifest.source).name
+    manifest = _public_manifest(artifact)
+    origin = manifest.source
     base_model = f"base_model: {manifest.source}\n" if manifest.commit else ""
     rows = "".join(
         f"| {one.precision} | {one.group_size or 'row'} | {one.layers} | {one.parameters:,} |\n"

@@ -79,6 +79,11 @@ class Checkpoint:
         )
 
     @property
+    def public_source(self) -> str:
+        """The hub id, or the folder's name without the path that leads there."""
+        return self.source if self.revision else self.path.resolve().name
+
+    @property
     def weights_bytes(self) -> int:
         """Bytes of the weight files that transformers reads."""
         return sum(file.stat().st_size for file in weight_files(self.path))

@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import json
 import os
 import shutil
 import sys
@@ -27,7 +28,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from ..artifact.folder import MANIFEST_NAME, MODEL_XML, Artifact, Manifest, record_files
@@ -249,6 +250,7 @@ class _Export:
         for name in _TRAVELS_ALONG:
             if (self.checkpoint.path / name).is_file():
                 shutil.copyfile(self.checkpoint.path / name, self.made / name)
+                _remove_local_paths(self.made / name)
 
     def verify(self) -> tuple[WeightSummary, ...]:
         """Check that the model is what was asked for, and write its manifest."""
@@ -257,7 +259,7 @@ class _Export:
         self.recipe.verify(layers)
         weights = summarize(layers)
         manifest = Manifest(
-            source=self.checkpoint.source,
+            source=self.checkpoint.public_source,
             revision=self.checkpoint.revision,
             commit=self.checkpoint.commit,
             source_bytes=self.checkpoint.weights_bytes,
@@ -272,6 +274,34 @@ class _Export:
         path = self.made / MANIFEST_NAME
         path.write_text(manifest.to_json(), encoding="utf-8", newline="\n")
         return weights
+
+
+_PATH_FIELDS = frozenset(
+    {"_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file", "vocab_file"}
+)
+"""Where transformers writes the folder that a file was loaded from."""
+
+
+def _remove_local_paths(file: Path) -> None:
+    """Drop folders of this machine from a JSON file: an artifact may be published."""
+    if file.suffix != ".json":
+        return
+    with contextlib.suppress(ValueError, RecursionError):  # another check names a broken file
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            return
+        kept = {
+            name: value
+            for name, value in values.items()
+            if not (name in _PATH_FIELDS and isinstance(value, str) and _is_absolute(value))
+        }
+        if kept != values:
+            text = json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
+            file.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _is_absolute(path: str) -> bool:
+    return PurePosixPath(path).is_absolute() or PureWindowsPath(path).is_absolute()
 
 
 def _recognize_format(checkpoint: Checkpoint) -> ChatFormat:
