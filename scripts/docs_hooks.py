@@ -1,4 +1,4 @@
-"""What ``make docs`` does beside mkdocs: the API page lists the public names by itself."""
+"""Hook of mkdocs: fills the API page with the public names."""
 
 from __future__ import annotations
 
@@ -10,26 +10,33 @@ ROOT = Path(__file__).resolve().parents[1]
 MARK = "<!-- public names -->"
 
 ORDER = [
-    "exporter",
-    "compression",
-    "progress",
-    "artifact",
-    "hub",
+    "exporter.export",
+    "exporter.recipes",
+    "exporter.progress",
+    "artifact.folder",
+    "artifact.publish",
+    "loading",
     "model",
-    "runtime",
-    "limits",
     "chat",
-    "chat_format",
-    "generation",
-    "stream",
-    "batch",
-    "tools",
+    "prompt.messages",
+    "prompt.dictionaries",
+    "answer.options",
+    "answer.reply",
+    "answer.stream",
+    "prompt.tools",
+    "batch.runner",
+    "runtime.config",
+    "runtime.settings",
+    "runtime.limits",
+    "runtime.devices",
+    "runtime.speculation",
+    "runtime.lora",
 ]
-"""Modules in the order in which a newcomer meets them; others follow, errors come last."""
+"""Modules in the order in which a newcomer meets them; the rest follows, errors come last."""
 
 
 def list_public_names() -> str:
-    """Return a section for each module with public names, one directive a name."""
+    """Return a section per module with public names, and a directive per name."""
     sys.path.insert(0, str(ROOT / "src"))
     import phi3ov
 
@@ -45,5 +52,5 @@ def list_public_names() -> str:
 
 
 def on_page_markdown(markdown: str, **_context: Any) -> str:
-    """Put the public names where a page asks for them (called by mkdocs for every page)."""
+    """Replace `MARK` by the public names; mkdocs calls this for every page."""
     return markdown.replace(MARK, list_public_names()) if MARK in markdown else markdown

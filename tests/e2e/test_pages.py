@@ -1,4 +1,4 @@
-"""What README and docs say of the code is there, and what is there they say."""
+"""README and docs agree with the code: names, tests, commands, decisions."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ PAGES = [
     *(REPOSITORY / "examples").glob("*.md"),
     *(REPOSITORY / "benchmarks").glob("*.md"),
 ]
-INTERNAL = {"AnswerText", "Engine", "ReplyPlan", "TokenStream"}
-"""Types of what only `load_model`, `Phi3Model` and `Phi3Chat` pass to each other."""
+INTERNAL = {"AnswerText", "Calibration", "Checkpoint", "Engine", "GraphWeights", "TokenStream"}
+"""Types that phi3ov's own modules pass to each other; users neither make nor receive them."""
 
 
 def read(path: Path) -> str:
@@ -54,6 +54,17 @@ def test_the_readmes_map_has_a_row_for_every_folder() -> None:
         for name in named
         if name.endswith(("/", ".py"))
     )
+
+
+def test_the_index_of_decisions_lists_every_record() -> None:
+    """Each record is linked once, in order, under its own number and title."""
+    folder = REPOSITORY / "docs" / "decisions"
+    listed = re.findall(r"^\| (\d+) \| \[(.+)\]\((.+)\)", read(folder / "index.md"), re.MULTILINE)
+    records = sorted(path for path in folder.glob("*.md") if path.name != "index.md")
+    assert [name for _, _, name in listed] == [path.name for path in records]
+    for (number, title, _), path in zip(listed, records, strict=True):
+        assert read(path).partition("\n")[0] == f"# {number}. {title}"
+        assert path.name.startswith(f"{int(number):04}-")
 
 
 def test_every_command_is_in_the_table_of_commands() -> None:
