@@ -51,7 +51,9 @@ class ChatTokenizer(TextTokenizer):
                 of a kind whose segments cannot be encoded one by one.
         """
         named = () if eos_token is None else (eos_token,)
-        super().__init__(tokenizer_json, ending=(*stop_ids, *named))
+        super().__init__(
+            tokenizer_json, ending=(*stop_ids, *named), words=chat_format.thoughts or ()
+        )
         self.format = chat_format
         self._check_format_tokens()
         self._check_segments()
@@ -128,9 +130,18 @@ class ChatTokenizer(TextTokenizer):
             OptionError: A value in ``tools`` is not a `Tool`.
         """
         if system is None and not tools:
-            return self.prefix
+            return self.prefix + self._encode_system_text()
         described = describe_tools(tools) if tools else None
-        return self.prefix + self.encode_message(system or Message("system", ""), tools=described)
+        ids = self.encode_message(system or Message("system", ""), tools=described)
+        return self.prefix + (ids or self._encode_system_text())
+
+    def _encode_system_text(self) -> list[int]:
+        """Return the ids of the format's own system message; none for most formats."""
+        if not self.format.system_text:
+            return []
+        header = self._segments(self.format.header.format(role="system"))
+        footer = self._segments(self.format.footer)
+        return self.encode_segments([*header, self.format.system_text, *footer])
 
     def encode_message(self, message: Message, *, tools: str | None = None) -> list[int]:
         """Return the ids of one message, from its header to its footer.
@@ -148,6 +159,12 @@ class ChatTokenizer(TextTokenizer):
                 is one that holds text or tools; or the model was trained without tools.
         """
         described = self._tool_segments(tools)
+        if message.role == "system" and self.format.system_messages == "replaces messages":
+            raise PromptError(
+                "This checkpoint's own chat template writes its fixed system text in place of "
+                "every message where a system message comes first, so the user's text would be "
+                "lost. Put the text of the system message into the first user message."
+            )
         if self.format.skips(message.role, message.content):
             if not message.content and not described:
                 return []
@@ -205,7 +222,10 @@ class ChatTokenizer(TextTokenizer):
                 "has no calls: of the family only Phi-4-mini was trained to call tools. Put the "
                 "result into a user message."
             )
-        return [*self._segments(self.format.header.format(role=role)), message.content]
+        content = message.content
+        if message.role == "system":
+            content = self.format.system_content(content)
+        return [*self._segments(self.format.header.format(role=role)), content]
 
     def _tool_segments(self, tools: str | None) -> list[int | str]:
         if tools is None:
@@ -229,6 +249,11 @@ class ChatTokenizer(TextTokenizer):
             )
         before, after = self.tool_call_ids
         return [before, describe_calls(message.tool_calls), after]
+
+    @property
+    def thought_tags(self) -> tuple[str, str] | None:
+        """What stands around the thoughts before an answer; None for a model that has none."""
+        return self.format.thoughts
 
     @property
     def tool_call_ids(self) -> tuple[int, int] | None:

@@ -1,9 +1,9 @@
 """Token ids to text while they arrive: no split characters, no control tokens, stop strings.
 
-`AnswerText` is what `ReplyStream` feeds one id at a time. It composes three small steps:
-ids that end the answer or that are control tokens are taken out, `Detokenizer` turns the
-rest into text that never splits a character, and `StopStrings` holds back what may still
-become a stop string.
+`AnswerText` is what `ReplyStream` feeds one id at a time. It composes small steps: ids that end
+the answer or that are control tokens are taken out, `Detokenizer` turns the rest into text that
+never splits a character, thoughts and calls are taken out of that (``thoughts.py``,
+``call_parser.py``), and `StopStrings` holds back what may still become a stop string.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from .call_parser import CallText, parse_tool_calls
 from .text_tokenizer import BYTE_BY_BYTE
+from .thoughts import ThoughtSplitter
 from .tools import ToolCall
 
 if TYPE_CHECKING:
@@ -31,6 +32,11 @@ class TokenDecoder(Protocol):
     byte_values: dict[int, int]
     """Ids that stand for one byte each, and that byte (byte fallback); empty for byte-level
     vocabularies."""
+
+    @property
+    def thought_tags(self) -> tuple[str, str] | None:
+        """What stands around the thoughts before an answer; None for a model that has none."""
+        ...
 
     @property
     def tool_call_ids(self) -> tuple[int, int] | None:
@@ -179,10 +185,12 @@ class AnswerText:
         self._decoder = decoder
         self._detokenizer = Detokenizer(decoder)
         self._offered = tuple(offered)
+        self._thoughts = ThoughtSplitter(decoder.thought_tags)
         self._call_text = CallText(offered)
         self._stops = StopStrings(stops)
         self.stops_early: bool = bool(stops)
         self._pieces: list[str] = []
+        self._reasoning: list[str] = []
         self._call_ids: list[int] | None = None
         self.token_ids: list[int] = []
         self.stopped_by: str | None = None
@@ -207,6 +215,11 @@ class AnswerText:
     def text(self) -> str:
         """The text that may be shown so far."""
         return "".join(self._pieces)
+
+    @property
+    def reasoning(self) -> str:
+        """The thoughts before the answer so far; empty for models that have none."""
+        return "".join(self._reasoning)
 
     def add(self, token_id: int) -> str:
         """Take one id; return the text to show for it, often empty."""
@@ -236,7 +249,7 @@ class AnswerText:
             elif self._call_ids is not None:
                 self._call_ids.append(token_id)
             else:
-                self._detokenizer.add(token_id)
+                self._thoughts.add(self._detokenizer.add(token_id))
 
     def finish(self) -> str:
         """Return the text that was held back, once no more ids will come."""
@@ -269,8 +282,10 @@ class AnswerText:
         return ""
 
     def _show_text(self, text: str) -> str:
-        """Show text of the answer, less the calls that it holds."""
-        return self._show(self._stops.add(self._call_text.add(text)))
+        """Show text of the answer, less the thoughts and calls that it holds."""
+        thoughts, answer = self._thoughts.add(text)
+        self._reasoning.append(thoughts)
+        return self._show(self._stops.add(self._call_text.add(answer)))
 
     def _end_text(self) -> str:
         """Show what is held back of the text, whole characters or not."""
@@ -278,6 +293,9 @@ class AnswerText:
         if rest:
             self._detokenizer = Detokenizer(self._decoder)
         shown = self._show_text(rest)
+        thoughts, answer = self._thoughts.finish()
+        self._reasoning.append(thoughts)
+        shown += self._show(self._stops.add(self._call_text.add(answer)))
         shown += self._show(self._stops.add(self._call_text.finish()))
         self.tool_calls += self._call_text.calls
         self._call_text = CallText(self._offered)

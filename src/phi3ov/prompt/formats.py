@@ -18,6 +18,9 @@ from .messages import Role
 RenderTemplate = Callable[[list[dict[str, str]]], str]
 """A checkpoint's own chat template: messages to prompt string, assistant turn opened."""
 
+SystemMessages = Literal["kept", "kept unless empty", "dropped", "replaces messages"]
+"""What a template does with a system message; see `ChatFormat`."""
+
 CONTROL_TOKEN = re.compile(r"<\|[a-z_/]+\|>|<s>")
 """How control tokens look inside a `ChatFormat`."""
 
@@ -30,23 +33,29 @@ class ChatFormat:
         name: How manifests and ``phi3ov info`` call it.
         header: Text before a content; ``{role}`` is the role. Control tokens are written out.
         footer: Text after a content.
-        system_messages: What the checkpoint's own template does with a system message:
-            ``"kept"``, ``"kept unless empty"``, or ``"dropped"`` without a word.
+        system_messages: What the checkpoint's own template does with a system message: it is
+            ``"kept"``, ``"kept unless empty"``, or ``"dropped"`` without an error; or it
+            ``"replaces messages"``: every message, the user's too, is written as ``system_text``.
+        system_text: Text of the checkpoint's own system message, which stands in every prompt. A
+            system message that is kept is appended to it, behind a space.
         prefix: Text before the first message; most formats have none.
         tool_list: Tokens around the tool descriptions at the end of the system message; None
             for a model that was trained without tools.
         tool_call: Tokens around the calls in an answer; None likewise.
+        thoughts: Tags around the thoughts before an answer; None for a model that has none.
         tool_result: Role in the header of a call's result; None likewise.
     """
 
     name: str
     header: str
     footer: str
-    system_messages: Literal["kept", "kept unless empty", "dropped"] = "kept"
+    system_messages: SystemMessages = "kept"
+    system_text: str = ""
     prefix: str = ""
     tool_list: tuple[str, str] | None = None
     tool_call: tuple[str, str] | None = None
     tool_result: str | None = None
+    thoughts: tuple[str, str] | None = None
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -61,14 +70,28 @@ class ChatFormat:
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """Write ``messages`` as one string, as the checkpoint's own template does."""
         parts = [self.prefix]
+        has_system = messages[0]["role"] == "system"
+        own = self.header.format(role="system") + self.system_text + self.footer
+        if self.system_messages == "replaces messages" and has_system:
+            return "".join([*parts, *([own] * len(messages))]) + self.header.format(
+                role="assistant"
+            )
+        if self.system_text and (not has_system or self.skips("system", messages[0]["content"])):
+            parts.append(own)
         for message in messages:
-            if self.skips(message["role"], message["content"]):
+            role, content = message["role"], message["content"]
+            if self.skips(role, content):
                 continue
-            parts += [self.header.format(role=message["role"]), message["content"]]
+            content = self.system_content(content) if role == "system" else content
+            parts += [self.header.format(role=role), content]
             if "tools" in message and self.tool_list is not None:
                 parts += [self.tool_list[0], message["tools"], self.tool_list[1]]
             parts.append(self.footer)
         return "".join(parts) + self.header.format(role="assistant")
+
+    def system_content(self, content: str) -> str:
+        """Return what stands in the system message where a conversation's own holds ``content``."""
+        return f"{self.system_text} {content}" if self.system_text else content
 
     def skips(self, role: str, content: str) -> bool:
         """Whether the checkpoint's own template leaves this message out."""
@@ -78,6 +101,8 @@ class ChatFormat:
             self.system_messages == "kept unless empty" and not content
         )
 
+
+_THINK = ("<think>", "</think>")
 
 _SHAPES = (
     ChatFormat(name="phi3", header="<|{role}|>\n", footer="<|end|>\n"),
@@ -96,13 +121,49 @@ _SHAPES = (
     ChatFormat(name="phi4", header="<|im_start|>{role}<|im_sep|>", footer="<|im_end|>"),
 )
 
-FORMATS: tuple[ChatFormat, ...] = tuple(
-    replace(shape, system_messages=system_messages)
-    for shape in _SHAPES
-    for system_messages in ("kept", "kept unless empty", "dropped")
+_MINI_REASONING = replace(
+    next(shape for shape in _SHAPES if shape.name == "phi4-mini"),
+    name="phi4-mini-reasoning",
+    system_text="Your name is Phi, an AI math expert developed by Microsoft.",
+    thoughts=_THINK,
+)
+
+_REASONING = replace(
+    next(shape for shape in _SHAPES if shape.name == "phi4"),
+    name="phi4-reasoning",
+    system_text=(
+        "You are Phi, a language model trained by Microsoft to help users. Your role as an "
+        "assistant involves thoroughly exploring questions through a systematic thinking process "
+        "before providing the final precise and accurate solutions. This requires engaging in a "
+        "comprehensive cycle of analysis, summarizing, exploration, reassessment, reflection, "
+        "backtracing, and iteration to develop well-considered thinking process. Please structure "
+        "your response into two main sections: Thought and Solution using the specified format: "
+        "<think> {Thought section} </think> {Solution section}. In the Thought section, detail "
+        "your reasoning process in steps. Each step should include detailed considerations such as "
+        "analysing questions, summarizing relevant findings, brainstorming new ideas, verifying "
+        "the accuracy of the current steps, refining any errors, and revisiting previous steps. In "
+        "the Solution section, based on various attempts, explorations, and reflections from the "
+        "Thought section, systematically present the final solution that you deem correct. The "
+        "Solution section should be logical, accurate, and concise and detail necessary steps "
+        "needed to reach the conclusion. Now, try to solve the following question through the "
+        "above guidelines:"
+    ),
+    thoughts=_THINK,
+)
+
+FORMATS: tuple[ChatFormat, ...] = (
+    *(
+        replace(shape, system_messages=system_messages)
+        for shape in _SHAPES
+        for system_messages in ("kept", "kept unless empty", "dropped")
+    ),
+    _MINI_REASONING,
+    replace(_REASONING, system_messages="replaces messages"),
+    replace(_REASONING, system_messages="dropped"),
 )
 """Every format that phi3ov writes. Sources: the chat templates in the checkpoints'
-``tokenizer_config.json`` (Phi-3 and 3.5: phi3; Phi-4-mini: phi4-mini; Phi-4: phi4)."""
+``tokenizer_config.json`` or ``chat_template.jinja`` (Phi-3 and 3.5: phi3; Phi-4-mini: phi4-mini;
+Phi-4: phi4; Phi-4-mini-reasoning; Phi-4-reasoning and -plus: phi4-reasoning)."""
 
 _PROBES: tuple[tuple[tuple[Role, str], ...], ...] = (
     (("user", "a"),),

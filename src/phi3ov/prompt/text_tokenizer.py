@@ -48,12 +48,19 @@ class TextTokenizer:
         control: Every control token's entry in the file, by its text.
     """
 
-    def __init__(self, tokenizer_json: str, *, ending: Collection[int | str] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer_json: str,
+        *,
+        ending: Collection[int | str] = (),
+        words: Collection[str] = (),
+    ) -> None:
         """Read a ``tokenizer.json``.
 
         Args:
             tokenizer_json: The file's content.
             ending: Ids and texts of tokens that end an answer: control tokens in any case.
+            words: Texts of added tokens that are text in any case.
 
         Raises:
             UnsupportedModelError: It cannot be read.
@@ -61,6 +68,9 @@ class TextTokenizer:
         definition = parse_definition(tokenizer_json)
         definition |= {"truncation": None, "padding": None}  # some fine-tunes ship theirs
         added = {token["content"]: token for token in definition.get("added_tokens", [])}
+        for text in words:
+            if text in added:
+                added[text]["special"] = False
         self.control: dict[str, dict[str, Any]] = {
             text: token for text, token in added.items() if is_control(token, ending)
         }

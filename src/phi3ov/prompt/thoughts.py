@@ -1,0 +1,84 @@
+"""Thoughts of the reasoning models, told apart from the answer while the text arrives.
+
+Phi-4-mini-reasoning and Phi-4-reasoning begin an answer with ``<think>``, their thoughts, and
+``</think>``. `ThoughtSplitter` takes text in pieces of any size.
+"""
+
+from __future__ import annotations
+
+
+class ThoughtSplitter:
+    r"""Splits the text of an answer into thoughts and what follows them.
+
+    Thoughts stand at the answer's beginning, between two tags. White space before the first tag
+    and directly behind either tag belongs to neither part. Without the first tag all is answer;
+    without the second all behind the first is thoughts.
+
+    Attributes:
+        is_over: Whether what comes next is answer.
+
+    Example:
+        >>> splitter = ThoughtSplitter(("<think>", "</think>"))
+        >>> [splitter.add(piece) for piece in ("<thi", "nk>1 + 1", " is 2</think>", "\n2")]
+        [('', ''), ('1 + 1', ''), (' is 2', ''), ('', '2')]
+    """
+
+    def __init__(self, tags: tuple[str, str] | None, *, begun: bool = False) -> None:
+        """Look for ``tags``; without them all text is answer.
+
+        Args:
+            tags: What stands before and behind the thoughts.
+            begun: Whether the first tag is already written, in the prompt.
+        """
+        self._tags = tags
+        self._held = ""
+        self._state = "answer" if tags is None else "thoughts" if begun else "start"
+        self._trims = self._state == "thoughts"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether what comes next is answer."""
+        return self._state == "answer"
+
+    def add(self, text: str) -> tuple[str, str]:
+        """Take more text; return the thoughts and the answer that became certain."""
+        self._held += text
+        thoughts = ""
+        if self._tags is not None and self._state == "start":
+            self._begin(self._tags[0])
+        if self._tags is not None and self._state == "thoughts":
+            thoughts = self._think(self._tags[1])
+        answer = self._take(len(self._held)) if self._state == "answer" else ""
+        return thoughts, answer
+
+    def finish(self) -> tuple[str, str]:
+        """Return what was held back, once no more text will come."""
+        rest, self._held = self._held, ""
+        rest = rest.lstrip() if self._trims else rest
+        return (rest, "") if self._state == "thoughts" else ("", rest)
+
+    def _begin(self, tag: str) -> None:
+        start = self._held.lstrip()
+        if start.startswith(tag):
+            self._state, self._held, self._trims = "thoughts", start[len(tag) :], True
+        elif not tag.startswith(start):
+            self._state = "answer"
+
+    def _think(self, tag: str) -> str:
+        end = self._held.find(tag)
+        if end >= 0:
+            thoughts = self._take(end)
+            self._held = self._held[len(tag) :]
+            self._state, self._trims = "answer", True
+            return thoughts
+        lengths = range(min(len(self._held), len(tag) - 1), 0, -1)
+        kept = next((length for length in lengths if self._held.endswith(tag[:length])), 0)
+        return self._take(len(self._held) - kept)
+
+    def _take(self, length: int) -> str:
+        """Take text off the held, without white space that follows a tag."""
+        taken, self._held = self._held[:length], self._held[length:]
+        if self._trims:
+            taken = taken.lstrip()
+            self._trims = not taken
+        return taken
