@@ -221,8 +221,10 @@ class Phi3Chat:
 
         def end_turn(kept: Reply | None) -> None:
             if kept is not None:
+                known = len(prompt.joined(dropped_turns=kept.dropped_turns)) - len(answer_ids)
+                begun_ids = kept.prompt_ids[known:]  # with the token of a call that had to come
                 left = [taken for group in exchanges[kept.dropped_turns :] for taken in group]
-                self._turns = [*left, self._turn(question, question_ids, answer_ids, kept)]
+                self._turns = [*left, self._turn(question, question_ids, begun_ids, kept)]
                 self._candidates = kept.candidates
             turn.close()
 
@@ -251,7 +253,10 @@ class Phi3Chat:
                 )
             last = self._turns[-1]
             question_ids = (*self._encode(*last.question), *self.model.tokenizer.opening)
-            chosen = self._turn(last.question, question_ids, (), candidate)
+            before = (token_id for turn in self._turns[:-1] for token_id in turn.token_ids)
+            known = len(self._beginning_ids) + len(tuple(before)) + len(question_ids)
+            begun_ids = candidate.prompt_ids[known:]
+            chosen = self._turn(last.question, question_ids, begun_ids, candidate)
             self._turns = [*self._turns[:-1], chosen]
 
     def reset(self) -> None:
@@ -425,6 +430,8 @@ class Phi3Chat:
             whole = AnswerText.of(self.model.tokenizer, whole_ids, offered=self._offered)
             text = whole if len(whole) >= len(before) else before
         answer = Message("assistant", text, tool_calls=reply.tool_calls)
+        if reply.reasoning and reply.finish_reason == "stop":  # thoughts stay out of later prompts
+            return Turn(question, answer, (*self._encode(*question, answer),))
         closing = self.model.tokenizer.closing
         token_ids = (*question_ids, *answer_ids, *reply.token_ids, *closing)
         return Turn(question, answer, token_ids)

@@ -10,10 +10,11 @@ import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from .answer.call_plan import plan_calls
 from .answer.candidates import CandidateStream
 from .answer.options import MOST_SEED, GenerationOptions, Options, Sampling
 from .answer.prompt_ids import PromptIds, conversation_ids, fit_prompt
@@ -23,6 +24,7 @@ from .answer.token_stream import TokenRequest, TokenStream
 from .artifact.fingerprint import ModelFingerprint
 from .artifact.folder import Artifact
 from .batch.runner import Batch, BatchRequest, BatchResult, Conversation, ReportProgress
+from .engine.delayed_grammar import submit_delayed
 from .engine.protocol import CacheEngine, Engine, EngineState, ScoringEngine
 from .errors import ContextLengthError, OptionError, PromptError
 from .prompt.chat_tokenizer import ChatTokenizer
@@ -200,7 +202,7 @@ class Phi3Model:
         Args:
             token_ids: The prompt; as `PromptIds`, ``on_overflow="drop_oldest"`` can leave turns
                 out.
-            tools: What the prompt offers, so that calls in the answer are read as calls.
+            tools: What the prompt offers; see ``tool_choice`` of `GenerationOptions`.
             options: How to generate.
             **changes: Fields of `GenerationOptions` that differ from ``options``.
 
@@ -214,17 +216,25 @@ class Phi3Model:
         chosen, offered = options.changed(changes), read_tools(tools)
         if not isinstance(token_ids, PromptIds):
             token_ids = PromptIds(ending=tuple(token_ids))
+        shape = chosen.shape()
+        plan = plan_calls(
+            self.tokenizer,
+            offered,
+            chosen.tool_choice,
+            guide=self._engine.takes_grammars,
+            shaped=shape is not None,
+        )
+        token_ids = replace(token_ids, answer=(*token_ids.answer, *plan.opening_ids))
         fitted = fit_prompt(token_ids, chosen, self.context.tokens)
         self._require_ids(fitted.token_ids)
-        shape = chosen.shape()
         request = TokenRequest(
             prompt_ids=fitted.token_ids,
             max_new_tokens=fitted.max_new_tokens,
-            stop_ids=frozenset(self.tokenizer.stop_tokens),
+            stop_ids=frozenset(self.tokenizer.stop_tokens) | plan.stop_ids,
             sampling=chosen.sampling,
             logprobs=chosen.logprobs,
             top_logprobs=chosen.top_logprobs,
-            grammar=None if shape is None else shape.grammar,
+            grammar=plan.grammar if shape is None else shape.grammar,
         )
         streams = [
             AnswerStream(
@@ -232,7 +242,8 @@ class Phi3Model:
                 AnswerText(
                     self.tokenizer,
                     chosen.stop,
-                    offered=[tool.name for tool in offered],
+                    offered=plan.offered,
+                    stop_ids=plan.stop_ids,
                     skip_special_tokens=chosen.skip_special_tokens,
                     before=token_ids.answer,
                 ),
@@ -240,16 +251,21 @@ class Phi3Model:
                 dropped_turns=fitted.dropped_turns,
                 keep_at_timeout=chosen.on_timeout == "keep",
             )
-            for tokens in self._submit(request, chosen)
+            for tokens in self._submit(request, chosen, grammar_after=plan.grammar_after)
         ]
         return streams[0] if len(streams) == 1 else CandidateStream(streams)
 
-    def _submit(self, request: TokenRequest, options: GenerationOptions) -> list[TokenStream]:
+    def _submit(
+        self, request: TokenRequest, options: GenerationOptions, *, grammar_after: int | None
+    ) -> list[TokenStream]:
         """Give the engine one request per candidate, each with its own seed: all or none."""
         streams: list[TokenStream] = []
+        submit = self._engine.submit
+        if grammar_after is not None:
+            submit = partial(submit_delayed, self._engine, after=grammar_after)
         try:
             for sampling in _seeded(request.sampling, options.candidates):
-                stream = self._engine.submit(
+                stream = submit(
                     replace(request, sampling=sampling),
                     timeout_seconds=options.timeout_seconds,
                     wait=options.on_full_queue == "wait" or bool(streams),

@@ -401,8 +401,6 @@ class FakeEngine(SerialEngine):
         requests: What it was asked, in the order in which it began to answer.
     """
 
-    takes_grammars = True  # and ignores them
-
     def __init__(
         self,
         answers: Iterable[Answer] | Callable[[TokenRequest], Answer],

@@ -77,7 +77,8 @@ def test_a_required_call_begins_with_its_token() -> None:
     assert plan.grammar == call_grammar(TOOLS)
     openai: Any = {"type": "function", "function": {"name": "now"}}
     named = plan_calls(CHAT, TOOLS, {"name": "now"})
-    assert named == plan_calls(CHAT, TOOLS, openai)
+    plain: Any = "now"
+    assert named == plan_calls(CHAT, TOOLS, openai) == plan_calls(CHAT, TOOLS, plain)
     assert named.grammar == call_grammar([NOW], most_calls=1)
     assert named.offered == plan.offered
 
@@ -93,7 +94,8 @@ def test_none_ends_the_answer_where_a_call_would_begin() -> None:
         ((), "required", "tool_choice='required' needs tools"),
         ((), {"name": "now"}, "needs tools"),
         (TOOLS, {"name": "then"}, r"names none of the tools: get_weather, now"),
-        (TOOLS, "any", "tool_choice='any' is not one of none, auto, required"),
+        (TOOLS, "any", "names none of the tools: get_weather, now"),
+        (TOOLS, "", "tool_choice='' is not one of none, auto, required"),
         (TOOLS, 5, "tool_choice=5 is not one of"),
         (TOOLS, {"name": 5}, "is not one of"),
         (TOOLS, {"name": "now", "strict": True}, "is not one of"),
@@ -107,6 +109,16 @@ def test_choices_that_cannot_be_are_refused(
     """The error names the choice and the way out."""
     with pytest.raises(OptionError, match=said):
         plan_calls(CHAT, tools, choice)
+
+
+def test_an_answer_has_a_shape_or_calls() -> None:
+    """With a shape of its own it has no calls, and one that must come contradicts it."""
+    assert plan_calls(CHAT, TOOLS, shaped=True) == CallPlan()
+    assert plan_calls(CHAT, TOOLS, "none", shaped=True) == plan_calls(CHAT, TOOLS, "none")
+    choices: list[ToolChoice] = ["auto", "required", {"name": "now"}]
+    for choice in choices:
+        with pytest.raises(OptionError, match="contradicts json_schema, regex and choices"):
+            plan_calls(CHAT, TOOLS, choice, shaped=True)
 
 
 def test_a_required_call_needs_an_engine_with_grammars() -> None:

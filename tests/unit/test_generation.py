@@ -42,6 +42,7 @@ def test_defaults_are_the_seeds() -> None:
         "logprobs": False,
         "top_logprobs": 0,
         "skip_special_tokens": True,
+        "tool_choice": None,
         "json_schema": None,
         "regex": None,
         "choices": None,

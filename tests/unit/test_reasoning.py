@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from phi3ov.chat import Phi3Chat
 from phi3ov.errors import PromptError
 from phi3ov.prompt.chat_tokenizer import ChatTokenizer
 from phi3ov.prompt.detokenizer import AnswerText
@@ -21,8 +22,12 @@ from .fakes import (
     PHI4_KIT,
     PHI4_MINI_CONTROL,
     PHI4_MINI_TOOLS,
+    Answer,
+    FakeEngine,
     Kit,
+    answer_ids,
     byte_level,
+    make_model,
     render_template,
 )
 
@@ -257,3 +262,43 @@ def test_other_models_have_no_thoughts() -> None:
         "phi4-mini-reasoning",
         "phi4-reasoning",
     }
+
+
+def test_a_chat_keeps_thoughts_out_of_later_prompts() -> None:
+    """The reply has both parts, the stream shows the answer, and the history holds it alone."""
+    text = "<think>\n1 + 1 is 2\n</think>\n\nIt is 2."
+    ids = answer_ids(text, kit=MINI)
+    engine = FakeEngine([Answer(ids), Answer(ids)])
+    chat = Phi3Chat(make_model(engine, kit=MINI))
+    stream = chat.stream("1 + 1?")
+    thoughts = ""
+    shown = ""
+    while (piece := stream.read(wait=True)) is not None:
+        thoughts += piece.reasoning
+        shown += piece.text
+        if stream.done:
+            break
+    reply = stream.reply
+    assert (shown, thoughts) == (reply.text, reply.reasoning) == ("It is 2.", "1 + 1 is 2\n")
+    assert reply.token_ids == tuple(ids[:-1])
+    assert chat.messages[-1] == Message("assistant", "It is 2.")
+    chat.generate("Sure?")
+    said = [("user", "1 + 1?"), ("assistant", "It is 2."), ("user", "Sure?")]
+    messages = [Message(role, content) for role, content in said]  # type: ignore[arg-type]
+    assert list(engine.requests[1].prompt_ids) == rendered_ids(MINI, messages)
+    engine.close()
+
+
+def test_thoughts_that_were_cut_off_can_be_continued() -> None:
+    """An answer that ended at its limit keeps its thoughts, so that it can go on from them."""
+    ids = answer_ids("<think>one two</think>three", kit=MINI)
+    count = len(MINI.chat.encode_text("<think>one"))
+    engine = FakeEngine([Answer(ids), Answer(ids[count:])])
+    chat = Phi3Chat(make_model(engine, kit=MINI))
+    cut = chat.generate("?", max_new_tokens=count)
+    assert (cut.text, cut.finish_reason) == ("", "length")
+    more = chat.stream_more().drain()
+    assert "one two".endswith(more.reasoning)
+    assert more.text == "three"
+    assert chat.messages[-1].content == "three"
+    engine.close()

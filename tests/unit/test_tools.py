@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from phi3ov.answer.options import GenerationOptions
 from phi3ov.answer.reply import Reply
 from phi3ov.chat import Phi3Chat
 from phi3ov.errors import OptionError, PromptError
@@ -509,3 +510,83 @@ def test_a_model_that_writes_a_result_itself_is_stopped() -> None:
 def test_only_phi4_mini_has_tool_call_tokens() -> None:
     """No other format looks for calls in an answer."""
     assert [kit for kit in KITS if kit.chat.tool_call_ids] == [PHI4_MINI_KIT]
+
+
+def guided(answers: Sequence[Answer]) -> FakeEngine:
+    """Return an engine that is given grammars, and follows its script."""
+    engine = FakeEngine(answers)
+    engine.takes_grammars = True
+    return engine
+
+
+def test_a_required_call_begins_in_the_prompt_and_stays_in_the_history() -> None:
+    """The opening token is forced, the grammar enforced, and the next prompt holds both."""
+    engine = guided([Answer(answer_ids(CALL, kit=PHI4_MINI_KIT)), Answer([control("<|end|>")])])
+    chat = Phi3Chat(make_model(engine, kit=PHI4_MINI_KIT), tools=[WEATHER])
+    reply = chat.generate("Weather?", tool_choice="required")
+    first = engine.requests[0]
+    assert first.prompt_ids[-1] == control("<|tool_call|>")
+    assert first.grammar is not None
+    assert (reply.text, reply.tool_calls, reply.token_ids) == ("", (PARIS,), plain(CALL))
+    assert reply.prompt_ids == first.prompt_ids
+    chat.generate([Message("tool", "sunny")])
+    second = engine.requests[1].prompt_ids
+    assert second[: len(first.prompt_ids)] == first.prompt_ids
+    assert second[len(first.prompt_ids) :][: len(plain(CALL))] == plain(CALL)
+    engine.close()
+
+
+def test_chosen_candidates_of_a_required_call_keep_its_token() -> None:
+    """Whichever candidate goes on, the history begins its answer with the opening token."""
+    calls = ['[{"name": "get_weather", "arguments": {"city": "a"}}]', CALL]
+    engine = guided([Answer(answer_ids(call, kit=PHI4_MINI_KIT)) for call in calls])
+    chat = Phi3Chat(make_model(engine, kit=PHI4_MINI_KIT), tools=[WEATHER])
+    reply = chat.generate("?", tool_choice="required", candidates=2, temperature=1.0)
+    before = chat.token_ids
+    chat.choose(reply.candidates[1])
+    begun = engine.requests[0].prompt_ids
+    assert chat.token_ids[: len(begun)] == before[: len(begun)] == begun
+    assert chat.messages[-1].tool_calls == (PARIS,)
+    engine.close()
+
+
+def test_auto_guides_a_call_from_its_token_on() -> None:
+    """The answer is one to its reader; the second request alone has the grammar."""
+    begin = control("<|tool_call|>")
+    answers = [Answer([*plain("Let me look."), begin]), Answer(answer_ids(CALL, kit=PHI4_MINI_KIT))]
+    engine = guided(answers)
+    chat = Phi3Chat(make_model(engine, kit=PHI4_MINI_KIT), tools=[WEATHER])
+    stream = chat.stream("Weather?")
+    assert "".join(stream) == "Let me look."
+    assert stream.reply.tool_calls == (PARIS,)
+    assert stream.reply.token_ids == (*plain("Let me look."), begin, *plain(CALL))
+    assert [request.grammar is None for request in engine.requests] == [True, False]
+    assert engine.requests[1].prompt_ids[-1] == begin
+    engine.close()
+
+
+def test_no_call_is_made_where_none_is_allowed() -> None:
+    """The answer ends where the call would begin, and says by what."""
+    engine = guided([Answer([*plain("a"), control("<|tool_call|>"), *plain(CALL)])])
+    chat = Phi3Chat(make_model(engine, kit=PHI4_MINI_KIT), tools=[WEATHER])
+    reply = chat.generate("Weather?", tool_choice="none")
+    assert (reply.text, reply.tool_calls, reply.stopped_by) == ("a", (), "<|tool_call|>")
+    assert reply.finish_reason == "stop"
+    assert control("<|tool_call|>") not in reply.token_ids
+    engine.close()
+
+
+def test_a_tool_choice_is_checked_with_the_options() -> None:
+    """What it is, when the options are made; whether the tools hold it, when it is asked for."""
+    with pytest.raises(OptionError, match="tool_choice=5 is not one of"):
+        GenerationOptions(tool_choice=5)  # type: ignore[arg-type]
+    openai: Any = {"type": "function", "function": {"name": "now"}}
+    assert GenerationOptions(tool_choice=openai).tool_choice == {"name": "now"}
+    assert hash(GenerationOptions(tool_choice={"name": "now"}))
+    engine = guided([])
+    model = make_model(engine, kit=PHI4_MINI_KIT)
+    with pytest.raises(OptionError, match="names none of the tools: get_weather"):
+        model.generate([Message("user", "a")], tools=[WEATHER], tool_choice={"name": "now"})
+    with pytest.raises(OptionError, match="needs tools"):
+        model.generate([Message("user", "a")], tool_choice="required")
+    engine.close()

@@ -52,6 +52,7 @@ def plan_calls(
     choice: ToolChoice | None = None,
     *,
     guide: bool = True,
+    shaped: bool = False,
 ) -> CallPlan:
     """Return what ``choice`` means for an answer.
 
@@ -62,12 +63,23 @@ def plan_calls(
             calls ends the answer.
         guide: Whether the engine takes grammars. Without, ``"auto"`` is not guided, and a call
             that must come is refused.
+        shaped: Whether the answer has a shape (``json_schema``, ``regex``, ``choices``). Then it
+            has no calls.
 
     Raises:
-        OptionError: The choice needs tools and there are none, or names another; or a call must
-            come, and the engine takes no grammar, or no grammar can enforce a tool's schema.
+        OptionError: The choice needs tools and there are none, or names another, or contradicts
+            the answer's shape; or a call must come, and the engine takes no grammar, or no
+            grammar can enforce a tool's schema.
         PromptError: The model was trained without tools.
     """
+    if shaped and tools:
+        if choice is None:
+            return CallPlan()
+        if choice != "none":
+            raise OptionError(
+                f"tool_choice={choice!r:.80} contradicts json_schema, regex and choices: an answer "
+                "has a shape or calls. Leave one of them out, or choose 'none'."
+            )
     choice = "auto" if choice is None else read_tool_choice(choice)
     name = None if isinstance(choice, str) else choice["name"]
     if not tools:

@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from typing import Any, Literal, TypedDict, get_args
 
 from ..errors import OptionError
+from ..prompt.tool_choice import ToolChoice, read_tool_choice
 from ..structured.shape import AnswerShape, answer_shape, copy_schema
 from ..validation import is_number, require_integer
 
@@ -58,6 +59,7 @@ class Options(TypedDict, total=False):
     logprobs: bool
     top_logprobs: int
     skip_special_tokens: bool
+    tool_choice: ToolChoice | None
     json_schema: JsonSchema | None
     regex: str | None
     choices: Sequence[str] | None
@@ -140,6 +142,12 @@ class GenerationOptions(Sampling):
             (`Reply.top_logprobs`); needs ``logprobs=True`` and ``engine="paged"``.
         skip_special_tokens: Whether special tokens of the vocabulary give no text. Tokens that end
             an answer or stand around a tool call never give text.
+        tool_choice: Whether the answer calls a tool, where tools are given: ``"auto"`` (the
+            default) lets the model decide, ``"required"`` makes it call at least one, ``{"name":
+            "get_weather"}`` makes it call that one, and ``"none"`` ends the answer where a call
+            would begin. Calls are guided: a grammar enforces their syntax and the tool's schema,
+            with ``engine="pipeline"`` or ``"worker"``; the others take ``"auto"``, unguided, and
+            ``"none"``.
         json_schema: The answer is JSON that fits this schema: a dictionary, a dataclass or a
             pydantic model. `Reply.parsed` is its value, or an instance of the class. Needs
             ``engine="pipeline"`` or ``"worker"``, as do the next two.
@@ -176,6 +184,7 @@ Set a temperature above 0, or leave top_p out.
     logprobs: bool = False
     top_logprobs: int = 0
     skip_special_tokens: bool = True
+    tool_choice: ToolChoice | None = field(default=None, hash=False)
     json_schema: JsonSchema | None = field(default=None, hash=False)
     regex: str | None = None
     choices: Sequence[str] | None = None
@@ -219,6 +228,8 @@ Set a temperature above 0, or leave top_p out.
             )
         if self.greedy:
             self._refuse_sampling_options()
+        if self.tool_choice is not None:
+            object.__setattr__(self, "tool_choice", read_tool_choice(self.tool_choice))
         self._check_shape()
 
     def _check_shape(self) -> None:
@@ -289,7 +300,6 @@ _FOREIGN_NAMES = {
     "timeout": "timeout_seconds",
     "stream": "the method stream()",
     "system": "a system message",
-    "tool_choice": "the argument tools",
 }
 """What other libraries call the same thing: openai, transformers, vLLM, llama.cpp, Ollama."""
 

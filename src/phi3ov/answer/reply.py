@@ -100,6 +100,8 @@ class Reply:
         dropped_turns: How many of the oldest turns ``on_overflow="drop_oldest"`` left out.
         seed: The seed that the tokens were drawn with; None for greedy decoding.
         tool_calls: The calls that the model asked for; see `Tool`.
+        reasoning: What a reasoning model thought before the answer; empty for other models. It is
+            not part of ``text``, and a chat leaves it out of its history.
         logprobs: With ``logprobs=True``: for each of ``token_ids`` the natural logarithm of
             the probability that the model gave it, before temperature, penalties, filters
             and grammar. None otherwise.
@@ -124,6 +126,7 @@ class Reply:
     dropped_turns: int = 0
     seed: int | None = None
     tool_calls: tuple[ToolCall, ...] = ()
+    reasoning: str = ""
     logprobs: tuple[float, ...] | None = None
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None
     parsed: Any = None

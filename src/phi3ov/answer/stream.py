@@ -30,6 +30,7 @@ class Piece:
 
     Attributes:
         text: Text to show; empty while a character or a stop string is incomplete.
+        reasoning: Thoughts of a reasoning model, which come before its answer.
         token_ids: The ids that came, the stop token left out. The text of a token may come with a
             later piece.
         logprobs: Their log-probabilities, where ``logprobs=True`` was asked for; else empty.
@@ -38,13 +39,14 @@ class Piece:
     """
 
     text: str
+    reasoning: str = ""
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
 
     def __bool__(self) -> bool:
         """Whether it holds anything."""
-        return bool(self.text or self.token_ids)
+        return bool(self.text or self.reasoning or self.token_ids)
 
 
 class ReplyStream(Iterator[str], AsyncIterator[str]):
@@ -425,19 +427,22 @@ class AnswerStream(ReplyStream):
     def _take(self, chunk: list[int]) -> Piece:
         """Turn one chunk of ids into text, ending the answer where it says so."""
         known = len(self._answer.token_ids)
-        texts = []
+        texts, reasoning = [], ""
         self._meter.passes += 1  # engines put what one pass over the weights gave at once
         for token_id in chunk:
             self._meter.completion_tokens += 1
             texts.append(self._answer.add(token_id))
             if self._answer.stopped_by is not None:
                 self._tokens.cancel()  # harmless where the engine stopped by itself
-                texts.append(self._end().text)
+                end = self._end()
+                texts.append(end.text)
+                reasoning += end.reasoning
                 break
         token_ids = tuple(self._answer.token_ids[known:])
         new = slice(known, known + len(token_ids))
         return Piece(
             text="".join(texts),
+            reasoning=reasoning + self._answer.take_reasoning(),
             token_ids=token_ids,
             logprobs=tuple(self._tokens.logprobs[new]),
             top_logprobs=tuple(self._tokens.top_logprobs[new]),
@@ -470,13 +475,14 @@ class AnswerStream(ReplyStream):
             dropped_turns=self._dropped_turns,
             seed=request.sampling.seed,
             tool_calls=answer.tool_calls,
+            reasoning=answer.reasoning,
             logprobs=logprobs if request.logprobs else None,
             top_logprobs=top_logprobs if request.top_logprobs else None,
             parsed=self._parse(answer.text) if reason == "stop" else None,
         )
         keep = {"cancelled": self._keep_partial, "timeout": self._keep_at_timeout}
         self._finish(reply, keep=keep.get(reason, True))
-        return Piece(text=rest)
+        return Piece(text=rest, reasoning=self._answer.take_reasoning())
 
     def _parse(self, text: str) -> object:
         if self._shape is None:

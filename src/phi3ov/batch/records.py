@@ -33,6 +33,8 @@ def _describe_answer(reply: Reply) -> dict[str, Any]:
         "timings": asdict(reply.timings),
         "seed": reply.seed,
     }
+    if reply.reasoning:
+        record["reasoning"] = reply.reasoning
     if reply.parsed is not None:  # an instance of a class is written as the JSON it was parsed from
         is_text = isinstance(reply.parsed, str)
         record["parsed"] = reply.parsed if is_text else json.loads(reply.text)

@@ -60,7 +60,7 @@ class _DelayedStream(TokenStream):
         self._part: TokenStream | None = None
         self._is_second = False
         self._ids: list[int] = []
-        self._passed_logprobs = 0
+        self._passed = 0  # ids of the current part
         self._busy = threading.Lock()  # held by the thread that passes on; others never wait
         self._again = True
 
@@ -82,7 +82,7 @@ class _DelayedStream(TokenStream):
         if engine is None:
             raise StateError("The model was closed meanwhile.")
         part = engine.submit(request, timeout_seconds=self.remaining_seconds, wait=wait)
-        self._part, self._passed_logprobs = part, 0
+        self._part, self._passed = part, 0
         part.add_listener(self._wake)
         part.add_listener(self._wake, only_end=True)
         if self._cancelled:
@@ -108,9 +108,10 @@ class _DelayedStream(TokenStream):
         while chunk := part.read():
             self.begun = part.begun
             self.cached_tokens = self.cached_tokens if self._is_second else part.cached_tokens
-            known = self._passed_logprobs + len(chunk)
-            self.logprobs += part.logprobs[self._passed_logprobs : known]
-            self._passed_logprobs = known
+            new = slice(self._passed, self._passed + len(chunk))
+            self.logprobs += part.logprobs[new]
+            self.top_logprobs += part.top_logprobs[new]
+            self._passed = new.stop
             self._ids += chunk
             self.put(chunk)
         if chunk is None:

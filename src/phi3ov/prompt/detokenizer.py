@@ -191,6 +191,7 @@ class AnswerText:
         self.stops_early: bool = bool(stops)
         self._pieces: list[str] = []
         self._reasoning: list[str] = []
+        self._taken_reasoning = 0
         self._call_ids: list[int] | None = None
         self.token_ids: list[int] = []
         self.stopped_by: str | None = None
@@ -220,6 +221,12 @@ class AnswerText:
     def reasoning(self) -> str:
         """The thoughts before the answer so far; empty for models that have none."""
         return "".join(self._reasoning)
+
+    def take_reasoning(self) -> str:
+        """Return the thoughts that came since this was last called."""
+        new = self._reasoning[self._taken_reasoning :]
+        self._taken_reasoning = len(self._reasoning)
+        return "".join(new)
 
     def add(self, token_id: int) -> str:
         """Take one id; return the text to show for it, often empty."""

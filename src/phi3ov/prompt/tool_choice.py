@@ -19,7 +19,7 @@ ToolChoice = Literal["none", "auto", "required"] | ToolName
 
 
 def read_tool_choice(choice: object) -> ToolChoice:
-    """Return a choice as this library has it: OpenAI's dictionary becomes `ToolName`.
+    """Return a choice as this library has it: OpenAI's dictionary and a name become `ToolName`.
 
     Example:
         >>> read_tool_choice({"type": "function", "function": {"name": "now"}})
@@ -31,6 +31,8 @@ def read_tool_choice(choice: object) -> ToolChoice:
     for word in get_args(get_args(ToolChoice)[0]):
         if isinstance(choice, str) and choice == word:
             return cast("ToolChoice", word)
+    if isinstance(choice, str) and choice:
+        return ToolName(name=choice)
     if isinstance(choice, Mapping):
         given = choice.get("function") if choice.get("type") == "function" else choice
         if isinstance(given, Mapping) and given.keys() == {"name"}:
