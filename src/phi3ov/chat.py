@@ -10,11 +10,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, overload
 
-from .answer.options import GenerationOptions, Options
+from .answer.options import GenerationOptions, Options, OptionsBesideSchema
 from .answer.prompt_ids import PromptIds
-from .answer.reply import Reply
+from .answer.reply import Parsed, Reply
 from .answer.stream import ReplyStream
 from .atomic_file import replace_file
 from .errors import OptionError, PromptError, RestoreError, StateError
@@ -130,6 +130,16 @@ class Phi3Chat:
         turns = (token_id for turn in self._turns for token_id in turn.token_ids)
         return (*self._beginning_ids, *turns)
 
+    @overload
+    def generate(
+        self,
+        message: Question,
+        *,
+        json_schema: type[Parsed],
+        **options: Unpack[OptionsBesideSchema],
+    ) -> Reply[Parsed]: ...
+    @overload
+    def generate(self, message: Question, **options: Unpack[Options]) -> Reply: ...
     def generate(self, message: Question, **options: Unpack[Options]) -> Reply:
         """Take a turn and return the finished answer.
 
@@ -149,6 +159,16 @@ class Phi3Chat:
         """
         return self.stream(message, **options).drain()
 
+    @overload
+    def stream(
+        self,
+        message: Question,
+        *,
+        json_schema: type[Parsed],
+        **options: Unpack[OptionsBesideSchema],
+    ) -> ReplyStream[Parsed]: ...
+    @overload
+    def stream(self, message: Question, **options: Unpack[Options]) -> ReplyStream: ...
     def stream(self, message: Question, **options: Unpack[Options]) -> ReplyStream:
         """Take a turn and return its answer as a stream of text, already under way.
 
@@ -160,6 +180,16 @@ class Phi3Chat:
             question_ids = (*self._encode(*question), *self.model.tokenizer.opening)
             return self._start(self._turns, question, turn, options, question_ids=question_ids)
 
+    @overload
+    async def agenerate(
+        self,
+        message: Question,
+        *,
+        json_schema: type[Parsed],
+        **options: Unpack[OptionsBesideSchema],
+    ) -> Reply[Parsed]: ...
+    @overload
+    async def agenerate(self, message: Question, **options: Unpack[Options]) -> Reply: ...
     async def agenerate(self, message: Question, **options: Unpack[Options]) -> Reply:
         """Take a turn without blocking the event loop; see `generate`."""
         async with self.stream(message, **options) as stream:

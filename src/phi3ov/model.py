@@ -12,13 +12,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, overload
 
 from .answer.call_plan import plan_calls
 from .answer.candidates import CandidateStream
-from .answer.options import MOST_SEED, GenerationOptions, Options, Sampling
+from .answer.options import (
+    MOST_SEED,
+    GenerationOptions,
+    Options,
+    OptionsBesideSchema,
+    Sampling,
+)
 from .answer.prompt_ids import PromptIds, conversation_ids, fit_prompt
-from .answer.reply import LoadTimings, Reply, TokenScores
+from .answer.reply import LoadTimings, Parsed, Reply, TokenScores
 from .answer.stream import AnswerStream, ReplyStream
 from .answer.token_stream import TokenRequest, TokenStream
 from .artifact.fingerprint import ModelFingerprint
@@ -90,6 +96,27 @@ class Phi3Model:
         """
         return ModelFingerprint.of(self.artifact)
 
+    @overload
+    def generate(
+        self,
+        messages: Sequence[Message | Mapping[str, object]],
+        *,
+        json_schema: type[Parsed],
+        tools: Sequence[ToolSource] = ...,
+        continue_last: bool = ...,
+        options: GenerationOptions = ...,
+        **changes: Unpack[OptionsBesideSchema],
+    ) -> Reply[Parsed]: ...
+    @overload
+    def generate(
+        self,
+        messages: Sequence[Message | Mapping[str, object]],
+        *,
+        tools: Sequence[ToolSource] = ...,
+        continue_last: bool = ...,
+        options: GenerationOptions = ...,
+        **changes: Unpack[Options],
+    ) -> Reply: ...
     def generate(
         self,
         messages: Sequence[Message | Mapping[str, object]],
@@ -128,6 +155,27 @@ class Phi3Model:
         )
         return stream.drain()
 
+    @overload
+    def stream(
+        self,
+        messages: Sequence[Message | Mapping[str, object]],
+        *,
+        json_schema: type[Parsed],
+        tools: Sequence[ToolSource] = ...,
+        continue_last: bool = ...,
+        options: GenerationOptions = ...,
+        **changes: Unpack[OptionsBesideSchema],
+    ) -> ReplyStream[Parsed]: ...
+    @overload
+    def stream(
+        self,
+        messages: Sequence[Message | Mapping[str, object]],
+        *,
+        tools: Sequence[ToolSource] = ...,
+        continue_last: bool = ...,
+        options: GenerationOptions = ...,
+        **changes: Unpack[Options],
+    ) -> ReplyStream: ...
     def stream(
         self,
         messages: Sequence[Message | Mapping[str, object]],
@@ -146,6 +194,27 @@ class Phi3Model:
         prompt = conversation_ids(self.tokenizer, read, tools=offered, continue_last=continue_last)
         return self.stream_ids(prompt, tools=offered, options=options, **changes)
 
+    @overload
+    async def agenerate(
+        self,
+        messages: Sequence[Message | Mapping[str, object]],
+        *,
+        json_schema: type[Parsed],
+        tools: Sequence[ToolSource] = ...,
+        continue_last: bool = ...,
+        options: GenerationOptions = ...,
+        **changes: Unpack[OptionsBesideSchema],
+    ) -> Reply[Parsed]: ...
+    @overload
+    async def agenerate(
+        self,
+        messages: Sequence[Message | Mapping[str, object]],
+        *,
+        tools: Sequence[ToolSource] = ...,
+        continue_last: bool = ...,
+        options: GenerationOptions = ...,
+        **changes: Unpack[Options],
+    ) -> Reply: ...
     async def agenerate(
         self,
         messages: Sequence[Message | Mapping[str, object]],

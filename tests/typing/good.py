@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Unpack, assert_type
 
@@ -85,6 +86,23 @@ def ask_many(model: phi3ov.Phi3Model, questions: Sequence[str]) -> Iterator[str]
         )
         for result in model.iter_batch([request, request.messages], timeout_seconds=1):
             yield str(result.error or result.reply)
+
+
+@dataclass
+class City:
+    """An answer's shape."""
+
+    name: str
+
+
+def ask_for_a_class(model: phi3ov.Phi3Model, chat: phi3ov.Phi3Chat) -> list[str]:
+    """``parsed`` has the type of the class that the answer must fit."""
+    messages = [{"role": "user", "content": "Name a city."}]
+    reply = model.generate(messages, json_schema=City, max_new_tokens=50)
+    assert_type(reply.parsed, City | None)
+    assert_type(chat.stream("Name a city.", json_schema=City).drain().parsed, City | None)
+    assert_type(model.generate(messages), phi3ov.Reply)
+    return [candidate.parsed.name for candidate in reply.candidates if candidate.parsed]
 
 
 def use_tools(model: phi3ov.Phi3Model) -> list[str]:

@@ -13,8 +13,8 @@ import phi3ov
 
 def misspell(chat: phi3ov.Phi3Chat, model: phi3ov.Phi3Model, folder: Path) -> None:
     """Options, values and names that do not exist."""
-    chat.generate("Hello", max_tokens=8)  # type: ignore[call-arg]
-    chat.stream("Hello", temprature=0.5)  # type: ignore[call-arg]
+    chat.generate("Hello", max_tokens=8)  # type: ignore[call-overload]
+    chat.stream("Hello", temprature=0.5)  # type: ignore[call-overload]
     model.complete("Hello", on_overflow="ignore")  # type: ignore[arg-type]
     phi3ov.load_model(folder, engine="genai")  # type: ignore[arg-type]
     phi3ov.load_model(folder, cache_dir=folder)  # type: ignore[call-arg]

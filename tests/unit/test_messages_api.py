@@ -379,7 +379,7 @@ def test_foreign_and_misspelt_names_get_a_suggestion(name: str, meant: str) -> N
     """Names of openai, transformers and llama.cpp are known; others are compared."""
     with make_model(FakeEngine(echo)) as model:
         with pytest.raises(OptionError, match=rf"'{name}' is not an option. Did you mean {meant}"):
-            model.generate(QUESTION, **{name: 1})  # type: ignore[arg-type]
+            model.generate(QUESTION, **{name: 1})  # type: ignore[call-overload]
 
 
 def test_random_conversations_leave_nothing_in_the_engine() -> None:

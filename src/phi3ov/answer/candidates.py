@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import GenerationError
 from .stream import Piece, ReplyStream
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from .token_stream import TokenStream
 
 
-class CandidateStream(ReplyStream):
+class CandidateStream(ReplyStream[Any]):
     """Streams the first of several candidates; its reply is complete when all have ended.
 
     Each candidate is a stream of its own in `candidates`. A piece that is read there does not
     come again here.
     """
 
-    def __init__(self, candidates: Sequence[ReplyStream]) -> None:
+    def __init__(self, candidates: Sequence[ReplyStream[Any]]) -> None:
         """Read ``candidates``, at least one."""
         self._candidates = tuple(candidates)
         super().__init__()
@@ -36,7 +36,7 @@ class CandidateStream(ReplyStream):
         return self._candidates[0].stops_early
 
     @property
-    def candidates(self) -> Sequence[ReplyStream]:
+    def candidates(self) -> Sequence[ReplyStream[Any]]:
         """The stream of each candidate, in the order of their seeds."""
         return self._candidates
 

@@ -41,8 +41,8 @@ JsonSchema = dict[str, Any] | type[Any]
 """A JSON schema, or a dataclass or pydantic model that stands for its own."""
 
 
-class Options(TypedDict, total=False):
-    """The fields of `GenerationOptions`, each optional: the changes for one call."""
+class OptionsBesideSchema(TypedDict, total=False):
+    """The fields of `GenerationOptions` but ``json_schema``, whose type `Reply.parsed` follows."""
 
     max_new_tokens: int
     stop: Sequence[str]
@@ -60,13 +60,18 @@ class Options(TypedDict, total=False):
     top_logprobs: int
     skip_special_tokens: bool
     tool_choice: ToolChoice | None
-    json_schema: JsonSchema | None
     regex: str | None
     choices: Sequence[str] | None
     on_overflow: OverflowPolicy
     timeout_seconds: float | None
     on_timeout: TimeoutPolicy
     on_full_queue: QueuePolicy
+
+
+class Options(OptionsBesideSchema, total=False):
+    """The fields of `GenerationOptions`, each optional: the changes for one call."""
+
+    json_schema: JsonSchema | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

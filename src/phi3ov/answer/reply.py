@@ -9,9 +9,14 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Generic, Literal
+
+from typing_extensions import TypeVar
 
 from ..prompt.tools import ToolCall
+
+Parsed = TypeVar("Parsed", default=Any)
+"""Type of `Reply.parsed`: the class given as ``json_schema``."""
 
 FinishReason = Literal["stop", "length", "cancelled", "timeout"]
 """Why an answer ended: by itself, at its token limit, cancelled, or at its time limit."""
@@ -81,7 +86,7 @@ class LoadTimings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
+class Reply(Generic[Parsed]):
     """One finished answer; ``str(reply)`` is its text.
 
     Attributes:
@@ -109,7 +114,8 @@ class Reply:
             its place, each with its log-probability, the likeliest first. None otherwise.
         parsed: With ``json_schema``: the value of the answer, as a dictionary (or what else
             the schema allows) or as an instance of the class that was given. With ``regex``
-            and ``choices``: the text. None where the answer was cut off, which
+            and ``choices``: the text. Type checkers know the class: ``json_schema=City`` gives a
+            ``Reply[City]``. None where the answer was cut off, which
             ``finish_reason`` says, because then it is no whole value.
         candidates: With ``candidates=n``: all n answers in the order of their seeds, this one
             first. Empty otherwise.
@@ -129,8 +135,8 @@ class Reply:
     reasoning: str = ""
     logprobs: tuple[float, ...] | None = None
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None
-    parsed: Any = None
-    candidates: tuple[Reply, ...] = ()
+    parsed: Parsed | None = None
+    candidates: tuple[Reply[Parsed], ...] = ()
 
     def __str__(self) -> str:
         return self.text

@@ -11,10 +11,10 @@ from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic
 
 from ..errors import GenerationError, StateError
-from .reply import FinishReason, Meter, Reply
+from .reply import FinishReason, Meter, Parsed, Reply
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -49,7 +49,7 @@ class Piece:
         return bool(self.text or self.reasoning or self.token_ids)
 
 
-class ReplyStream(Iterator[str], AsyncIterator[str]):
+class ReplyStream(Iterator[str], AsyncIterator[str], Generic[Parsed]):
     """An answer while it is being generated: iterate over its text, or ``async for`` over it.
 
     The pieces never split a character, and joined they equal `Reply.text`. When the
@@ -65,12 +65,12 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
 
     def __init__(self) -> None:
         """Start with nothing read; `Phi3Model` and `Phi3Chat` make streams."""
-        self._reply: Reply | None = None
+        self._reply: Reply[Parsed] | None = None
         self._failed = False
         self._keep_partial = False
         self._is_abandoned = False
         self.is_kept: bool = False  # see `on_end`
-        self._on_end: list[Callable[[Reply | None], None]] = []
+        self._on_end: list[Callable[[Reply[Parsed] | None], None]] = []
         # One reader at a time: close() may be called while another thread waits for a piece.
         self._reading = threading.RLock()
 
@@ -92,7 +92,7 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
 
     @property
     @abstractmethod
-    def candidates(self) -> Sequence[ReplyStream]:
+    def candidates(self) -> Sequence[ReplyStream[Parsed]]:
         """The stream of each candidate, the first one's included; empty for a single answer."""
 
     # --- state --------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
         """The text that has been read so far."""
 
     @property
-    def reply(self) -> Reply:
+    def reply(self) -> Reply[Parsed]:
         """The finished answer.
 
         Raises:
@@ -125,7 +125,7 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
             state = f"ended, finish_reason={self._reply.finish_reason!r}"
         return f"<phi3ov.ReplyStream: {state}>"
 
-    def on_end(self, call: Callable[[Reply | None], None]) -> None:
+    def on_end(self, call: Callable[[Reply[Parsed] | None], None]) -> None:
         """Call ``call`` once when the stream ends: with the reply, or None.
 
         None stands for an answer that is not to be kept: it failed, was abandoned, cancelled
@@ -162,7 +162,7 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
         while (piece := await self._await_piece()) is not None:
             yield piece
 
-    def __iter__(self) -> ReplyStream:
+    def __iter__(self) -> ReplyStream[Parsed]:
         return self
 
     def __next__(self) -> str:
@@ -171,7 +171,7 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
                 return piece.text
         raise StopIteration
 
-    def __aiter__(self) -> ReplyStream:
+    def __aiter__(self) -> ReplyStream[Parsed]:
         return self
 
     async def __anext__(self) -> str:
@@ -270,7 +270,7 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
         for tokens in self.token_streams:
             tokens.add_listener(wake, only_end=not self.stops_early)
 
-    def drain(self) -> Reply:
+    def drain(self) -> Reply[Parsed]:
         """Read the stream to its end and return the reply: this is all that ``generate()`` does.
 
         Unless a stop string may end it, nothing is read before the engine has ended: waking up
@@ -287,7 +287,7 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
             pass
         return self.reply
 
-    async def adrain(self) -> Reply:
+    async def adrain(self) -> Reply[Parsed]:
         """Do what `drain` does without blocking the event loop."""
         while await self._await_piece() is not None:
             pass
@@ -331,13 +331,13 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
         with suppress(GenerationError):
             await self.adrain()
 
-    def __enter__(self) -> ReplyStream:
+    def __enter__(self) -> ReplyStream[Parsed]:
         return self
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
 
-    async def __aenter__(self) -> ReplyStream:
+    async def __aenter__(self) -> ReplyStream[Parsed]:
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
@@ -349,7 +349,7 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
                 tokens.cancel()
             self._fail()
 
-    def _finish(self, reply: Reply, *, keep: bool) -> None:
+    def _finish(self, reply: Reply[Parsed], *, keep: bool) -> None:
         self._reply = reply
         self.is_kept = keep = keep and not self._is_abandoned
         self._tell_end(reply if keep else None)
@@ -358,13 +358,13 @@ class ReplyStream(Iterator[str], AsyncIterator[str]):
         self._failed = True
         self._tell_end(None)
 
-    def _tell_end(self, kept: Reply | None) -> None:
+    def _tell_end(self, kept: Reply[Parsed] | None) -> None:
         calls, self._on_end = self._on_end, []
         for call in calls:
             call(kept)
 
 
-class AnswerStream(ReplyStream):
+class AnswerStream(ReplyStream[Any]):
     """The stream of a single answer."""
 
     def __init__(
@@ -404,7 +404,7 @@ class AnswerStream(ReplyStream):
         return self._answer.stops_early
 
     @property
-    def candidates(self) -> Sequence[ReplyStream]:
+    def candidates(self) -> Sequence[ReplyStream[Any]]:
         """Empty: this is a single answer."""
         return ()
 
@@ -484,7 +484,7 @@ class AnswerStream(ReplyStream):
         self._finish(reply, keep=keep.get(reason, True))
         return Piece(text=rest, reasoning=self._answer.take_reasoning())
 
-    def _parse(self, text: str) -> object:
+    def _parse(self, text: str) -> Any:
         if self._shape is None:
             return None
         try:
