@@ -98,7 +98,7 @@ def load_model(
     _require_type("speculation", speculation, PromptLookup, DraftModel, type(None))
     _require_type("adapter", adapter, LoraAdapter, type(None))
     _require_bytes("cache_bytes", cache_bytes)
-    artifact = _find(path, revision)
+    artifact = find_artifact(path, revision=revision)
     context = choose_context(artifact.config, context_tokens)
     tokenizer = ChatTokenizer.from_folder(artifact.path, artifact.chat_format)
     available = find_devices(device)
@@ -139,8 +139,18 @@ def load_model(
     return model
 
 
-def _find(path: str | Path, revision: str | None) -> Artifact:
-    """Open a local folder, or the one that a hub id names."""
+def find_artifact(path: str | Path, *, revision: str | None = None) -> Artifact:
+    """Open a local folder, or download the one that a hub id names.
+
+    Args:
+        path: A folder, or a hub id ``owner/name``. A local folder of that name comes first.
+        revision: Branch, tag or commit of a hub id; None for the default branch.
+
+    Raises:
+        ArtifactError: The folder is not what was exported; or there is no such folder, and no such
+            repository on the hub.
+        OptionError: There is a revision, and ``path`` is not a hub id.
+    """
     if isinstance(path, Path) or Path(path).exists() or not is_hub_id(path):
         if revision is not None:
             raise OptionError(f"revision={revision!r} goes with a hub id, but {path} is a path.")

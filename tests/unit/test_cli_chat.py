@@ -27,6 +27,7 @@ from phi3ov.cli import main
 from phi3ov.cli.conversation import converse
 from phi3ov.cli.line_editor import LineEditor
 from phi3ov.cli.printing import escape_controls
+from phi3ov.runtime.settings import Setting
 
 from .fakes import MINI, Answer, FakeEngine, answer_ids, make_model
 from .test_cli import Terminal
@@ -386,15 +387,20 @@ def test_options_of_loading_reach_the_loader(load: Load) -> None:
     assert chosen["device"] == ("GPU.1",)
 
 
-def test_verbose_adds_figures_on_stderr(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verbose_adds_settings_and_figures_on_stderr(
+    load: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The answer alone is on stdout."""
     load()
+    setting = Setting(name="NUM_STREAMS", value="1", chosen_by="phi3ov", reason="one chat")
+    monkeypatch.setattr(Phi3Model, "settings", (setting,))
     assert main(["chat", "m", "hi"]) == 0
     assert capsys.readouterr().err == ""
     assert main(["chat", "m", "hi", "--verbose"]) == 0
     out, err = capsys.readouterr()
     assert out == "hello the user\n"
     assert "CPU: fake" in err
+    assert "NUM_STREAMS=1 (one chat)" in err
     assert "tokens/s" in err
 
 

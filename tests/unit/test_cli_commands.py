@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,14 +26,15 @@ from phi3ov.engine.protocol import ENGINES
 from phi3ov.exporter.export import ExportReport
 from phi3ov.quality.report import QualityReport
 from phi3ov.runtime.devices import DeviceInfo
+from phi3ov.runtime.settings import Setting
 
 from .fakes import MINI, SMALL_CONFIG, Answer, FakeEngine, answer_ids, make_model
 from .test_artifact import WEIGHTS, write_manifest
 
 MODEL = (
     "--adapter --cache-dir --context-tokens --device --engine --frequency-penalty --help "
-    "--max-new-tokens --min-p --presence-penalty --repetition-penalty --seed --stop --temperature "
-    "--threads --top-k --top-p -h"
+    "--max-new-tokens --min-p --presence-penalty --repetition-penalty --revision --seed --stop "
+    "--temperature --threads --top-k --top-p -h"
 )
 OPTIONS = {
     "export": "--adjust --asymmetric --calibrate --group-size --help --json --log --overwrite "
@@ -42,11 +44,11 @@ OPTIONS = {
     "serve": "--adapter --allow-control-tokens --allowed-host --allowed-origin --api-key-file "
     "--cache-dir --context-tokens --default-temperature --device --drain-seconds --help --host "
     "--ignore-unknown --max-body-bytes --max-connections --max-depth --max-running --max-tokens "
-    "--max-waiting --max-waiting-tokens --model-name --no-auth --ping-seconds --port --threads "
-    "--timeout-seconds --write-timeout-seconds -h model",
+    "--max-waiting --max-waiting-tokens --model-name --no-auth --ping-seconds --port --revision "
+    "--threads --timeout-seconds --write-timeout-seconds -h model",
     "batch": f"{MODEL} --json --max-running --quiet --timeout-seconds input model output",
-    "info": "--help --json -h model",
-    "verify": "--help --json -h model",
+    "info": "--device --help --json --revision -h model",
+    "verify": "--help --json --revision -h model",
     "quality": "--help --json --max-tokens --quiet --svg --text --window-tokens -h artifact source",
     "devices": "--help --json -h",
     "reference": "--help --json --overwrite -h output",
@@ -192,6 +194,51 @@ def test_the_json_of_every_reporting_command_is_written_down(
     value = json.loads(out)
     assert set(value[0] if command == "devices" else value) == JSON_KEYS[command]
     assert err == ""
+
+
+def test_info_shows_the_settings_of_a_device(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each with who chose it and why, as `Phi3Model.settings` would; on request only."""
+    setting = Setting(name="NUM_STREAMS", value="1", chosen_by="phi3ov", reason="one chat")
+    asked: list[str] = []
+
+    def settings_of(_config: object, _core: object, device: str, **_: object) -> Any:
+        asked.append(device)
+        return (setting,)
+
+    monkeypatch.setattr("phi3ov.runtime.properties.device_settings", settings_of)
+    assert main(["info", str(folder), "--device", "CPU", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert set(facts) == JSON_KEYS["info"] | {"settings"}
+    assert facts["settings"] == [asdict(setting)]
+    assert main(["info", str(folder), "--device", "CPU"]) == 0
+    [row] = [row for row in capsys.readouterr().out.splitlines() if "NUM_STREAMS" in row]
+    assert row.split() == ["NUM_STREAMS", "1", "phi3ov", "one", "chat"]
+    assert asked == ["CPU", "CPU"]
+    assert main(["info", str(folder)]) == 0
+    assert "NUM_STREAMS" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["info", "verify"])
+def test_a_hub_id_is_downloaded(
+    command: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As `load_model` does; a revision goes with a hub id only."""
+    asked: list[tuple[str, str | None]] = []
+
+    def fetch(repo_id: str, *, revision: str | None = None) -> Artifact:
+        asked.append((repo_id, revision))
+        return Artifact.open(folder)
+
+    monkeypatch.setattr("phi3ov.loading.fetch_artifact", fetch)
+    assert main([command, "owner/name", "--revision", "main"]) == 0
+    assert asked == [("owner/name", "main")]
+    assert main([command, str(folder), "--revision", "main"]) == 1
+    assert "goes with a hub id" in capsys.readouterr().err
 
 
 def test_every_command_that_has_json_is_listed() -> None:

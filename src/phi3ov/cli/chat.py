@@ -112,7 +112,7 @@ def run(
     with model:
         chat = Phi3Chat(model, system=system, options=options)
         if verbose or question is None:
-            _introduce(model)
+            _introduce(model, verbose=verbose)
         if question is not None:
             _answer_once(chat, question, as_json=as_json, verbose=verbose)
         else:
@@ -135,9 +135,10 @@ def _read_message(message: str | None, file: Path | None) -> str | None:
     return "\n\n".join(given).rstrip("\r\n") if given else None
 
 
-def _introduce(model: Phi3Model) -> None:
+def _introduce(model: Phi3Model, *, verbose: bool) -> None:
     device = f"{model.device.selected}: {model.device.reason}"
-    for line in (device, _describe_loading(model.load_timings)):
+    settings = map(str, model.settings) if verbose else ()
+    for line in (device, _describe_loading(model.load_timings), *settings):
         write_line(line, style="dim", stream=sys.stderr)
 
 

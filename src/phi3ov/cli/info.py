@@ -9,30 +9,39 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
-from .options import ModelFolder, json_option
+import typer
+
+from .options import Model, Revision, json_option
 from .printing import flatten, print_json, write_facts, write_table
 
 if TYPE_CHECKING:
     from ..artifact.folder import Artifact
     from ..artifact.ir import Precision, WeightLayer
+    from ..runtime.settings import Setting
 
 EXAMPLE = "phi3ov info phi3-int4 --json"
 
 
 def run(
-    model: ModelFolder,
+    model: Model,
     *,
+    revision: Revision = None,
+    device: Annotated[
+        str | None, typer.Option(help="also show OpenVINO's settings on this device, with reasons")
+    ] = None,
     as_json: Annotated[bool, json_option("all of it")] = False,
 ) -> None:
     """Show what an exported folder holds."""
-    from ..artifact.folder import Artifact
+    from ..loading import find_artifact
 
-    artifact = Artifact.open(model)
+    artifact = find_artifact(model, revision=revision)
     facts = _gather_info(artifact)
+    if device is not None:
+        facts["settings"] = [asdict(setting) for setting in _choose_settings(artifact, device)]
     if as_json:
         print_json(facts)
         return
-    weights, layers = facts.pop("weights"), facts.pop("layers")
+    weights, layers, settings = (facts.pop(name, ()) for name in ("weights", "layers", "settings"))
     write_facts({name.replace("_", " "): flatten(value) for name, value in facts.items()})
     print()
     write_table(
@@ -40,6 +49,12 @@ def run(
         [_weight_row(weight) for weight in weights],
         right="group,zero points,layers,parameters",
     )
+    if settings:
+        print()
+        write_table(
+            ("setting", "value", "chosen by", "reason"),
+            [tuple(map(str, setting.values())) for setting in settings],
+        )
     if layers:
         print("\n" + draw_layers(artifact.manifest.layers, sys.stdout.encoding))
 
@@ -51,6 +66,18 @@ def _weight_row(weight: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
         group = zero_points = "-"
     layers, parameters = str(weight["layers"]), f"{weight['parameters']:,}"
     return weight["precision"], group, zero_points, layers, parameters
+
+
+def _choose_settings(artifact: Artifact, device: str) -> tuple[Setting, ...]:
+    """Return the settings with which `load_model` would run the model, without loading it."""
+    import openvino
+
+    from ..runtime.config import RuntimeConfig
+    from ..runtime.devices import choose_device, find_devices
+    from ..runtime.properties import device_settings
+
+    selected = choose_device(device, find_devices(device)).selected
+    return device_settings(RuntimeConfig(), openvino.Core(), selected, artifact=artifact)
 
 
 def _gather_info(artifact: Artifact) -> dict[str, Any]:

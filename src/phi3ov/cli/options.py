@@ -49,14 +49,19 @@ def loading_option(help_text: str, *, default: str | bool = True) -> Any:
     return typer.Option(help=help_text, show_default=default, rich_help_panel=_LOADING)
 
 
-ModelFolder = Annotated[str, typer.Argument(help="an exported folder")]
+Model = Annotated[str, typer.Argument(help="an exported folder, or the hub id of one")]
+Revision = Annotated[
+    str | None,
+    typer.Option(help="branch, tag or commit of a hub id", rich_help_panel=_LOADING),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadingOptions:
     """The model and where it runs."""
 
-    model: ModelFolder
+    model: Model
+    revision: Revision = None
     device: Annotated[
         list[str] | None,
         loading_option("OpenVINO device; repeat for preferences", default="GPU, then CPU"),
@@ -78,6 +83,7 @@ class LoadingOptions:
     def to_arguments(self) -> dict[str, Any]:
         """Return the keywords of `phi3ov.load_model`."""
         return {
+            "revision": self.revision,
             "device": tuple(self.device or ("GPU", "CPU")),
             "config": RuntimeConfig(threads=self.threads, cache_dir=self.cache_dir),
             "context_tokens": self.context_tokens,

@@ -121,8 +121,9 @@ def write_facts(facts: Mapping[str, str]) -> None:
             table.add_row(name, Text(escape_controls(value)))
         make_console(sys.stdout).print(table)
         return
+    width = max(map(len, facts), default=0)
     for name, value in facts.items():
-        print(f"{name:18} {value}")
+        print(f"{name:{width}}  {value}")
 
 
 def print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:

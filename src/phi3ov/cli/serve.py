@@ -141,8 +141,7 @@ def run(
     ] = None,
 ) -> None:
     """Serve an exported model to OpenAI's clients, and a chat page to a browser."""
-    from ..artifact.folder import Artifact
-    from ..loading import load_model
+    from ..loading import find_artifact, load_model
     from ..server import create_app, serve
 
     limits = RequestLimits(
@@ -151,7 +150,8 @@ def run(
     listen = listening.to_settings()
     settings = answers.to_settings(listen)
     listen.require_safe(settings)
-    Artifact.open(loading.model)  # a wrong folder is an error at once, not a server that fails
+    # A wrong folder is an error at once, not a server that fails.
+    find_artifact(loading.model, revision=loading.revision)
     logging.getLogger("phi3ov.server").setLevel(logging.INFO)
     if not logging.getLogger().handlers:
         logging.basicConfig(format="%(asctime)s %(message)s", stream=sys.stderr)

@@ -5,23 +5,24 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from ..errors import Phi3OVError
-from .options import ModelFolder, json_option
+from .options import Model, Revision, json_option
 from .printing import print_json
 
 EXAMPLE = "phi3ov verify phi3-int4"
 
 
 def run(
-    model: ModelFolder,
+    model: Model,
     *,
+    revision: Revision = None,
     as_json: Annotated[bool, json_option("what was found, also where that is an error")] = False,
 ) -> None:
     """Compare an exported folder with its checksums."""
-    from ..artifact.folder import Artifact
+    from ..loading import find_artifact
 
     found: dict[str, Any] = {"path": model, "files": None, "problems": ()}
     try:
-        artifact = Artifact.open(model)
+        artifact = find_artifact(model, revision=revision)
         found["files"] = len(artifact.manifest.files)
         artifact.verify()
     except (Phi3OVError, OSError) as error:
