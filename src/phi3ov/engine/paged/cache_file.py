@@ -58,7 +58,7 @@ class CacheTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheOrigin:
-    """What a cache's numbers depend on, and how they lie in memory.
+    """What a cache's numbers depend on, and their layout in memory.
 
     Attributes:
         fingerprint: The model.
@@ -242,10 +242,10 @@ def _digest(metadata: Mapping[str, str]) -> str:
 
 
 def _require_equal(saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Check that the numbers would come out the same here.
+    """Check that this model, under its settings, would compute the same numbers.
 
     Raises:
-        ValueError: Names each difference, or says that the tensors lie otherwise.
+        ValueError: Names each difference.
     """
     before, now = saved["numerics"], here["numerics"]
     if type(before) is not dict or before.keys() != now.keys():
@@ -257,8 +257,8 @@ def _require_equal(saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     ]
     if differing:
         raise ValueError(
-            f"it was computed otherwise: {'; '.join(differing)}. Save it again with these "
-            "settings, or load the model with those."
+            f"it was computed with other settings: {'; '.join(differing)}. Save it again with "
+            "these settings, or load the model with those."
         )
     if saved["layout"] != here["layout"]:
         raise ValueError("its tensors are not those of this model.")

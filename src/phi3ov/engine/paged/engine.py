@@ -1,7 +1,7 @@
-"""The engine whose KV cache can be saved: openvino's paged attention without openvino-genai.
+"""The engine whose KV cache can be saved: OpenVINO's paged attention without openvino-genai.
 
-One answer at a time and one cached sequence, of which a new prompt keeps all that it begins
-with, to the token. For what the default engine does faster or besides, see ``pipeline.py``.
+It runs one request at a time and caches one sequence. A new prompt reuses the longest prefix that
+it shares with that sequence, to the token. `phi3ov.engine.pipeline` is faster and does more.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ if TYPE_CHECKING:
     from ..protocol import EngineSetup
 
 PREFILL_CHUNK_TOKENS = 512
-"""Prompt tokens per forward pass: bounds memory, and the wait until a cancellation is seen."""
+"""Prompt tokens per forward pass: limits memory, and the delay of a cancellation."""
 SCORED_CHUNK_TOKENS = 64
 """Tokens per forward pass when each one's logits are wanted: 51 MB of Phi-4-mini's vocabulary."""
 
 
 class PagedEngine(SerialEngine):
-    """Generates with openvino and keeps, saves and restores the KV cache of one sequence."""
+    """Generates with OpenVINO; keeps, saves and restores the KV cache of one sequence."""
 
     def __init__(self, setup: EngineSetup) -> None:
         """Compile the setup's model.
 
         Raises:
-            DeviceError: The device is no CPU, or OpenVINO could not compile the model for it.
-            OptionError: A property was set that the device does not take, or ``cache_bytes``.
-            UnsupportedModelError: The rope factors of ``setup.context`` cannot be had, or the graph
-                is not as phi3ov knows it.
+            DeviceError: The device is not a CPU, or OpenVINO could not compile the model for it.
+            OptionError: ``cache_bytes`` is set, or a property that the device does not take.
+            UnsupportedModelError: The model lacks the rope factors of ``setup.context``, or its
+                graph has an unknown structure.
         """
         device, artifact, context = setup.device, setup.artifact, setup.context
         setup.refuse(
@@ -93,13 +93,13 @@ class PagedEngine(SerialEngine):
     def save_cache(
         self, token_ids: Sequence[int], path: Path, fingerprint: ModelFingerprint
     ) -> None:
-        """Read ``token_ids`` if they are not in the cache, and write their cache to ``path``."""
+        """Write the cache of ``token_ids`` to ``path``; read those that are not cached first."""
         self._do(lambda: self._runner.save(token_ids, path, fingerprint))
 
     def restore_cache(
         self, path: Path, fingerprint: ModelFingerprint, *, verify: bool
     ) -> tuple[int, ...]:
-        """Make the cache that of a file; return the ids that need not be read again."""
+        """Replace the cache by that of a file; return the ids that it holds."""
         restored: list[tuple[int, ...]] = []
 
         def restore() -> None:
@@ -125,14 +125,14 @@ class PagedEngine(SerialEngine):
 
 
 class _Runner:
-    """Owns the native model and its cache; lives on the engine's thread once it is built."""
+    """Owns the native model and its cache; used on the engine's thread only, once built."""
 
     def __init__(self, model: PagedModel) -> None:
         self._model = model
-        self._cached_ids: list[int] = []  # what the cache holds
+        self._cached_ids: list[int] = []  # the tokens in the cache
 
     def free(self) -> None:
-        """Give the model and its cache back; nothing may follow."""
+        """Release the model and its cache; must be the last call."""
         del self._model
 
     def run(self, stream: TokenStream) -> None:
@@ -179,8 +179,8 @@ class _Runner:
 
     def save(self, token_ids: Sequence[int], path: Path, fingerprint: ModelFingerprint) -> None:
         """Write the cache of ``token_ids``."""
-        # The last, unfilled block is read again into zeros: what other tokens left in it is
-        # nobody's business, and in a quantized cache it has a part in the scales.
+        # Read the last, unfilled block again into zeros. Otherwise the file would hold what other
+        # tokens left in it, and in a quantized cache they would change the scales.
         whole = len(token_ids) - len(token_ids) % BLOCK_TOKENS
         kept = self._keep(token_ids, whole)
         kept -= kept % BLOCK_TOKENS
@@ -194,7 +194,7 @@ class _Runner:
         write_cache(path, self.origin(fingerprint), token_ids, buffers)
 
     def restore(self, file: CacheFile, *, verify: bool) -> None:
-        """Take over the cache of ``file``."""
+        """Load the cache from ``file``."""
         self._cached_ids = []
         self._model.reserve(len(file.token_ids), keep=0)
         used = math.ceil(len(file.token_ids) / BLOCK_TOKENS)
@@ -202,15 +202,15 @@ class _Runner:
         self._cached_ids = [*file.token_ids]
 
     def forget(self) -> None:
-        """Give the cache's memory back."""
+        """Release the cache's memory."""
         self._cached_ids = []
         self._model.release()
 
     def _keep(self, token_ids: Sequence[int], most: int) -> int:
-        """Keep what the cache and ``token_ids`` begin with together; return how many ids."""
+        """Keep the prefix that cache and ``token_ids`` share, at most ``most``; return its length."""
         equal = 0
-        for one, other in zip(self._cached_ids, token_ids[:most], strict=False):
-            if one != other:
+        for cached, token in zip(self._cached_ids, token_ids[:most], strict=False):
+            if cached != token:
                 break
             equal += 1
         del self._cached_ids[equal:]
@@ -219,7 +219,7 @@ class _Runner:
     def _read(
         self, token_ids: Sequence[int], stream: TokenStream | None
     ) -> NDArray[np.float32] | None:
-        """Read ids after those in the cache; return the logits, or None where cancelled."""
+        """Append ids to the cache; return the last logits, or None if cancelled."""
         logits = None
         for start in range(0, len(token_ids), PREFILL_CHUNK_TOKENS):
             if stream is not None and stream.cancelled:

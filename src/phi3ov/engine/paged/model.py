@@ -1,9 +1,9 @@
-"""The model with paged attention on openvino alone, and a KV cache that phi3ov owns.
+"""The compiled model with paged attention, and a KV cache in numpy buffers.
 
-openvino-genai runs the same graph but keeps its cache to itself, and a stateful model's
-``query_state()`` hands out float32 copies, whatever the cache holds. Here keys and values lie in
-numpy buffers of the precision that the device computes with, so they can be written to a file
-and read back bit for bit; see ``kv_cache_file.py``.
+openvino-genai runs the same graph but gives no access to its cache. A stateful model's
+``query_state()`` returns float32 copies, whatever the cache's precision. Here keys and values are
+in buffers of the precision that the device computes with, so `cache_file` can write them to a file
+and read them back bit for bit.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ...runtime.rope import ContextChoice
 
 BLOCK_TOKENS = 32
-"""Tokens per block of the cache, as genai's ``cpu_block_size``."""
+"""Tokens per block of the cache; genai's ``cpu_block_size`` is the same."""
 
 _POSITIONS = "logit_positions"
 """The input that we add to the graph: places in the chunk whose logits are wanted."""
@@ -63,7 +63,7 @@ class PagedModel:
         core = openvino.Core()
         self.settings = device_settings(config, core, device, artifact=artifact)
         properties = passed_properties(self.settings)
-        self._pinned = open_pinned(artifact, context)  # its weights must outlive the model
+        self._pinned = open_pinned(artifact, context)  # the mapped weights must outlive the model
         with compiling(artifact.path, device):
             model = core.read_model(self._pinned.xml.encode(), self._pinned.weights)
             _page_attention(model)
@@ -83,34 +83,34 @@ class PagedModel:
         )
 
     def reserve(self, tokens: int, *, keep: int) -> None:
-        """Make room for so many ``tokens``, keeping what the first ``keep`` of them hold."""
+        """Make room for ``tokens`` tokens; the cache of the first ``keep`` of them stays."""
         needed = math.ceil(tokens / BLOCK_TOKENS)
         if needed > len(self.buffers[0]):
-            # Twice as many, so that what follows need not move it: memory not written takes none.
+            # Twice as many, so that the next tokens do not move it: unwritten memory costs nothing.
             blocks = max(needed, min(2 * needed, self._most_blocks))
             self._allocate(blocks, keep=math.ceil(keep / BLOCK_TOKENS))
 
     def release(self) -> None:
-        """Give the cache's memory back."""
+        """Release the cache's memory."""
         self._allocate(1, keep=0)
 
     def _allocate(self, blocks: int, *, keep: int) -> None:
-        """Make all buffers so many ``blocks`` long; the first ``keep`` blocks stay."""
-        # All of them before any is taken over: memory may run out in the middle.
+        """Resize all buffers to ``blocks`` blocks; the content of the first ``keep`` stays."""
+        # Allocate all of them before replacing any: memory may run out in between.
         buffers = tuple(_zeros(blocks, tensor.block_bytes) for tensor in self.layout)
         for new, old in zip(buffers, self.buffers, strict=True):
             new[:keep] = old[:keep]
         for tensor, new in zip(self.layout, buffers, strict=True):
             shape = openvino.Shape([blocks, *tensor.block_shape])
             precision = getattr(openvino.Type, tensor.precision)
-            # The request keeps the tensor, and the tensor its buffer.
+            # The request holds a reference to the tensor, and the tensor to its buffer.
             self._request.set_tensor(
                 tensor.name, openvino.Tensor(new.reshape(-1), shape, precision)
             )
         self.buffers = buffers
 
     def read(self, token_ids: Sequence[int], *, past: int) -> NDArray[np.float32]:
-        """Read ``token_ids`` after the ``past`` tokens in the cache; there must be room.
+        """Read ``token_ids`` after the ``past`` tokens in the cache; `reserve` room first.
 
         Returns:
             The logits after the last of them, of shape [vocabulary]; valid until the next call.
@@ -181,7 +181,7 @@ def _describe(port: Any) -> CacheTensor:
 
 
 def _zeros(blocks: int, block_bytes: int) -> NDArray[np.uint8]:
-    """Return aligned zeros; the system hands their memory out when it is first written."""
+    """Return aligned zeros; the system allocates their memory when it is first written."""
     size = blocks * block_bytes
     raw = np.zeros(size + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
