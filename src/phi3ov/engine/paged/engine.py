@@ -207,7 +207,7 @@ class _Runner:
         self._model.release()
 
     def _keep(self, token_ids: Sequence[int], most: int) -> int:
-        """Keep the prefix that cache and ``token_ids`` share, at most ``most``; return its length."""
+        """Keep at most ``most`` tokens that ``token_ids`` begins with; return how many."""
         equal = 0
         for cached, token in zip(self._cached_ids, token_ids[:most], strict=False):
             if cached != token:

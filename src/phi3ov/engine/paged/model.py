@@ -46,14 +46,14 @@ _PRECISIONS = (
 
 
 class PagedModel:
-    """A compiled model that reads tokens into its cache and tells what may come next.
+    """A compiled model that reads tokens into its cache and returns logits.
 
     Attributes:
         layout: The cache's tensors, in the order of `buffers`.
-        buffers: Their bytes, one row per block.
+        buffers: The bytes of these tensors, one row per block.
         settings: The OpenVINO properties in force.
-        numerics: What decides the numbers in the cache besides the model: versions, device,
-            rope factors and precisions.
+        numerics: What the cache's numbers depend on besides the model: versions, device, rope
+            factors and precisions.
     """
 
     def __init__(
