@@ -107,8 +107,9 @@ async def ask_all(url: str, options: argparse.Namespace) -> None:
     async def one(client: httpx.AsyncClient, number: int) -> None:
         nonlocal characters
         for turn in range(options.requests):
+            question = f"Story {number} of {turn}: write about a lighthouse."
             body = {
-                "message": f"Story {number} of {turn}: write about a lighthouse.",
+                "messages": [{"role": "user", "content": question}],
                 "max_new_tokens": options.new_tokens,
             }
             started = time.perf_counter()

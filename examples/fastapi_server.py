@@ -1,24 +1,19 @@
-"""A streaming chat endpoint for many clients at once; a client that goes away ends its answer.
+"""A streaming chat endpoint for many clients: messages in, text out; leaving ends an answer.
 
 pip install fastapi uvicorn
 PHI3OV_MODEL=MODEL uvicorn --app-dir examples fastapi_server:app
-curl -N localhost:8000/chat -H "Content-Type: application/json" -d '{"message": "Hello"}'
+curl -N localhost:8000/chat --json '{"messages": [{"role": "user", "content": "Hello"}]}'
 """
 
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Annotated, Any
 
-from fastapi import FastAPI, HTTPException
+from fastapi import Body, FastAPI, HTTPException
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel
 
 import phi3ov
-
-
-class Question(BaseModel):
-    message: str
-    max_new_tokens: int = 256
 
 
 @asynccontextmanager
@@ -30,11 +25,13 @@ async def load(app: FastAPI) -> AsyncIterator[None]:
 app = FastAPI(lifespan=load)
 
 
-@app.post("/chat")
-async def answer(question: Question) -> StreamingResponse:
-    limits = phi3ov.Options(max_new_tokens=question.max_new_tokens, timeout_seconds=60)
+@app.post("/chat")  # the client sends the conversation so far, and so any server can answer it
+async def answer(
+    messages: Annotated[list[dict[str, Any]], Body()], max_new_tokens: Annotated[int, Body()] = 256
+) -> StreamingResponse:
+    limits = phi3ov.Options(max_new_tokens=max_new_tokens, timeout_seconds=60)
     try:
-        stream = phi3ov.Phi3Chat(app.state.model).stream(question.message, **limits)
+        stream = app.state.model.stream(messages, **limits)
     except phi3ov.Phi3OVError as error:
         status = 503 if isinstance(error, phi3ov.QueueFullError) else 422
         raise HTTPException(status, str(error)) from error

@@ -46,6 +46,7 @@ EXAMPLES = {
     "export_and_measure.py": (" MB became ", "perplexity", "exported.svg"),
     "lora.py": ("without: The capital of France is Paris.", "\nwith: "),
     "tools.py": (" calls. ",),
+    "agent.py": (" messages] ",),
 }
 """What each example prints, in part."""
 
@@ -178,7 +179,10 @@ def arguments(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str],
         if example == "lora.py":
             make_adapter(tmp_path / "adapter", checkpoint, seed=1)
             return (str(export), "adapter")
-        if example == "tools.py":  # no real Phi-4-mini is at hand: what it says is noise
+        if example in (
+            "tools.py",
+            "agent.py",
+        ):  # no real Phi-4-mini is at hand: what it says is noise
             exported: Path = request.getfixturevalue("exported")
             return (str(exported / "models" / "phi4-mini-int4"),)
         return (str(export),)

@@ -60,19 +60,30 @@ def serve(app: Any) -> Iterator[str]:
         thread.join()
 
 
+def conversation(question: str) -> list[dict[str, str]]:
+    """Return the messages that a client with a past sends."""
+    return [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Good day."},
+        {"role": "user", "content": question},
+    ]
+
+
 def test_sixteen_clients_get_the_answers_they_would_get_alone(app: Any) -> None:
     """Streamed side by side, none mixed with another; a question that cannot be is refused."""
     questions = [prompt_text(20 + seed, seed) for seed in range(16)]
 
     async def ask(client: httpx.AsyncClient, url: str, question: str) -> str:
-        body = {"message": question, "max_new_tokens": 16}
+        body = {"messages": conversation(question), "max_new_tokens": 16}
         async with client.stream("POST", url, json=body) as response:
             assert response.status_code == 200
             return "".join([text async for text in response.aiter_text()])
 
     async def ask_all(url: str) -> list[str]:
         async with httpx.AsyncClient(timeout=60) as client:
-            refused = await client.post(url, json={"message": "a", "max_new_tokens": 10**6})
+            refused = await client.post(
+                url, json={"messages": conversation("a"), "max_new_tokens": 10**6}
+            )
             assert (refused.status_code, "context_tokens" in refused.text) == (422, True)
             return await asyncio.gather(*(ask(client, url, question) for question in questions))
 
@@ -80,7 +91,9 @@ def test_sixteen_clients_get_the_answers_they_would_get_alone(app: Any) -> None:
         answers = asyncio.run(ask_all(url))
         model = app.state.model
         for question, answer in zip(questions, answers, strict=True):
-            assert answer == phi3ov.Phi3Chat(model).generate(question, max_new_tokens=16).text
+            *past, _ = conversation(question)
+            chat = phi3ov.Phi3Chat(model, messages=past)
+            assert answer == chat.generate(question, max_new_tokens=16).text
 
 
 def test_a_client_that_goes_away_ends_its_answer(app: Any) -> None:
@@ -89,7 +102,7 @@ def test_a_client_that_goes_away_ends_its_answer(app: Any) -> None:
         engine = app.state.model._engine
         assert isinstance(engine, WorkerEngine)
         child = engine._state.living_child()
-        body = {"message": prompt_text(20), "max_new_tokens": 900}
+        body = {"messages": conversation(prompt_text(20)), "max_new_tokens": 900}
         with httpx.stream("POST", url, json=body, timeout=60) as response:
             next(response.iter_text())
             (stream,) = child.streams.values()
