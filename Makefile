@@ -13,11 +13,12 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 .PHONY: help install demo check types docs api dist format
 .PHONY: test test-all test-slow test-installed test-lowest
-.PHONY: coverage clean
+.PHONY: coverage clean serve test-clients
 .PHONY: bench bench-full bench-peers bench-settings bench-report
 
 help:
 	@echo "make demo      build, export and chat with the small reference model"
+	@echo "make serve     the small reference model behind OpenAI's protocol, and a chat page"
 	@echo "make test      the tests, without the slow ones: minutes"
 	@echo "make test-all  every test, also the slow ones and those at the lowest versions"
 	@echo "make check     ruff, mypy and pyright"
@@ -28,6 +29,7 @@ help:
 	@echo "make dist      wheel and source distribution, in dist/"
 	@echo "make test-installed  the wheel at the lowest and highest versions it allows"
 	@echo "make test-lowest  the extras at the lowest versions they allow"
+	@echo "make test-clients  other people's clients against the server"
 	@echo "make api       write the public surface down again (tests/typing/api.txt)"
 	@echo "make bench     phi3ov beside its peers: see benchmarks/README.md"
 	@echo "make clean     remove what the targets above made"
@@ -43,6 +45,15 @@ $(STAMP): pyproject.toml requirements/torch.txt requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@echo ok > $(STAMP)
+
+# The reference model, built if it is not there, behind OpenAI's protocol on port 8000.
+serve: install
+	$(BIN)/python -c "import sys; sys.path.insert(0, 'examples'); import demo; demo.prepare(demo.BUILD)"
+	$(BIN)/phi3ov serve build/reference-int4 --model-name phi3
+
+# Other people's clients in environments of their own (.venv-clients); needs node and chromium.
+test-clients: install
+	PHI3OV_TEST_CLIENTS=1 $(BIN)/python -m pytest tests/clients
 
 demo: install
 	$(BIN)/python examples/demo.py
@@ -141,4 +152,4 @@ bench-report:
 	$(BENCH) report
 
 clean:
-	rm -rf $(VENV) $(DOCS) $(LOWEST) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
+	rm -rf $(VENV) $(DOCS) $(LOWEST) .venv-clients build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

@@ -97,7 +97,7 @@ FIELDS: tuple[Field, ...] = (
         "messages",
         _CHAT,
         "Roles system, developer (read as system), user, assistant and tool; text only. Adjacent "
-        "system or user messages are joined with an empty line; x-phi3ov-merged-messages says so.",
+        "messages of one role are joined with an empty line; x-phi3ov-merged-messages says so.",
     ),
     *_honoured("prompt", _OLD, "A string, a list of strings, token ids, or a list of those."),
     *_honoured("input instructions", _RESPONSES, "Text, or items of text, calls and call outputs."),

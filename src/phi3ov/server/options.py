@@ -135,10 +135,13 @@ def shape_options(
     return {"json_schema": dict(ANY_OBJECT) if schema is None else schema}
 
 
+_JOINED_ROLES = ("system", "user", "assistant")
+
+
 def merge_messages(
     messages: Sequence[Mapping[str, Any]],
 ) -> tuple[list[dict[str, Any]], int]:
-    r"""Join adjacent system messages and adjacent user messages with an empty line.
+    r"""Join adjacent messages of one role, other than tools' and calls, with an empty line.
 
     No model of the family was trained on two in a row; clients send them all the same.
 
@@ -158,13 +161,14 @@ def merge_messages(
         if (
             before is not None
             and text is not None
-            and role in ("system", "user")
+            and role in _JOINED_ROLES
             and before["role"] == role
             and isinstance(before["content"], str)
+            and not (before.get("tool_calls") or message.get("tool_calls"))
         ):
             before["content"] += f"\n\n{text}"
             count += 1
-        elif role in ("system", "user") and text is not None:
+        elif role in _JOINED_ROLES and text is not None:
             merged.append({**message, "role": role, "content": text})
         else:
             merged.append(dict(message))

@@ -123,16 +123,24 @@ def test_several_answers(served: Served) -> None:
 
 
 def test_adjacent_messages_are_joined_and_said(served: Served) -> None:
-    """Two system and two user messages are one of each, as a header says."""
+    """Two system, user and assistant messages are one of each, as a header says."""
     messages = [
         {"role": "system", "content": "A"},
         {"role": "developer", "content": [{"type": "text", "text": "B"}]},
         {"role": "user", "content": "C", "name": "x"},
         {"role": "user", "content": "D"},
+        {"role": "assistant", "content": "E"},
+        {"role": "assistant", "content": "F"},
+        {"role": "user", "content": "G"},
     ]
     response = served.post(PATH, {"messages": messages})
-    assert response.headers["x-phi3ov-merged-messages"] == "2"
-    joined = [{"role": "system", "content": "A\n\nB"}, {"role": "user", "content": "C\n\nD"}]
+    assert response.headers["x-phi3ov-merged-messages"] == "3"
+    joined = [
+        {"role": "system", "content": "A\n\nB"},
+        {"role": "user", "content": "C\n\nD"},
+        {"role": "assistant", "content": "E\n\nF"},
+        {"role": "user", "content": "G"},
+    ]
     both = [served.engine.requests[-1].prompt_ids]
     assert "x-phi3ov-merged-messages" not in served.post(PATH, {"messages": joined}).headers
     both.append(served.engine.requests[-1].prompt_ids)
