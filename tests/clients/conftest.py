@@ -86,7 +86,7 @@ def python_of(name: str) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         wanted = REPOSITORY / "requirements" / "clients" / f"{name}.txt"
-        pip = [python, "-m", "pip", "install", "--quiet", "--requirement", wanted]
+        pip: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--requirement", wanted]
         subprocess.run(pip, check=True)
         stamp.write_bytes(requirements)
     return python

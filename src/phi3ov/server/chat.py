@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from ..prompt.tools import Tool
 from .errors import bad_field
 from .event_stream import frame
 from .options import answer_options, drawing_options, merge_messages, shape_options
@@ -73,7 +74,9 @@ class ChatExchange:
         options |= shape_options(request.response_format, has_tools=bool(request.tools))
         if request.logprobs:
             options["logprobs"] = True
-        tools = read_tools(request.tools, request.tool_choice)
+        if request.top_logprobs:
+            options["top_logprobs"] = request.top_logprobs
+        tools = read_tools(request.tools, request.tool_choice, parallel=request.parallel_tool_calls)
         return (model.stream(self._messages, **tools, **options),)
 
     def render(self, head: AnswerHead, texts: TokenTexts) -> ChatRendering:
@@ -88,24 +91,32 @@ class ChatExchange:
 
 
 def read_tools(
-    tools: Sequence[ChatTool], choice: ToolMode | ChatToolChoice | None
+    tools: Sequence[ChatTool], choice: ToolMode | ChatToolChoice | None, *, parallel: bool
 ) -> dict[str, Any]:
     """Return the arguments of `phi3ov.Phi3Model.stream` that tools are given by.
 
+    Args:
+        tools: What the model may call.
+        choice: Whether it has to.
+        parallel: Whether it may write several calls.
+
     Raises:
-        ApiError: A tool is chosen that is not among the tools.
+        ApiError: A choice needs tools that are not there, or one call cannot be enforced.
     """
     name = choice.function.name if isinstance(choice, ChatToolChoice) else None
     if name is not None and name not in {tool.function.name for tool in tools}:
         raise bad_field("tool_choice", f"tool_choice names {name!r:.80}, which tools do not hold.")
     if not tools:
-        if choice in (None, "none", "auto"):
-            return {}
-        raise bad_field("tool_choice", f"tool_choice={choice!r:.80} needs tools.")
-    if choice == "none":
+        if choice == "required":
+            raise bad_field("tool_choice", "tool_choice='required' needs tools.")
         return {}
-    from ..prompt.tools import Tool
-
+    if not parallel and name is None:
+        raise bad_field(
+            "parallel_tool_calls",
+            "parallel_tool_calls=false needs a tool_choice that names a function: otherwise the "
+            "model decides how many calls it writes.",
+            code="unsupported_value",
+        )
     given = [
         Tool(
             name=tool.function.name,
@@ -114,8 +125,8 @@ def read_tools(
         )
         for tool in tools
     ]
-    wanted = name if name is not None else choice
-    return {"tools": given} | ({} if wanted in (None, "auto") else {"tool_choice": wanted})
+    wanted = choice if name is None else {"name": name}
+    return {"tools": given} | ({} if wanted is None else {"tool_choice": wanted})
 
 
 class ChatRendering:
@@ -138,11 +149,15 @@ class ChatRendering:
             if reply.tool_calls:
                 message["tool_calls"] = tool_calls(reply.tool_calls)
                 message["content"] = reply.text or None
+            if reply.reasoning:
+                message["reasoning_content"] = reply.reasoning
             choices.append(
                 {
                     "index": number,
                     "message": message,
-                    "logprobs": self._logprobs(reply.token_ids, reply.logprobs or ()),
+                    "logprobs": self._logprobs(
+                        reply.token_ids, reply.logprobs or (), reply.top_logprobs or ()
+                    ),
                     "finish_reason": finish_reason(reply),
                     "seed": reply.seed,
                     **stopped_by(reply),
@@ -161,8 +176,10 @@ class ChatRendering:
             yield self._chunk(number, {"role": "assistant", "content": ""})
 
     def piece(self, number: int, piece: Piece) -> Iterator[bytes]:
-        """Yield a piece of text, with the log-probabilities of its tokens."""
-        logprobs = self._logprobs(piece.token_ids, piece.logprobs)
+        """Yield a piece of thoughts or text, with the log-probabilities of its tokens."""
+        logprobs = self._logprobs(piece.token_ids, piece.logprobs, piece.top_logprobs)
+        if piece.reasoning:
+            yield self._chunk(number, {"reasoning_content": piece.reasoning})
         if piece.text or logprobs is not None:
             yield self._chunk(number, {"content": piece.text}, logprobs=logprobs)
 
@@ -199,19 +216,23 @@ class ChatRendering:
         return frame({**chunk, "usage": None} if self._include_usage else chunk)
 
     def _logprobs(
-        self, token_ids: Sequence[int], logprobs: Sequence[float]
+        self,
+        token_ids: Sequence[int],
+        logprobs: Sequence[float],
+        likeliest: Sequence[Sequence[tuple[int, float]]],
     ) -> dict[str, Any] | None:
         if self._texts is None or not token_ids:
             return None
+        beside = likeliest or [()] * len(token_ids)
         return {
             "content": [
-                {
-                    "token": self._texts(token_id),
-                    "logprob": logprob,
-                    "bytes": None,
-                    "top_logprobs": [],
-                }
-                for token_id, logprob in zip(token_ids, logprobs, strict=True)
+                self._describe_token(token_id, logprob)
+                | {"top_logprobs": [self._describe_token(*other) for other in others]}
+                for token_id, logprob, others in zip(token_ids, logprobs, beside, strict=True)
             ],
             "refusal": None,
         }
+
+    def _describe_token(self, token_id: int, logprob: float) -> dict[str, Any]:
+        text = "" if self._texts is None else self._texts(token_id)
+        return {"token": text, "logprob": logprob, "bytes": None}

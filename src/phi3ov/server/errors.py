@@ -147,6 +147,8 @@ def _translate_request_error(error: Phi3OVError) -> ApiError:
         )
         return bad_field("messages", message, code="context_length_exceeded")
     if isinstance(error, PromptError):
+        if message.startswith("tools were given"):
+            return bad_field("tools", message, code="unsupported_parameter")
         place = _MESSAGE.match(message)
         return bad_field("messages" if place is None else place.group(1), message)
     if isinstance(error, OptionError) and (option := _OPTION.match(message)):

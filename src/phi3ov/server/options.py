@@ -105,11 +105,20 @@ def drawing_options(
         found["presence_penalty"] = request.presence_penalty
     if request.frequency_penalty:
         found["frequency_penalty"] = request.frequency_penalty
+    if request.logit_bias:
+        found["logit_bias"] = _read_bias(request.logit_bias)
     if request.regex is not None:
         found["regex"] = request.regex
     if request.choices is not None:
         found["choices"] = tuple(request.choices)
     return found
+
+
+def _read_bias(biases: Mapping[str, float]) -> dict[int, float]:
+    odd = next((token for token in biases if not token.isdecimal()), None)
+    if odd is not None:
+        raise bad_field("logit_bias", f"logit_bias names {odd!r:.80}, which is not a token id.")
+    return {int(token): bias for token, bias in biases.items()}
 
 
 def shape_options(

@@ -80,7 +80,8 @@ class ResponsesExchange:
             if choice is None or isinstance(choice, str)
             else ChatToolChoice(function=NamedFunction(name=choice.name))
         )
-        return (model.stream(self._messages, **read_tools(tools, wanted), **options),)
+        calls = read_tools(tools, wanted, parallel=request.parallel_tool_calls)
+        return (model.stream(self._messages, **calls, **options),)
 
     def render(self, head: AnswerHead, _texts: TokenTexts) -> ResponsesRendering:
         """Return what writes the answer."""
@@ -308,7 +309,7 @@ class ResponsesRendering:
             "max_output_tokens": request.max_output_tokens,
             "model": self._head.model_name,
             "output": output,
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": request.parallel_tool_calls,
             "previous_response_id": None,
             "store": False,
             "temperature": request.temperature,

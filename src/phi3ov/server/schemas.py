@@ -195,9 +195,12 @@ class ChatRequest(AnswerRequest, kw_only=True, forbid_unknown_fields=True):
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logprobs: bool = False
+    top_logprobs: int = 0
+    logit_bias: dict[str, float] | None = None
     response_format: ResponseFormat | None = None
     tools: list[ChatTool] = []
     tool_choice: ToolMode | ChatToolChoice | None = None
+    parallel_tool_calls: bool = True
     regex: str | None = None
     choices: list[str] | None = None
 
@@ -211,6 +214,7 @@ class CompletionRequest(AnswerRequest, kw_only=True, forbid_unknown_fields=True)
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logprobs: int | None = None
+    logit_bias: dict[str, float] | None = None
     echo: bool = False
     best_of: int | None = None
     regex: str | None = None
@@ -226,6 +230,7 @@ class ResponsesRequest(AnswerRequest, kw_only=True, forbid_unknown_fields=True):
     text: TextConfig | None = None
     tools: list[ResponseTool] = []
     tool_choice: ToolMode | ResponseToolChoice | None = None
+    parallel_tool_calls: bool = True
     truncation: Literal["auto", "disabled"] = "disabled"
     metadata: dict[str, str] | None = None
 

@@ -116,7 +116,7 @@ def errors() -> None:
     try:
         client.chat.completions.create(model=MODEL, messages=HELLO, logit_bias={"5": 100})
     except openai.BadRequestError as error:
-        assert (error.param, error.code) == ("logit_bias", "unsupported_value")
+        assert error.param == "logit_bias"
     else:
         raise AssertionError("logit_bias was ignored")
     raw = client.chat.completions.with_raw_response.create(

@@ -9,9 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
+from phi3ov.answer.token_stream import TokenRequest
 from phi3ov.errors import EngineCrashedError, GenerationError
 from phi3ov.server import ServerSettings
-from tests.unit.fakes import Answer, answer_ids
+from tests.unit.fakes import PHI4_MINI_KIT, Answer, answer_ids
 
 from .serving import NAME, Served, always, says, serving, wait_until
 
@@ -268,3 +269,76 @@ def test_a_stream_without_news_is_kept_open_by_comments() -> None:
         text = served.chat(stream=True, timeout_seconds=0.6).text
         assert text.count(": ping\n\n") >= 2
         assert text.endswith("data: [DONE]\n\n")
+
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Weather of a city",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+        },
+    },
+}
+
+
+def calling(_request: TokenRequest) -> Answer:
+    """Call the tool."""
+    ids = PHI4_MINI_KIT.official.token_to_id
+    call = PHI4_MINI_KIT.chat.encode_text('[{"name": "weather", "arguments": {"city": "Oslo"}}]')
+    opening, closing, end = ids("<|tool_call|>"), ids("<|/tool_call|>"), ids("<|end|>")
+    return Answer(token_ids=(opening, *call, closing, end))
+
+
+def test_a_tool_call_has_openais_shape() -> None:
+    """Whole and streamed: id, name, arguments as JSON text, and the reason tool_calls."""
+    with serving(calling, kit=PHI4_MINI_KIT) as served:
+        (choice,) = served.chat(tools=[WEATHER]).json()["choices"]
+        (call,) = choice["message"]["tool_calls"]
+        assert choice["finish_reason"] == "tool_calls"
+        assert choice["message"]["content"] is None
+        assert call["function"]["name"] == "weather"
+        assert json.loads(call["function"]["arguments"]) == {"city": "Oslo"}
+        assert call["id"]
+        chunks = events(served.chat(tools=[WEATHER], stream=True))
+        deltas = [chunk["choices"][0]["delta"].get("tool_calls") for chunk in chunks]
+        ((streamed,),) = [delta for delta in deltas if delta]
+        assert streamed["index"] == 0
+        assert streamed["function"] == call["function"]
+        assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+        history = [
+            *HELLO,
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": call["id"], "content": "rain"},
+        ]
+        assert served.post(PATH, {"messages": history, "tools": [WEATHER]}).status_code == 200
+
+
+def test_tools_that_cannot_be_honoured_are_refused_by_field(served: Served) -> None:
+    """On a model without tools, or where one call cannot be enforced."""
+    for fields, param in (
+        ({"tools": [WEATHER]}, "tools"),
+        ({"tools": [WEATHER], "parallel_tool_calls": False}, "parallel_tool_calls"),
+        ({"tools": [WEATHER], "response_format": {"type": "json_object"}}, "response_format"),
+        (
+            {
+                "tools": [WEATHER],
+                "tool_choice": {"type": "function", "function": {"name": "time"}},
+            },
+            "tool_choice",
+        ),
+        ({"logit_bias": {"a": 1}}, "logit_bias"),
+        ({"logprobs": False, "top_logprobs": 3}, "top_logprobs"),
+    ):
+        response = served.chat(**fields)
+        assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+    assert served.chat(parallel_tool_calls=False, tool_choice="none").status_code == 200
+
+
+def test_biases_reach_the_engine(served: Served) -> None:
+    """Ids are JSON's strings, and numbers for the engine."""
+    served.chat(logit_bias={"5": -100, "7": 1.5})
+    assert dict(served.engine.requests[-1].sampling.logit_bias or {}) == {5: -100, 7: 1.5}

@@ -1,0 +1,1 @@
+"""The server on the worker engine: crashes, leaving clients, signals."""
