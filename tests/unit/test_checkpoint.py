@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import huggingface_hub
+import numpy as np
 import pytest
 from huggingface_hub import errors
 from huggingface_hub.utils import _paths
+from safetensors.numpy import save_file
 
 from phi3ov.errors import ExportError, Phi3OVError, UnsupportedModelError
 from phi3ov.exporter.checkpoint import Checkpoint
 from phi3ov.family import Phi3Config
 
-from .fakes import SMALL_CONFIG
+from .fakes import SMALL_CONFIG, make_config
 
 CONFIG: dict[str, Any] = {**SMALL_CONFIG, "architectures": ["Phi3ForCausalLM"]}
+VOCABULARY = 32
+"""Rows of the matrices that `write_tensors` writes."""
 
 
 @pytest.fixture
@@ -63,11 +68,31 @@ TENSORS = [
 """Every tensor that `CONFIG` speaks of."""
 
 
-def write_tensors(file: Path, names: list[str]) -> None:
-    """Write a safetensors file with an empty tensor of each name."""
-    entries = {name: {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for name in names}
-    header = json.dumps(entries).encode()
-    file.write_bytes(len(header).to_bytes(8, "little") + header)
+def write_tensors(
+    file: Path,
+    names: list[str],
+    *,
+    values: Mapping[str, float] | None = None,
+    dtype: str = "float32",
+    **changes: tuple[int, ...],
+) -> None:
+    """Write a safetensors file with a tensor of ones of each name.
+
+    Args:
+        file: What to write.
+        names: Its tensors, as `CONFIG` shapes them.
+        values: A last value instead of 1, by the tensor's name.
+        dtype: Of all.
+        **changes: Other shapes, by a name whose dots are underscores.
+    """
+    shapes = make_config(vocab_size=VOCABULARY).tensor_shapes()
+    tensors = {}
+    for name in names:
+        shape = changes.get(name.replace(".", "_"), shapes.get(name, (2, 2)))
+        tensors[name] = np.ones(shape, dtype=dtype)
+        if values and name in values:
+            tensors[name].flat[-1] = values[name]
+    save_file(tensors, file)
 
 
 def write_config(folder: Path, **changes: Any) -> None:
@@ -333,9 +358,11 @@ def test_an_index_cannot_lead_out_of_the_folder(folder: Path, name: str) -> None
         Checkpoint.resolve(folder)
 
 
+@pytest.mark.export
 def test_only_the_files_that_the_index_names_count(folder: Path) -> None:
     """Transformers reads no other, so another library's copy beside them gives no tensor."""
     shard(folder, "model-1.safetensors", "model-2.safetensors")
+    write_config(folder, vocab_size=VOCABULARY)
     write_tensors(folder / "model-2.safetensors", TENSORS[1:])
     write_tensors(folder / "consolidated.safetensors", TENSORS)
     sizes = [(folder / f"model-{number}.safetensors").stat().st_size for number in (1, 2)]
@@ -369,4 +396,167 @@ def test_a_broken_index_is_refused(folder: Path, text: str) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
     with pytest.raises(ExportError, match="no index of weights"):
+        Checkpoint.resolve(folder)
+
+
+def whole(folder: Path, *, drop: str = "", add: str = "", **options: Any) -> Checkpoint:
+    """Give the checkpoint its weights, with one tensor less or more; return it."""
+    config = options.pop("config", {})
+    write_config(folder, vocab_size=VOCABULARY, **config)
+    names = [name for name in TENSORS if name != drop] + ([add] if add else [])
+    write_tensors(folder / "model.safetensors", names, **options)
+    return Checkpoint.resolve(folder)
+
+
+@pytest.mark.trap(
+    "A weight that is NaN or infinite, in any tensor and for every recipe, is refused by the "
+    "tensor's name before any work.",
+    about="Checkpoints",
+)
+@pytest.mark.export
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("value", [float("nan"), -float("nan"), float("inf"), -float("inf")])
+def test_values_that_are_not_finite_are_refused(folder: Path, value: float, dtype: str) -> None:
+    """One is enough, in a norm or in a matrix; the largest finite ones are fine."""
+    for name in ("model.norm.weight", "model.layers.1.mlp.down_proj.weight"):
+        checkpoint = whole(folder, values={name: value}, dtype=dtype)
+        with pytest.raises(ExportError, match=f": {re.escape(name)} holds values that are NaN"):
+            checkpoint.check_tensors()
+    largest = float(np.finfo(dtype).max)
+    names = {"model.norm.weight": largest, "lm_head.weight": -largest}
+    checkpoint = whole(folder, values=names, dtype=dtype)
+    assert checkpoint.check_tensors() == checkpoint
+
+
+@pytest.mark.export
+def test_bfloat16_values_are_looked_at_bit_by_bit(folder: Path) -> None:
+    """Every finite bfloat16 is taken, and every other one refused."""
+    import torch
+    from safetensors.torch import save_file as save_torch_file
+
+    write_config(folder, vocab_size=VOCABULARY)
+    shapes = make_config(vocab_size=VOCABULARY).tensor_shapes()
+    tensors = {name: torch.ones(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
+    every = torch.arange(2**16).to(torch.uint16).view(torch.bfloat16)
+    finite = every[torch.isfinite(every)]
+    tensors["model.layers.0.mlp.gate_up_proj.weight"].view(-1)[:] = finite[: 256 * 64]
+    for start in range(0, len(finite), 16384):
+        part = finite[start : start + 16384]
+        tensors["model.layers.0.mlp.gate_up_proj.weight"].view(-1)[: len(part)] = part
+        save_torch_file(tensors, folder / "model.safetensors")
+        Checkpoint.resolve(folder).check_tensors()
+    bad = every[~torch.isfinite(every)]
+    assert len(bad) == 2 * 128
+    for value in bad[[0, 1, 127, 128, 129, 255]]:
+        tensors["model.norm.weight"][7] = value
+        save_torch_file(tensors, folder / "model.safetensors")
+        with pytest.raises(ExportError, match=r"model\.norm\.weight holds"):
+            Checkpoint.resolve(folder).check_tensors()
+
+
+@pytest.mark.trap(
+    "A model with tied embeddings may store the matrix under either name, or under both; where "
+    "both differ, both are kept and a warning says so.",
+    about="Checkpoints",
+)
+@pytest.mark.export
+def test_a_tied_matrix_may_have_either_name(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As transformers reads it."""
+    tied = {"tie_word_embeddings": True}
+    for name in ("lm_head.weight", "model.embed_tokens.weight", ""):
+        checkpoint = whole(folder, drop=name, config=tied)
+        assert checkpoint.check_tensors() == checkpoint
+        assert checkpoint.config.tie_word_embeddings
+    assert caplog.text == ""
+    checkpoint = whole(folder, config=tied, values={"lm_head.weight": 2.0})
+    assert not checkpoint.check_tensors().config.tie_word_embeddings
+    assert "model.embed_tokens.weight and lm_head.weight, and they differ" in caplog.text
+    with pytest.raises(ExportError, match=r"has no tensors lm_head\.weight"):
+        whole(folder, drop="lm_head.weight").check_tensors()
+
+
+@pytest.mark.trap(
+    "A tensor of another shape, or one that the architecture has no place for, such as a bias, is "
+    "refused by name.",
+    about="Checkpoints",
+)
+@pytest.mark.export
+def test_tensors_that_do_not_fit_are_refused(folder: Path) -> None:
+    """Transformers would drop a stranger and only warn; rotary frequencies are derived."""
+    name = "model.layers.0.mlp.down_proj.weight"
+    with pytest.raises(
+        ExportError, match=r"down_proj\.weight has the shape \[64, 64\].*\[64, 128\]"
+    ):
+        whole(folder, model_layers_0_mlp_down_proj_weight=(64, 64)).check_tensors()
+    bias = "model.layers.0.self_attn.qkv_proj.bias"
+    with pytest.raises(ExportError, match=f"no place for, such as {re.escape(bias)}"):
+        whole(folder, add=bias).check_tensors()
+    whole(folder, add="model.layers.0.self_attn.rotary_emb.inv_freq").check_tensors()
+    with pytest.raises(UnsupportedModelError, match=r"is stored as I8\. phi3ov compresses"):
+        whole(folder, dtype="int8").check_tensors()
+    assert name in TENSORS
+
+
+QUANTIZED = [
+    ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"by gptq \(4 bits\)"),
+    ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "by awq"),
+    (
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+        r"by bitsandbytes \(4 bits\)",
+    ),
+    ({"quantization_config": {"quant_method": "compressed-tensors"}}, "by compressed-tensors"),
+    ({"quantization": {"group_size": 64, "bits": 4}}, r"quantization: .* by MLX \(4 bits\)"),
+    ({"compression_config": {"format": "pack-quantized"}}, "by an unnamed method"),
+]
+
+
+@pytest.mark.trap(
+    "A checkpoint that is quantized already (GPTQ, AWQ, bitsandbytes, compressed-tensors, MLX) is "
+    "refused by the method's name, before its weights are looked at.",
+    about="Checkpoints",
+)
+@pytest.mark.parametrize(("changes", "said"), QUANTIZED, ids=str)
+def test_quantized_checkpoints_are_refused(
+    folder: Path, changes: dict[str, Any], said: str
+) -> None:
+    """With the way out."""
+    write_config(folder, **changes)
+    with pytest.raises(UnsupportedModelError, match=f"{said}.*Export the original 16-bit"):
+        Checkpoint.resolve(folder)
+    write_config(folder, quantization_config=None)
+    Checkpoint.resolve(folder)
+
+
+@pytest.mark.trap(
+    "A LoRA adapter or a GGUF file in the place of a checkpoint is told as such, with the way out.",
+    about="Checkpoints",
+)
+def test_what_is_no_checkpoint_is_named(folder: Path) -> None:
+    """Not only that a file is missing."""
+    (folder / "model.safetensors").rename(folder / "phi3-q4.gguf")
+    with pytest.raises(ExportError, match=r"only phi3-q4\.gguf, which llama\.cpp has quantized"):
+        Checkpoint.resolve(folder)
+    (folder / "config.json").rename(folder / "adapter_config.json")
+    with pytest.raises(ExportError, match=r"It is a LoRA adapter: export its base model"):
+        Checkpoint.resolve(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"attention_bias": True}, "attention_bias=True is not a Phi-3"),
+        ({"mlp_bias": True}, "mlp_bias=True is not a Phi-3"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu' is not a Phi-3"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope type 'llama3'"),
+    ],
+)
+def test_a_llama_that_is_no_phi_3_is_refused(
+    folder: Path, changes: dict[str, Any], said: str
+) -> None:
+    """It computes something else; its weights in Phi-3's layout would answer nonsense."""
+    llama = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    write_config(folder, **llama)
+    assert Checkpoint.resolve(folder).llama
+    write_config(folder, **llama | changes)
+    with pytest.raises(UnsupportedModelError, match=said):
         Checkpoint.resolve(folder)

@@ -7,20 +7,24 @@ that phi3ov supports and whose weights are safetensors. Converting it is ``expor
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import logging
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..artifact.download import download, is_hub_id
 from ..errors import ExportError, UnsupportedModelError
 from ..family import Phi3Config
-from ..weight_files import TensorHeader, read_headers
+from .llama import as_phi3, is_llama, tensor_shapes, write_phi3
+from .tensors import EMBEDDING, HEAD, CheckpointTensors
+
+_LOGGER = logging.getLogger("phi3ov")
 
 NEEDED_FILES = ("config.json", "tokenizer.json")
-_DOWNLOADED = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "*.jinja",
+TRAVELLING_FILES = (
     "added_tokens.json",
+    "chat_template.jinja",
     "config.json",
     "generation_config.json",
     "special_tokens_map.json",
@@ -28,6 +32,9 @@ _DOWNLOADED = (
     "tokenizer.model",
     "tokenizer_config.json",
 )
+"""The files beside the weights that an artifact keeps."""
+
+_DOWNLOADED = ("*.safetensors", "*.safetensors.index.json", "*.jinja", *TRAVELLING_FILES)
 """What is fetched from the hub: no pickled weights, no code, no ONNX, no pictures."""
 
 
@@ -41,6 +48,7 @@ class Checkpoint:
         source: What the caller named: a hub id, or a folder.
         revision: The revision that was asked for; None for a folder.
         commit: The commit that it stands for; None for a folder.
+        llama: Whether its weights and config.json are in Llama's layout.
     """
 
     path: Path
@@ -48,6 +56,7 @@ class Checkpoint:
     source: str
     revision: str | None = None
     commit: str | None = None
+    llama: bool = False
 
     @classmethod
     def resolve(cls, source: str | Path, *, revision: str | None = None) -> Checkpoint:
@@ -63,16 +72,19 @@ class Checkpoint:
                 raise ExportError(
                     f"revision={revision!r} goes with a hub id, but {folder} is a folder."
                 )
-            return cls(path=folder, config=_check_folder(folder), source=str(source))
+            config, llama = _check_folder(folder)
+            return cls(path=folder, config=config, source=str(source), llama=llama)
         if isinstance(source, Path) or not is_hub_id(source):
             raise ExportError(
                 f"source={str(source)!r} is neither a folder nor a hub id such as "
                 "'microsoft/Phi-3-mini-4k-instruct'."
             )
         path = download(source, revision=revision, files=_DOWNLOADED)
+        config, llama = _check_folder(path)
         return cls(
             path=path,
-            config=_check_folder(path),
+            config=config,
+            llama=llama,
             source=source,
             revision=revision or "main",
             commit=path.name,  # the hub's cache names snapshots by their commit
@@ -88,37 +100,105 @@ class Checkpoint:
         """Bytes of the weight files that transformers reads."""
         return sum(file.stat().st_size for file in weight_files(self.path))
 
-    def check_tensors(self) -> None:
-        """Check that the weight files hold every tensor that the config speaks of.
-
-        transformers would draw the missing ones at random, and only warn. It reads no file that
-        its index does not name, so neither does this.
+    @property
+    def tensors(self) -> CheckpointTensors:
+        """The tensors that transformers reads, as the weight files' headers tell.
 
         Raises:
-            ExportError: Some are missing, or a weight file is damaged; names them.
+            ExportError: A weight file is damaged.
         """
-        needed = set(self.config.tensor_shapes())
-        for file in weight_files(self.path):
-            needed -= _read_headers(file).keys()
-        if needed:
-            missing = sorted(needed)
-            more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
-            raise ExportError(f"{self.path} has no tensors {', '.join(missing[:4])}{more}.")
+        return CheckpointTensors.read(self.path, weight_files(self.path))
+
+    def check_tensors(self) -> Checkpoint:
+        """Check names, shapes, types and values of all weights; takes as long as reading them.
+
+        transformers reads no file that its index does not name, so neither does this.
+
+        Returns:
+            The checkpoint as it really is: its embeddings are not tied where config.json says
+            so and both matrices are stored and differ, as transformers reads it too.
+
+        Raises:
+            ExportError: Tensors are missing, too many, of another shape, or hold values that are
+                not finite; names them.
+            UnsupportedModelError: A tensor is quantized already.
+        """
+        tensors = self.tensors
+        shapes = self.config.tensor_shapes() if not self.llama else tensor_shapes(self.config)
+        tensors.check(shapes)
+        tensors.check_values()
+        if not self.config.tie_word_embeddings or not tensors.has_own_head():
+            return self
+        _LOGGER.warning(
+            "%s: config.json says tie_word_embeddings=true, but the weight files hold %s and %s, "
+            "and they differ. Both are kept, as transformers keeps them.",
+            self.path, EMBEDDING, HEAD,
+        )  # fmt: skip
+        return replace(self, config=replace(self.config, tie_word_embeddings=False))
+
+    def write_phi3(
+        self, folder: Path, follow: Callable[[Iterable[str], str], Iterable[str]]
+    ) -> None:
+        """Write a checkpoint in Llama's layout as the Phi-3 that it is.
+
+        Args:
+            folder: An existing, empty folder, which is then in Phi-3's layout.
+            follow: As in `llama.write_phi3`.
+        """
+        values = as_phi3(json.loads((self.path / "config.json").read_text(encoding="utf-8")))
+        for name in TRAVELLING_FILES:
+            if name != "config.json" and (self.path / name).is_file():
+                shutil.copyfile(self.path / name, folder / name)
+        write_phi3(self.tensors, values, self.config, folder, follow)
 
 
-def _check_folder(folder: Path) -> Phi3Config:
-    """Check that ``folder`` holds a supported checkpoint and return its dimensions."""
+def _read_config(path: Path) -> tuple[Phi3Config, bool]:
+    """Return a checkpoint's dimensions, and whether its layout is Llama's."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    _refuse_quantized(values)
+    llama = is_llama(values)
+    return Phi3Config.parse(as_phi3(values) if llama else values), llama
+
+
+def _refuse_quantized(values: object) -> None:
+    """Refuse weights that were quantized before, by whichever tool: what was rounded is gone."""
+    if not isinstance(values, dict):
+        return
+    for name in ("quantization_config", "quantization", "compression_config"):
+        settings = values.get(name)
+        if not settings:
+            continue
+        method = "an unnamed method"
+        if isinstance(settings, dict):
+            method = str(settings.get("quant_method") or settings.get("mode") or method)
+            if name == "quantization" and "quant_method" not in settings:
+                method = "MLX"
+            bits = settings.get("bits") or ("4" if settings.get("load_in_4bit") else None)
+            method += f" ({bits} bits)" if bits else ""
+        raise UnsupportedModelError(
+            f"config.json: {name}: the weights are quantized already, by {method}. Rounding them "
+            "again would cost quality twice. Export the original 16-bit checkpoint that they were "
+            "made of (its hub page names it as base model)."
+        )
+
+
+def _check_folder(folder: Path) -> tuple[Phi3Config, bool]:
+    """Check that ``folder`` holds a supported checkpoint.
+
+    Returns:
+        Its dimensions, and whether its layout is Llama's.
+    """
     for name in NEEDED_FILES:
         if not (folder / name).is_file():
             raise ExportError(f"{folder} has no {name}{_hint(folder, name)}.")
     try:
-        config = Phi3Config.read(folder / "config.json")
+        found = _read_config(folder / "config.json")
     except UnsupportedModelError:
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise ExportError(f"{folder / 'config.json'} is not JSON: {error}.") from error
     _check_weight_files(folder)
-    return config
+    return found
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
@@ -145,15 +225,17 @@ def _check_weight_files(folder: Path) -> None:
     files = weight_files(folder)
     if not files:
         pickled = sorted(file.name for file in folder.glob("*.bin"))
+        gguf = sorted(file.name for file in folder.glob("*.gguf"))
         found = f"only {', '.join(sorted(present))}" if present else "none"
         if pickled:
             found = f"only {', '.join(pickled)}, and pickled weights can run code"
+        elif gguf:
+            found = f"only {', '.join(gguf)}, which llama.cpp has quantized already"
         raise ExportError(
             f"{folder} has no safetensors weights ({found}): neither model.safetensors nor "
             "model.safetensors.index.json."
         )
-    for file in files:
-        _read_headers(file)
+    CheckpointTensors.read(folder, files)
 
 
 def _read_index(index: Path) -> list[str]:
@@ -165,17 +247,17 @@ def _read_index(index: Path) -> list[str]:
         raise ExportError(f"{index} is no index of weights: {error!r}.") from error
 
 
-def _read_headers(file: Path) -> dict[str, TensorHeader]:
-    try:
-        return read_headers(file)
-    except (OSError, ValueError) as error:
-        raise ExportError(f"{file}: {error}.") from error
-
-
 def _hint(folder: Path, name: str) -> str:
     if name == "tokenizer.json" and (folder / "tokenizer.model").is_file():
         return (
             " (it has a tokenizer.model: AutoTokenizer.from_pretrained(folder).save_pretrained("
             "folder) writes a tokenizer.json)"
         )
-    return " and is no checkpoint in Hugging Face layout" if name == "config.json" else ""
+    if name != "config.json":
+        return ""
+    if (folder / "adapter_config.json").is_file():
+        return (
+            ". It is a LoRA adapter: export its base model, and load that with "
+            "load_model(..., adapter=LoraAdapter(path=...))"
+        )
+    return " and is no checkpoint in Hugging Face layout"

@@ -17,17 +17,16 @@ from typing import Any
 from ..artifact.folder import MODEL_XML
 from ..errors import ExportError
 from ..thirdparty.overrides import original_of, replaced
-from .checkpoint import Checkpoint
 
 
-def convert(checkpoint: Checkpoint, output: Path, rewrite: Callable[[Any], None]) -> None:
+def convert(checkpoint: Path, output: Path, rewrite: Callable[[Any], None]) -> None:
     """Convert the checkpoint to an IR and a tokenizer pair in the folder ``output``.
 
     optimum's exporter takes a quantization config too, but compresses nothing with it and says
     nothing; so compression is a step of its own.
 
     Args:
-        checkpoint: What to convert.
+        checkpoint: The folder of a checkpoint in Phi-3's layout.
         output: The folder to write.
         rewrite: Called with the ``openvino.Model`` before it is written, to change it in place.
 
@@ -41,7 +40,7 @@ def convert(checkpoint: Checkpoint, output: Path, rewrite: Callable[[Any], None]
     saver = _RewritingSaver(original_of(exporter, "save_model"), rewrite)
     with replaced(exporter, "save_model", saver):
         main_export(
-            str(checkpoint.path),
+            str(checkpoint),
             output=output,
             task="text-generation-with-past",
             trust_remote_code=False,

@@ -38,7 +38,7 @@ from ..prompt.chat_tokenizer import ChatTokenizer
 from ..prompt.formats import ChatFormat, recognize_format
 from ..thirdparty.overrides import su_rope_accepted
 from ..thirdparty.tool_output import quiet_tools, quiet_warnings
-from .checkpoint import Checkpoint
+from .checkpoint import TRAVELLING_FILES, Checkpoint
 from .compress import GraphWeights
 from .convert import convert
 from .mapped_weights import MappedConstants
@@ -46,16 +46,6 @@ from .progress import Phases, ProgressCallback
 from .recipes import Compression, Int4Compression, Recipe, read_recipe
 from .workplace import check_room, check_target, describe_free_disk, open_workplace, put_into_place
 
-_TRAVELS_ALONG = (
-    "added_tokens.json",
-    "chat_template.jinja",
-    "config.json",
-    "generation_config.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-)
 _TOKENIZER_PAIR = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
 _TOOLS = (
     "phi3ov",
@@ -190,9 +180,9 @@ class _Export:
     @classmethod
     def plan(cls, checkpoint: Checkpoint, recipe: Recipe, work: Path, phases: Phases) -> _Export:
         """Check what can be checked without converting anything."""
-        checkpoint.check_tensors()
-        recipe.check(checkpoint)
         chat_format = _recognize_format(checkpoint)
+        checkpoint = checkpoint.check_tensors()
+        recipe.check(checkpoint)
         tokenizer = ChatTokenizer.from_folder(checkpoint.path, chat_format)  # raises if unusable
         calibration = recipe.calibration
         samples: Sequence[Sequence[int]] = ()
@@ -209,6 +199,11 @@ class _Export:
         )
 
     @property
+    def checkpoint_folder(self) -> Path:
+        """The checkpoint in Phi-3's layout."""
+        return self.work / "phi3" if self.checkpoint.llama else self.checkpoint.path
+
+    @property
     def converted(self) -> Path:
         """Where optimum writes."""
         return self.work / "converted"
@@ -221,8 +216,12 @@ class _Export:
     def convert(self) -> None:
         """Write the compressed model and its tokenizer pair."""
         self.phases.begin("convert")
+        folder = self.checkpoint_folder
+        if self.checkpoint.llama:
+            folder.mkdir()
+            self.checkpoint.write_phi3(folder, self.phases.follow)
         with contextlib.closing(MappedConstants(self.work / "compressed.bin")) as mapped:
-            convert(self.checkpoint, self.converted, functools.partial(self._rewrite, mapped))
+            convert(folder, self.converted, functools.partial(self._rewrite, mapped))
 
     def _rewrite(self, mapped: MappedConstants, model: Any) -> None:
         """Compress the graph; optimum writes it afterwards."""
@@ -247,9 +246,9 @@ class _Export:
                 )
             for part in (name, name.replace(".xml", ".bin")):
                 os.replace(self.converted / part, self.made / part)
-        for name in _TRAVELS_ALONG:
-            if (self.checkpoint.path / name).is_file():
-                shutil.copyfile(self.checkpoint.path / name, self.made / name)
+        for name in TRAVELLING_FILES:
+            if (self.checkpoint_folder / name).is_file():
+                shutil.copyfile(self.checkpoint_folder / name, self.made / name)
                 _remove_local_paths(self.made / name)
 
     def verify(self) -> tuple[WeightSummary, ...]:

@@ -36,14 +36,14 @@ class SourceModel:
 
     def __init__(self, folder: Path) -> None:
         import torch
-        from transformers import Phi3ForCausalLM
+        from transformers import AutoModelForCausalLM
 
         from ..thirdparty.overrides import su_rope_accepted
         from ..thirdparty.tool_output import quiet_tools
 
         small = sum(file.stat().st_size for file in weight_files(folder)) <= _SMALL_BYTES
         with quiet_tools(), su_rope_accepted():
-            self._model = Phi3ForCausalLM.from_pretrained(
+            self._model = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=torch.float32 if small else "auto",
                 attn_implementation="sdpa",

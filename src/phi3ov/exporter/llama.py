@@ -1,0 +1,151 @@
+"""Phi-3 checkpoints in Llama's layout: recognized, and brought back into Phi-3's, exactly.
+
+A Phi-3 is a Llama whose projections of queries, keys and values are one matrix, and whose gate
+and up projections are another: the rows stacked. Some fine-tuning tools split them to reuse their
+Llama code and publish the result as ``model_type: llama`` (or ``mistral``, which is a Llama with
+a sliding window). Stacking the rows again gives the same model, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import UnsupportedModelError
+from ..family import Phi3Config
+from .tensors import HEAD, CheckpointTensors
+
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "llama": {
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 10000.0,
+        "vocab_size": 32000,
+        "sliding_window": None,
+    },
+    "mistral": {
+        "max_position_embeddings": 131072,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 10000.0,
+        "vocab_size": 32000,
+        "sliding_window": 4096,
+    },
+}
+"""What transformers takes where such a config.json leaves a field out; Phi-3's are others."""
+
+_ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
+_PLAIN = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
+"""Fields whose other values are another computation than Phi-3's."""
+
+_STACKED = {
+    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+}
+"""Phi-3's matrices, and those of Llama whose rows they are, in order."""
+
+_SHARD_BYTES = 10**9
+
+
+def is_llama(values: object) -> bool:
+    """Whether the content of a config.json is of Llama's layout."""
+    if not isinstance(values, dict):
+        return False
+    architecture = _ARCHITECTURES.get(str(values.get("model_type")))
+    return architecture is not None and architecture in (
+        values.get("architectures") or [architecture]
+    )
+
+
+def as_phi3(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the Phi-3 config.json of the same model.
+
+    Raises:
+        UnsupportedModelError: The model computes something that Phi-3 does not.
+    """
+    model_type = str(values["model_type"])
+    for name, plain in _PLAIN.items():
+        if values.get(name, plain) != plain:
+            raise UnsupportedModelError(
+                f"config.json: model_type={model_type!r} with {name}={values[name]!r} is not a "
+                "Phi-3 in another layout, and phi3ov runs the Phi-3 architecture only."
+            )
+    renamed = {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"]}
+    kept = {name: value for name, value in values.items() if name not in _PLAIN | {"auto_map": 0}}
+    padding = {"pad_token_id": values.get("pad_token_id")}  # Phi-3's own default is another id
+    return {**_DEFAULTS[model_type], **kept, **padding, "hidden_act": "silu", **renamed}
+
+
+def tensor_shapes(config: Phi3Config) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor of the model in Llama's layout, by its name."""
+    rows = {
+        "self_attn.q_proj": config.num_attention_heads * config.head_dim,
+        "self_attn.k_proj": config.num_key_value_heads * config.head_dim,
+        "self_attn.v_proj": config.num_key_value_heads * config.head_dim,
+        "mlp.gate_proj": config.intermediate_size,
+        "mlp.up_proj": config.intermediate_size,
+    }
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in config.tensor_shapes().items():
+        for part in _parts_of(name):
+            layer_part = ".".join(part.split(".")[3:5])
+            shapes[part] = (rows[layer_part], *shape[1:]) if layer_part in rows else shape
+    return shapes
+
+
+def write_phi3(
+    tensors: CheckpointTensors,
+    values: Mapping[str, Any],
+    config: Phi3Config,
+    folder: Path,
+    follow: Callable[[Iterable[str], str], Iterable[str]],
+) -> None:
+    """Write the checkpoint in Phi-3's layout: weights and config.json.
+
+    Args:
+        tensors: The weights in Llama's layout.
+        values: Phi-3's config.json, as `as_phi3` returns it.
+        config: Its dimensions.
+        folder: An existing, empty folder.
+        follow: Called with what the work goes through and what to call it; reports progress.
+    """
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    text = json.dumps(values, indent=2) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8", newline="\n")
+    index: dict[str, str] = {}
+    shard: dict[str, Any] = {}
+
+    def flush() -> None:
+        name = f"model-{len(set(index.values())) + 1:05}.safetensors"
+        save_file(shard, folder / name, metadata={"format": "pt"})
+        index.update(dict.fromkeys(shard, name))
+        shard.clear()
+
+    def load(name: str) -> Any:
+        with safe_open(tensors.files[name], framework="pt") as opened:
+            return opened.get_tensor(name)
+
+    names = [*config.tensor_shapes()]
+    names += {HEAD} - {*names}  # a tied matrix may be stored under either name
+    for name in follow(names, "Stacking projections"):
+        parts = [part for part in _parts_of(name) if part in tensors.files]
+        if not parts:
+            continue
+        shard[name] = torch.cat([load(part) for part in parts]) if parts[1:] else load(parts[0])
+        if sum(tensor.nbytes for tensor in shard.values()) >= _SHARD_BYTES:
+            flush()
+    flush()
+    text = json.dumps({"metadata": {}, "weight_map": index}, indent=2) + "\n"
+    (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8", newline="\n")
+
+
+def _parts_of(name: str) -> tuple[str, ...]:
+    """Return the names of Llama's tensors whose rows a Phi-3 tensor stacks."""
+    layer_part = ".".join(name.split(".")[3:5])
+    parts = _STACKED.get(layer_part, (layer_part,))
+    return tuple(name.replace(layer_part, part) for part in parts) if layer_part else (name,)
