@@ -71,7 +71,7 @@ def test_recipes_by_name_are_values_with_the_same_methods() -> None:
         recipe.check(checkpoint(512))
         assert recipe.describe()["mode"] == name
         assert recipe == read_recipe(name)
-    bits = [read_recipe(name).bits for name in names]
+    bits = [read_recipe(name).bits(checkpoint(512)) for name in names]
     assert bits == sorted(bits)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,15 +14,31 @@ import pytest
 from phi3ov.artifact.folder import MANIFEST_NAME
 from phi3ov.errors import ExportError
 from phi3ov.exporter import workplace
-from phi3ov.exporter.workplace import check_target, free_memory, open_workplace, put_into_place
+from phi3ov.exporter.checkpoint import Checkpoint
+from phi3ov.exporter.recipes import Int4Compression, read_recipe
+from phi3ov.exporter.workplace import (
+    check_replaceable,
+    check_target,
+    disk_needed,
+    free_memory,
+    open_workplace,
+    put_into_place,
+)
+
+from .fakes import make_config
 
 
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
-    """A workplace in which a folder has been made."""
-    folder = tmp_path / "work"
+    """A workplace beside the target ``out`` in which a folder has been made."""
+    return make(tmp_path / ".out.phi3ov-export")
+
+
+def make(folder: Path) -> Path:
+    """Let an export finish in the workplace ``folder``."""
     (folder / "made").mkdir(parents=True)
     (folder / "made" / MANIFEST_NAME).write_text("new", encoding="utf-8")
+    (folder / "made" / "openvino_model.bin").write_text("new weights", encoding="utf-8")
     return folder
 
 
@@ -38,9 +57,14 @@ def test_what_came_while_the_export_worked_is_not_replaced(
     target = tmp_path / "out"
     target.mkdir()
     (target / "thesis.tex").write_text("precious", encoding="utf-8")
-    with pytest.raises(ExportError, match="is no folder that phi3ov exported"):
+    with pytest.raises(
+        ExportError,
+        match=r"did not export it.*is kept in .*out-finished",
+    ):
         put_into_place(work / "made", target, work, overwrite=overwrite)
     assert (target / "thesis.tex").read_text(encoding="utf-8") == "precious"
+    finished = tmp_path / "out-finished" / MANIFEST_NAME
+    assert finished.read_text(encoding="utf-8") == "new", "an hour's work is never deleted"
 
 
 def test_an_artifact_that_came_meanwhile_needs_overwrite(work: Path, tmp_path: Path) -> None:
@@ -49,7 +73,7 @@ def test_an_artifact_that_came_meanwhile_needs_overwrite(work: Path, tmp_path: P
     with pytest.raises(ExportError, match="overwrite=True"):
         put_into_place(work / "made", target, work, overwrite=False)
     assert (target / MANIFEST_NAME).read_text(encoding="utf-8") == "old"
-    put_into_place(work / "made", target, work, overwrite=True)
+    put_into_place(make(work) / "made", target, work, overwrite=True)
     assert (target / MANIFEST_NAME).read_text(encoding="utf-8") == "new"
 
 
@@ -61,14 +85,163 @@ def test_a_rename_that_fails_gives_the_old_artifact_back(
     replace = os.replace
 
     def refuse_the_new_one(source: Path, destination: Path) -> None:
-        if source == work / "made":
+        if destination == target and source == work / "made":
             raise PermissionError("in use")
         replace(source, destination)
 
     monkeypatch.setattr(os, "replace", refuse_the_new_one)
-    with pytest.raises(PermissionError, match="in use"):
+    with pytest.raises(
+        ExportError, match=r"out: in use\. The finished export is kept in"
+    ) as caught:
         put_into_place(work / "made", target, work, overwrite=True)
+    assert isinstance(caught.value.__cause__, PermissionError)
     assert (target / MANIFEST_NAME).read_text(encoding="utf-8") == "old"
+    assert (tmp_path / "out-finished" / "openvino_model.bin").is_file()
+
+
+def finish(target: Path, *, overwrite: bool = False) -> None:
+    """Export to ``target``, as far as folders are concerned."""
+    check_target(target, overwrite=overwrite)
+    check_replaceable(target)
+    with open_workplace(target) as work:
+        make(work)
+        put_into_place(work / "made", target, work, overwrite=overwrite)
+
+
+def content_of(folder: Path) -> dict[str, str]:
+    """Return the files of a folder and what is in them, the lock's left out."""
+    return {
+        path.name: path.read_text(encoding="utf-8")
+        for path in folder.iterdir()
+        if path.name != ".phi3ov-lock"
+    }
+
+
+NEW = {MANIFEST_NAME: "new", "openvino_model.bin": "new weights"}
+
+
+@pytest.mark.trap(
+    "An export into an existing folder, such as the current one, an empty volume of a container or "
+    "a symbolic link, fills that very folder.",
+    about="Exporting",
+)
+@pytest.mark.parametrize("kind", ["empty", "current", "link"])
+@pytest.mark.parametrize("before", ["nothing", "an artifact"])
+def test_an_existing_folder_stays_the_one_it_is(
+    kind: str, before: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever stands in it, or has mounted it, sees the export."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    if before == "an artifact":
+        (folder / MANIFEST_NAME).write_text("old", encoding="utf-8")
+        (folder / "old.xml").write_text("old", encoding="utf-8")
+    target = folder
+    if kind == "current":
+        monkeypatch.chdir(folder)
+    elif kind == "link":
+        target = tmp_path / "link"
+        target.symlink_to(folder)
+    inode = folder.stat().st_ino
+    finish(target, overwrite=before == "an artifact")
+    assert content_of(folder) == NEW
+    if kind != "empty" or before == "nothing":
+        assert folder.stat().st_ino == inode
+    finish(target, overwrite=True)
+    assert content_of(folder) == NEW
+    assert not [path for path in tmp_path.iterdir() if "finished" in path.name]
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.name != "posix", reason="mounts a tmpfs")
+@pytest.mark.parametrize("before", ["nothing", "an artifact"])
+def test_a_mount_point_is_filled(before: str, tmp_path: Path) -> None:
+    """It cannot be renamed, and the room that counts is its own."""
+    folder = tmp_path / "volume"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if subprocess.run(command, check=False, capture_output=True).returncode != 0:
+        pytest.skip("a tmpfs cannot be mounted here")
+    try:
+        if before == "an artifact":
+            (folder / MANIFEST_NAME).write_text("old", encoding="utf-8")
+        with open_workplace(folder) as work:
+            assert shutil.disk_usage(work).total == 2**20
+        finish(folder, overwrite=before == "an artifact")
+        assert content_of(folder) == NEW
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_moving_up_fails_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was there is there again, and the finished export is kept."""
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / MANIFEST_NAME).write_text("old", encoding="utf-8")
+    (target / "old.xml").write_text("old", encoding="utf-8")
+    monkeypatch.chdir(target)
+    replace = os.replace
+
+    def refuse_weights(source: Path, destination: Path) -> None:
+        if destination == target / "openvino_model.bin":
+            raise PermissionError("in use")
+        replace(source, destination)
+
+    monkeypatch.setattr(os, "replace", refuse_weights)
+    with pytest.raises(ExportError, match=r"in use\. The finished export is kept in"):
+        finish(target, overwrite=True)
+    assert content_of(target / "phi3ov-finished") == NEW
+    shutil.rmtree(target / "phi3ov-finished")
+    assert content_of(target) == {MANIFEST_NAME: "old", "old.xml": "old"}
+
+
+@pytest.mark.trap(
+    "A target that could not take the export (a symbolic link to nothing, an artifact that a "
+    "loaded model holds on Windows) is refused at the start, and finished work is never deleted.",
+    about="Exporting",
+)
+def test_a_target_that_cannot_be_replaced_is_refused_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not after an hour."""
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ExportError, match=r"is a symbolic link to .*nowhere, which is not there"):
+        check_target(link, overwrite=False)
+    target = an_artifact(tmp_path / "out")
+    monkeypatch.setattr(workplace, "_LOADED_FILES_ARE_HELD", True)
+    check_replaceable(target)
+    assert content_of(target) == {MANIFEST_NAME: "old"}
+
+    def refuse(_source: Path, _destination: Path) -> None:
+        raise PermissionError("a program has mapped it")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(ExportError, match=r"cannot be replaced .*has mapped it\. Close the model"):
+        check_replaceable(target)
+
+
+def test_the_room_for_a_float32_source_is_not_counted_twice(tmp_path: Path) -> None:
+    """It has as many values as one in 16 bits, so its export is no larger."""
+    config = make_config()
+    needed = []
+    for size_bytes in (2, 4):
+        folder = tmp_path / str(size_bytes)
+        folder.mkdir()
+        with (folder / "model.safetensors").open("wb") as file:
+            parameters = Checkpoint(path=folder, config=config, source="x").parameters
+            file.truncate(parameters * size_bytes)
+        checkpoint = Checkpoint(path=folder, config=config, source="x")
+        assert checkpoint.source_bits == 8 * size_bytes
+        needed.append(
+            [
+                disk_needed(checkpoint, recipe)
+                for recipe in (Int4Compression(), read_recipe("int8"), read_recipe("fp16"))
+            ]
+        )
+        none = disk_needed(checkpoint, Int4Compression(backup="none"))
+        ignored = disk_needed(checkpoint, Int4Compression(ignored_layers=["lm_head"]))
+        assert min(none, ignored) > needed[-1][0]
+    assert needed[0] == needed[1] == sorted(needed[0])
 
 
 def test_an_output_under_a_file_is_refused_by_name(tmp_path: Path) -> None:

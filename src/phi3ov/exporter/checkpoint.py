@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -108,6 +109,16 @@ class Checkpoint:
             ExportError: A weight file is damaged.
         """
         return CheckpointTensors.read(self.path, weight_files(self.path))
+
+    @property
+    def parameters(self) -> int:
+        """Number of values in all tensors."""
+        return sum(math.prod(shape) for shape in self.config.tensor_shapes().values())
+
+    @property
+    def source_bits(self) -> float:
+        """Bits that a value takes in the weight files, on average."""
+        return 8 * self.weights_bytes / self.parameters
 
     def check_tensors(self) -> Checkpoint:
         """Check names, shapes, types and values of all weights; takes as long as reading them.

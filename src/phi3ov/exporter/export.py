@@ -44,7 +44,14 @@ from .convert import convert
 from .mapped_weights import MappedConstants
 from .progress import Phases, ProgressCallback
 from .recipes import Compression, Int4Compression, Recipe, read_recipe
-from .workplace import check_room, check_target, describe_free_disk, open_workplace, put_into_place
+from .workplace import (
+    check_replaceable,
+    check_room,
+    check_target,
+    describe_free_disk,
+    open_workplace,
+    put_into_place,
+)
 
 _TOKENIZER_PAIR = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
 _TOOLS = (
@@ -118,11 +125,12 @@ def export_model(
         >>> report.artifact.bits_per_weight  # doctest: +SKIP
         5.8
     """
-    target = Path(output).absolute()
+    target = _absolute(output)
     with contextlib.closing(Phases(progress)) as phases:
         phases.begin("check")
         _require_tools()
         check_target(target, overwrite=overwrite)
+        check_replaceable(target)
         recipe = read_recipe(compression)
         checkpoint = Checkpoint.resolve(source, revision=revision)
         with open_workplace(target) as work:
@@ -151,6 +159,13 @@ def export_model(
             weights=weights,
             phase_seconds=phases.finish(),
         )
+
+
+def _absolute(output: str | Path) -> Path:
+    try:
+        return Path(output).absolute()
+    except OSError as error:  # a relative path in a current folder that was deleted
+        raise ExportError(f"output={str(output)!r}: the current folder is gone.") from error
 
 
 def _require_tools() -> None:

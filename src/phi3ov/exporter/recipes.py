@@ -7,6 +7,7 @@ are rewritten is `compress`; which recipe to use when is ``docs/recipes.md``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
@@ -36,9 +37,8 @@ class Recipe(Protocol):
         """The text that it runs the model on; None if it needs none."""
         ...
 
-    @property
-    def bits(self) -> float:
-        """Bits per weight that it leads to at most, scales included."""
+    def bits(self, checkpoint: Checkpoint) -> float:
+        """Return the bits per weight that it leads to at most, scales included."""
         ...
 
     def check(self, checkpoint: Checkpoint) -> None:
@@ -183,11 +183,17 @@ class Int4Compression:
             sample_tokens=self.sample_tokens,
         )
 
-    @property
-    def bits(self) -> float:
-        """Bits per weight that the recipe leads to at most, scales included."""
-        backup = 16.0 if self.backup == "none" else 8.5
-        return self.ratio * 5 + (1 - self.ratio) * backup + 0.1 * backup
+    def bits(self, checkpoint: Checkpoint) -> float:
+        """Return the bits per weight that the recipe leads to at most, scales included."""
+        ignored = sum(
+            math.prod(shape)
+            for name, shape in checkpoint.config.tensor_shapes().items()
+            if self.ignores(name)
+        )
+        share = ignored / checkpoint.parameters
+        backup = checkpoint.source_bits if self.backup == "none" else 8.5
+        rest = self.ratio * 5 + (1 - self.ratio) * backup + 0.1 * backup
+        return share * checkpoint.source_bits + (1 - share) * rest
 
     def ignores(self, name: str) -> bool:
         """Whether the recipe leaves the layer or weight ``name`` alone."""
@@ -342,7 +348,10 @@ class Int8Compression:
     """Every weight matrix in 8 bits with zero points, one scale per row."""
 
     calibration: None = None
-    bits: float = 8.5
+
+    def bits(self, checkpoint: Checkpoint) -> float:  # noqa: ARG002
+        """Return the bits per weight with scales."""
+        return 8.5
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Accept every model: a row of any width has one scale."""
@@ -369,7 +378,10 @@ class Fp16Compression:
     """Every weight matrix as float16: no compression of a 16-bit checkpoint."""
 
     calibration: None = None
-    bits: float = 16.0
+
+    def bits(self, checkpoint: Checkpoint) -> float:  # noqa: ARG002
+        """Return the bits per weight."""
+        return 16.0
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Accept every model; values that fp16 cannot hold are found while rewriting."""

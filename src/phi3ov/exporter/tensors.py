@@ -6,7 +6,6 @@ with values that are not numbers. In each case the export would succeed and answ
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,11 +54,6 @@ class CheckpointTensors:
             headers |= found
             places |= dict.fromkeys(found, file)
         return cls(folder, headers, places)
-
-    @property
-    def parameters(self) -> int:
-        """Number of values in all tensors."""
-        return sum(math.prod(header.shape) for header in self.headers.values())
 
     def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
         """Compare names, shapes and types with what the architecture needs.

@@ -1,7 +1,10 @@
-"""The folder beside its target in which an export works, and the rename at the end.
+"""The folder in which an export works, and how its result gets to the target.
 
-What is done there is ``exporter.py``. Whatever happens, including a kill at any moment, there
-is either no target, the target as it was, or a complete new one.
+An export to a new folder works beside it and ends with one rename. A folder that exists already
+(an empty one, a mount point, the current folder, a symbolic link) stays the folder that it is:
+the export works inside it and ends by moving its files up, the manifest first, so that a folder
+that was filled half-way is told by its manifest. Whatever happens there is either no artifact, the
+one that was there before, or a complete new one; and what an export has finished is never deleted.
 """
 
 from __future__ import annotations
@@ -39,20 +42,29 @@ _CACHED = ("active_file", "inactive_file")
 _LOGGER = logging.getLogger("phi3ov")
 
 
+_WORK, _LOCK = ".phi3ov-export", ".phi3ov-lock"
+"""Names, inside a target or as ends of its name beside it, that are the export's own."""
+
+
 def check_target(target: Path, *, overwrite: bool) -> None:
     """Check, before any work, that ``target`` is free or may be replaced.
 
     Raises:
-        ExportError: It is there, and is not to be replaced or is nothing that phi3ov made; or
-            it cannot be looked at.
+        ExportError: It is there, and is not to be replaced or phi3ov did not make it; it is a
+            symbolic link to nothing; or it cannot be looked at.
     """
     with _told_by_name(target):
-        if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        if target.is_symlink() and not target.exists():
+            raise ExportError(
+                f"output={str(target)!r} is a symbolic link to {target.readlink()}, which is not "
+                "there. Make that folder, or choose another one."
+            )
+        if not target.exists() or _is_free(target):
             return
     if not (target / MANIFEST_NAME).is_file():
         raise ExportError(
-            f"output={str(target)!r} exists and is no folder that phi3ov exported, so it is not "
-            "replaced. Choose another folder."
+            f"output={str(target)!r} exists, and phi3ov did not export it, so it is not replaced. "
+            "Choose another folder."
         )
     if not overwrite:
         raise ExportError(
@@ -61,21 +73,66 @@ def check_target(target: Path, *, overwrite: bool) -> None:
         )
 
 
+def check_replaceable(target: Path) -> None:
+    """Check, before any work, that an artifact that is to be replaced can be moved away.
+
+    Windows refuses to move files that a process has mapped: those of a loaded model.
+
+    Raises:
+        ExportError: It cannot; says so.
+    """
+    if not _LOADED_FILES_ARE_HELD or not (target / MANIFEST_NAME).is_file():
+        return
+    try:
+        for path in sorted(target.iterdir()) if _stays(target) else [target]:
+            aside = path.with_name(f"{path.name}.phi3ov-probe")
+            os.replace(path, aside)
+            os.replace(aside, path)
+    except OSError as error:
+        raise ExportError(
+            f"output={str(target)!r} cannot be replaced while a program uses it: {error}. Close "
+            "the model that is loaded from it, or choose another folder."
+        ) from error
+
+
+_LOADED_FILES_ARE_HELD = os.name == "nt"
+
+
+def _is_free(target: Path) -> bool:
+    """Whether nothing but what an export leaves there is in the folder ``target``."""
+    return target.is_dir() and all(child.name in (_WORK, _LOCK) for child in target.iterdir())
+
+
+def _stays(target: Path) -> bool:
+    """Whether ``target`` must stay the folder that it is, because others hold on to it."""
+    if not target.is_dir():
+        return False
+    try:
+        is_current = Path.cwd().is_relative_to(target.resolve())
+    except OSError:  # the current folder was deleted
+        is_current = False
+    return is_current or _is_free(target) or target.is_symlink() or os.path.ismount(target)
+
+
 @contextlib.contextmanager
 def open_workplace(target: Path) -> Iterator[Path]:
-    """Give a fresh folder beside ``target`` that only this export uses, and remove it after.
+    """Give a fresh folder that only this export uses, and remove it afterwards.
 
-    The name is fixed and a lock guards it, so what a killed export left is known to be dead
-    and is removed, and two exports to one target cannot mix. The lock's file, which is empty,
-    stays where it is.
+    It is on the target's disk: inside a target that stays, else beside it. Its name is fixed and
+    a lock guards it, so what a killed export left is known to be dead and is removed, and two
+    exports to one target cannot mix. The lock's file, which is empty, stays where it is.
 
     Raises:
         ExportError: Another export to ``target`` runs, or nothing can be written there.
     """
-    work = target.parent / f".{target.name}.phi3ov-export"
     with _told_by_name(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        lock = _lock(target.parent / f".{target.name}.phi3ov-lock", target)
+        if _stays(target):
+            work, lock_file = target / _WORK, target / _LOCK
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            work = target.parent / f".{target.name}{_WORK}"
+            lock_file = target.parent / f".{target.name}{_LOCK}"
+        lock = _lock(lock_file, target)
     try:
         with _told_by_name(target):
             if work.exists():
@@ -85,7 +142,7 @@ def open_workplace(target: Path) -> Iterator[Path]:
         yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
-        lock.release()  # its empty file stays: whoever waits for it would else lock a removed one
+        lock.release()  # the file stays: an export that waits for it would lock a removed one
 
 
 @contextlib.contextmanager
@@ -118,7 +175,7 @@ def check_room(checkpoint: Checkpoint, recipe: Recipe, work: Path) -> None:
     """
     for resource, needed, free, way_out in (
         (
-            f"disk beside {work.parent}",
+            f"disk in {work.parent}",
             disk_needed(checkpoint, recipe),
             shutil.disk_usage(work).free,
             "Free some, or choose another output",
@@ -141,10 +198,11 @@ def disk_needed(checkpoint: Checkpoint, recipe: Recipe) -> int:
     """Return the bytes of disk that an export takes at its end, at most.
 
     The compressed model is there twice then: as it was made, weight by weight, and as OpenVINO
-    writes it. The checkpoint itself is not copied.
+    writes it. The checkpoint itself is not copied, unless it is in Llama's layout.
     """
-    parameters = checkpoint.weights_bytes / 2  # 16 bits each; fewer where they have 32
-    return int(2 * parameters * recipe.bits / 8) + 64 * 2**20
+    restacked = checkpoint.weights_bytes if checkpoint.llama else 0  # written in Phi-3's layout
+    written = checkpoint.parameters * recipe.bits(checkpoint) / 8
+    return int(2 * written) + restacked + 64 * 2**20
 
 
 def memory_needed(checkpoint: Checkpoint, recipe: Recipe) -> int:
@@ -159,7 +217,7 @@ def memory_needed(checkpoint: Checkpoint, recipe: Recipe) -> int:
     embedding = 4 * config.hidden_size * config.vocab_size
     needed = _TOOLS_BYTES + max(_COPIES_OF_LINEAR * linear, _COPIES_OF_EMBEDDING * embedding)
     if recipe.calibration is not None:
-        needed += 2 * checkpoint.weights_bytes
+        needed += 4 * checkpoint.parameters
     return int(needed)
 
 
@@ -194,16 +252,28 @@ def describe_free_disk(target: Path) -> str:
 
 
 def put_into_place(made: Path, target: Path, work: Path, *, overwrite: bool) -> None:
-    """Rename ``made`` to ``target``, an artifact that was there before going first.
+    """Put the finished folder ``made`` where ``target`` is, an artifact there going first.
 
     What is there is looked at again: something may have come while the export worked, and
     ``new/../file`` is found only once ``new`` has been made.
 
     Raises:
-        ExportError: As `check_target`.
-        OSError: It could not be renamed; what was there before is there again.
+        ExportError: As `check_target`, or the system refuses. What was there before is there
+            again, and the finished export is kept in a folder that the error names.
     """
-    check_target(target, overwrite=overwrite)
+    try:
+        check_target(target, overwrite=overwrite)
+        if work.parent == target:
+            _move_up(made, target, work)
+        else:
+            _rename(made, target, work)
+    except (ExportError, OSError) as error:
+        kept = _keep(made, work)
+        reason = str(error) if isinstance(error, ExportError) else f"{target}: {error}."
+        raise ExportError(f"{reason} The finished export is kept in {kept}.") from error
+
+
+def _rename(made: Path, target: Path, work: Path) -> None:
     before = work / "replaced"
     if target.exists():
         os.replace(target, before)
@@ -213,3 +283,29 @@ def put_into_place(made: Path, target: Path, work: Path, *, overwrite: bool) -> 
         if before.exists():
             os.replace(before, target)
         raise
+
+
+def _move_up(made: Path, target: Path, work: Path) -> None:
+    """Move the files of ``made`` into ``target``, the manifest first."""
+    before = work / "replaced"
+    before.mkdir()
+    moved: list[tuple[Path, Path]] = []
+    old = [child for child in target.iterdir() if child.name not in (_WORK, _LOCK)]
+    new = sorted(made.iterdir(), key=lambda path: path.name != MANIFEST_NAME)
+    try:
+        for source, folder in [(path, before) for path in old] + [(path, target) for path in new]:
+            os.replace(source, folder / source.name)
+            moved.append((source, folder / source.name))
+    except OSError:
+        for source, destination in reversed(moved):
+            os.replace(destination, source)
+        raise
+
+
+def _keep(made: Path, work: Path) -> Path:
+    """Move a finished export out of the workplace, which is removed; return where it is."""
+    name = work.name.removeprefix(".").removesuffix(_WORK.removeprefix(".")).rstrip(".")
+    names = [f"{name or 'phi3ov'}-finished{number}" for number in ("", *range(2, 100))]
+    kept = next(path for path in map(work.parent.joinpath, names) if not path.exists())
+    os.replace(made, kept)
+    return kept
