@@ -101,6 +101,7 @@ def load_model(
     artifact = find_artifact(path, revision=revision)
     context = choose_context(artifact.config, context_tokens)
     tokenizer = ChatTokenizer.from_folder(artifact.path, artifact.chat_format)
+    tokenizer.require_rows(artifact.config.vocab_size)
     available = find_devices(device)
     setup = EngineSetup(
         artifact=artifact,

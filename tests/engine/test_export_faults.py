@@ -8,7 +8,6 @@ import logging
 import multiprocessing
 import os
 import random
-import re
 import shutil
 import subprocess
 import sys
@@ -30,18 +29,21 @@ from transformers import AutoConfig
 from phi3ov import (
     Artifact,
     ArtifactError,
+    DraftModel,
     ExportError,
     ExportProgress,
     ExportReport,
+    OptionError,
     Phi3OVError,
     UnsupportedModelError,
     export_model,
     load_model,
 )
+from phi3ov.engine.protocol import ENGINES, EngineName
 from phi3ov.exporter.recipes import Compression
 from phi3ov.quality.logits import SourceModel
 
-from .checkpoints import FAMILY, LONGEST, build_checkpoint
+from .checkpoints import FAMILY, LONGEST, VOCABULARY, build_checkpoint
 from .conftest import LoadModel, Zoo, left_in
 from .truth import Pin, greedy, prompt_text
 
@@ -430,15 +432,53 @@ def test_an_export_killed_at_any_moment_leaves_all_or_nothing(
     assert "an export that was killed left behind" in caplog.text
 
 
-def test_a_tokenizer_that_was_not_converted_names_the_versions(
-    zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_export_goes_on_without_a_tokenizer_pair(
+    zoo: Zoo, tmp_path: Path, load: LoadModel
 ) -> None:
-    """The usual reason: openvino-tokenizers 2026.4.1 converts none with openvino 2026.4.0."""
-    monkeypatch.setattr("phi3ov.exporter.export._TOKENIZER_PAIR", ("not_written.xml",))
-    installed = rf"openvino {re.escape(version('openvino'))} and openvino-tokenizers "
-    with pytest.raises(ExportError, match=installed + re.escape(version("openvino-tokenizers"))):
-        export_model(zoo.checkpoint(ROW), tmp_path / "made", compression="int8", progress=False)
-    assert left_in(tmp_path) == []
+    """Every engine runs such a folder; a draft model says why it cannot."""
+    source = tmp_path / "source"
+    shutil.copytree(zoo.checkpoint(ROW), source)
+    definition = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
+    definition["normalizer"] = {"type": "Nmt"}
+    (source / "tokenizer.json").write_text(json.dumps(definition), encoding="utf-8")
+    log = tmp_path / "tools.log"
+    report = export_model(source, tmp_path / "made", compression="fp16", progress=False, log=log)
+    [note] = report.notes
+    installed = f"openvino-tokenizers {version('openvino-tokenizers')} with openvino "
+    assert installed + version("openvino") in note
+    assert "Nmt" in log.read_text(encoding="utf-8")
+    assert Artifact.open(tmp_path / "made").manifest.notes == report.notes
+    expected = load(zoo.artifact(ROW)).complete("abc", max_new_tokens=6).token_ids
+    engines: tuple[EngineName, ...] = ("pipeline", "worker", "paged", "transformers")
+    assert set(engines) == set(ENGINES)
+    for engine in engines:
+        model = load(tmp_path / "made", engine=engine)
+        assert model.complete("abc", max_new_tokens=6).token_ids == expected
+        model.close()
+    with pytest.raises(OptionError, match=r"needs openvino_tokenizer\.xml in both folders"):
+        load(tmp_path / "made", speculation=DraftModel(path=zoo.artifact(ROW)))
+
+
+def test_a_token_without_a_row_is_refused_at_export_and_load(
+    zoo: Zoo, tmp_path: Path, load: LoadModel
+) -> None:
+    """A token was added and the embedding was not resized."""
+    source = tmp_path / "source"
+    shutil.copytree(zoo.checkpoint(ROW), source)
+    definition = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
+    last = definition["added_tokens"][-1]
+    for token_id in range(last["id"] + 1, VOCABULARY):
+        definition["added_tokens"].append(last | {"id": token_id, "content": f"<{token_id}>"})
+    definition["added_tokens"].append(last | {"id": VOCABULARY, "content": "<tool>"})
+    (source / "tokenizer.json").write_text(json.dumps(definition), encoding="utf-8")
+    words = f"token '<tool>' has the id {VOCABULARY}, but the model knows vocab_size={VOCABULARY}"
+    with pytest.raises(UnsupportedModelError, match=words):
+        export_model(source, tmp_path / "made", progress=False)
+    shutil.copytree(zoo.artifact(ROW), tmp_path / "artifact")
+    (tmp_path / "artifact" / "phi3ov.json").unlink()
+    shutil.copyfile(source / "tokenizer.json", tmp_path / "artifact" / "tokenizer.json")
+    with pytest.raises(UnsupportedModelError, match=words):
+        load(tmp_path / "artifact")
 
 
 @pytest.mark.parametrize("phase", ["check", "convert", "verify"])

@@ -59,6 +59,7 @@ REPLY = {"text", "finish_reason", "usage", "timings", "seed"}
 JSON_KEYS: dict[str, set[str]] = {
     "export": {
         *("path", "source_bytes", "artifact_bytes", "bits_per_weight", "recipe", "weights"),
+        "notes",
         "phase_seconds",
     },
     "chat": REPLY,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -243,18 +245,59 @@ def test_tokenizer_with_lstrip_is_refused() -> None:
         ChatTokenizer(json.dumps(definition), MINI.chat_format)
 
 
-def test_tokenizer_that_prefixes_the_first_segment_only_is_refused() -> None:
-    """A Metaspace that marks only the first segment cannot be encoded message by message."""
+def rewritten(scheme: str, **model: Any) -> str:
+    """Return `llama_like` as transformers 5 saves it after reading it as a Llama tokenizer."""
     definition = json.loads(llama_like())
     definition["normalizer"] = None
     definition["pre_tokenizer"] = {
         "type": "Metaspace",
         "replacement": "▁",
-        "prepend_scheme": "first",
+        "prepend_scheme": scheme,
         "split": False,
     }
+    definition["model"] |= model
+    return json.dumps(definition)
+
+
+def test_tokenizer_that_prefixes_the_first_segment_only_is_refused() -> None:
+    """A Metaspace that marks only the first segment cannot be encoded message by message."""
     with pytest.raises(UnsupportedModelError, match="after a control token"):
-        ChatTokenizer(json.dumps(definition), MINI.chat_format)
+        ChatTokenizer(rewritten("first", byte_fallback=False), MINI.chat_format)
+
+
+@pytest.mark.trap(
+    "A Phi-3 tokenizer that transformers has rewritten (Metaspace instead of the released "
+    "normalizer) gives the ids that the model was released with.",
+    about="Tokenizers",
+)
+@pytest.mark.parametrize("scheme", ["first", "always"])
+def test_a_rewritten_tokenizer_gives_the_released_ids(scheme: str) -> None:
+    """Also for text that begins with spaces, which the rewritten one marks otherwise."""
+    found = ChatTokenizer(rewritten(scheme), MINI.chat_format)
+    texts = ["Hello", " Hello", "  a", "a  b", "\n", "", "▁", "x\n\ny", "é 🤖", "<|end|>"]
+    for text in texts:
+        assert found.encode_text(text) == MINI.chat.encode_text(text)
+        if text.strip():
+            messages = [Message("user", text)]
+            assert found.encode_prompt(messages) == MINI.chat.encode_prompt(messages)
+        assert found.encode_raw(f"<|user|>\n{text}<|end|>\n") == MINI.chat.encode_raw(
+            f"<|user|>\n{text}<|end|>\n"
+        )
+
+
+@pytest.mark.trap(
+    "A tokenizer with a token beyond the rows of the embedding is refused, at export and when a "
+    "model is loaded, with the token, its id and the number of rows; a padded matrix is fine.",
+    about="Tokenizers",
+)
+def test_a_token_beyond_the_rows_is_refused() -> None:
+    """The model has nothing for it, and would answer nonsense or fail."""
+    last, text = MINI.chat.last_token()
+    MINI.chat.require_rows(last + 1)
+    MINI.chat.require_rows(last + 64)
+    message = f"token {text!r} has the id {last}, but the model knows vocab_size={last} tokens"
+    with pytest.raises(UnsupportedModelError, match=re.escape(message)):
+        MINI.chat.require_rows(last)
 
 
 def test_vocabulary_that_spells_a_control_token_is_refused() -> None:

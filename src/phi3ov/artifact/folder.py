@@ -62,6 +62,7 @@ class Manifest:
         versions: Versions of the tools that made the export.
         files: Every other file of the folder, by its path with forward slashes.
         layers: Every weight of the model, one by one.
+        notes: What the folder lacks, why, and who needs it; a sentence each.
         format_version: Version of this manifest.
     """
 
@@ -76,6 +77,7 @@ class Manifest:
     versions: Mapping[str, str]
     files: Mapping[str, FileRecord]
     layers: tuple[WeightLayer, ...] = ()
+    notes: tuple[str, ...] = ()
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
@@ -101,6 +103,7 @@ class Manifest:
             values["weights"] = tuple(WeightSummary(**one) for one in values["weights"])
             values["layers"] = tuple(WeightLayer(**one) for one in values.get("layers", ()))
             values["files"] = {name: FileRecord(**one) for name, one in values["files"].items()}
+            values["notes"] = tuple(map(str, values.get("notes", ())))
             unknown = values.keys() - {field.name for field in fields(cls)}
             if unknown:
                 raise TypeError(f"unknown fields {sorted(unknown)}")

@@ -116,4 +116,5 @@ def _describe(report: ExportReport) -> dict[str, Any]:
         "recipe": report.artifact.manifest.recipe,
         "weights": [asdict(weight) for weight in report.weights],
         "phase_seconds": report.phase_seconds,
+        "notes": report.notes,
     }

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ..artifact.download import download, is_hub_id
 from ..errors import ExportError, UnsupportedModelError
@@ -156,11 +157,14 @@ class Checkpoint:
             folder: An existing, empty folder, which is then in Phi-3's layout.
             follow: As in `llama.write_phi3`.
         """
-        values = as_phi3(json.loads((self.path / "config.json").read_text(encoding="utf-8")))
         for name in TRAVELLING_FILES:
             if name != "config.json" and (self.path / name).is_file():
                 shutil.copyfile(self.path / name, folder / name)
-        write_phi3(self.tensors, values, self.config, folder, follow)
+        write_phi3(self.tensors, self.phi3_values(), self.config, folder, follow)
+
+    def phi3_values(self) -> dict[str, Any]:
+        """Return config.json in Phi-3's layout, of a checkpoint in Llama's."""
+        return as_phi3(json.loads((self.path / "config.json").read_text(encoding="utf-8")))
 
 
 def _read_config(path: Path) -> tuple[Phi3Config, bool]:

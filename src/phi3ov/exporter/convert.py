@@ -47,7 +47,7 @@ def convert(checkpoint: Path, output: Path, rewrite: Callable[[Any], None]) -> N
             local_files_only=True,
             ov_config=OVConfig(dtype="auto"),
             stateful=True,
-            convert_tokenizer=True,
+            convert_tokenizer=False,
             library_name="transformers",
         )
     if not saver.has_rewritten:
@@ -66,7 +66,7 @@ class _RewritingSaver:
         self.has_rewritten = False
 
     def __call__(self, model: Any, path: Any, *arguments: Any, **options: Any) -> None:
-        if Path(path).name != MODEL_XML:  # the tokenizer pair
+        if Path(path).name != MODEL_XML:
             self._save_model(model, path, *arguments, **options)
             return
         self._rewrite(model)

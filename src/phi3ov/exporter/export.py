@@ -20,25 +20,29 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import json
 import os
-import shutil
 import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
-from ..artifact.folder import MANIFEST_NAME, MODEL_XML, Artifact, Manifest, record_files
+from ..artifact.folder import MANIFEST_NAME, MODEL_BIN, MODEL_XML, Artifact, Manifest, record_files
 from ..artifact.ir import WeightSummary, read_weights, summarize
 from ..errors import ExportError, MissingDependencyError, Phi3OVError
 from ..prompt.chat_tokenizer import ChatTokenizer
-from ..prompt.formats import ChatFormat, recognize_format
+from ..prompt.formats import ChatFormat
 from ..thirdparty.overrides import su_rope_accepted
 from ..thirdparty.tool_output import quiet_tools, quiet_warnings
-from .checkpoint import TRAVELLING_FILES, Checkpoint
+from .checkpoint import Checkpoint
+from .companions import (
+    convert_tokenizer_pair,
+    gather_files,
+    load_tokenizer,
+    recognize_chat_format,
+)
 from .compress import GraphWeights
 from .convert import convert
 from .mapped_weights import MappedConstants
@@ -53,7 +57,6 @@ from .workplace import (
     put_into_place,
 )
 
-_TOKENIZER_PAIR = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
 _TOOLS = (
     "phi3ov",
     "openvino",
@@ -80,6 +83,7 @@ class ExportReport:
         artifact_bytes: Bytes of the exported folder.
         weights: What the model really holds, by precision and group size.
         phase_seconds: How long each phase took.
+        notes: What the artifact lacks, why, and who needs it; empty as a rule.
     """
 
     artifact: Artifact
@@ -87,6 +91,7 @@ class ExportReport:
     artifact_bytes: int
     weights: tuple[WeightSummary, ...]
     phase_seconds: Mapping[str, float]
+    notes: tuple[str, ...] = ()
 
 
 def export_model(
@@ -158,6 +163,7 @@ def export_model(
             artifact_bytes=artifact.size_bytes,
             weights=weights,
             phase_seconds=phases.finish(),
+            notes=artifact.manifest.notes,
         )
 
 
@@ -189,16 +195,23 @@ class _Export:
     recipe: Recipe
     samples: Sequence[Sequence[int]]
     chat_format: ChatFormat
+    notes: tuple[str, ...]
     work: Path
     phases: Phases
 
     @classmethod
     def plan(cls, checkpoint: Checkpoint, recipe: Recipe, work: Path, phases: Phases) -> _Export:
         """Check what can be checked without converting anything."""
-        chat_format = _recognize_format(checkpoint)
+        made = work / "made"
+        made.mkdir()
+        gather_files(checkpoint, made)
+        converted = load_tokenizer(made, str(checkpoint.path))
+        chat_format = recognize_chat_format(converted)
+        tokenizer = ChatTokenizer.from_folder(made, chat_format)
+        tokenizer.require_rows(checkpoint.config.vocab_size)
         checkpoint = checkpoint.check_tensors()
         recipe.check(checkpoint)
-        tokenizer = ChatTokenizer.from_folder(checkpoint.path, chat_format)  # raises if unusable
+        note = convert_tokenizer_pair(converted, made)
         calibration = recipe.calibration
         samples: Sequence[Sequence[int]] = ()
         if calibration is not None:
@@ -209,6 +222,7 @@ class _Export:
             recipe=recipe,
             samples=samples,
             chat_format=chat_format,
+            notes=() if note is None else (note,),
             work=work,
             phases=phases,
         )
@@ -229,7 +243,7 @@ class _Export:
         return self.work / "made"
 
     def convert(self) -> None:
-        """Write the compressed model and its tokenizer pair."""
+        """Write the compressed model."""
         self.phases.begin("convert")
         folder = self.checkpoint_folder
         if self.checkpoint.llama:
@@ -245,26 +259,13 @@ class _Export:
         self.phases.begin("write")
 
     def collect_files(self) -> None:
-        """Put an artifact together: the model, its tokenizer pair, and the checkpoint's own files.
+        """Put the model beside the files that were gathered at the start.
 
         The config is the checkpoint's, because the exporter writes a changed context length.
         """
         self.phases.begin("collect files")
-        self.made.mkdir()
-        for name in (MODEL_XML, *_TOKENIZER_PAIR):
-            if not (self.converted / name).is_file():
-                raise ExportError(
-                    f"openvino-tokenizers could not convert the tokenizer of "
-                    f"{self.checkpoint.path}: it wrote no {name}. It must be of openvino's "
-                    f"version; installed are openvino {metadata.version('openvino')} and "
-                    f"openvino-tokenizers {metadata.version('openvino-tokenizers')}."
-                )
-            for part in (name, name.replace(".xml", ".bin")):
-                os.replace(self.converted / part, self.made / part)
-        for name in TRAVELLING_FILES:
-            if (self.checkpoint_folder / name).is_file():
-                shutil.copyfile(self.checkpoint_folder / name, self.made / name)
-                _remove_local_paths(self.made / name)
+        for name in (MODEL_XML, MODEL_BIN):
+            os.replace(self.converted / name, self.made / name)
 
     def verify(self) -> tuple[WeightSummary, ...]:
         """Check that the model is what was asked for, and write its manifest."""
@@ -284,54 +285,8 @@ class _Export:
             system_messages=self.chat_format.system_messages,
             versions={tool: metadata.version(tool) for tool in _TOOLS},
             files=record_files(self.made),
+            notes=self.notes,
         )
         path = self.made / MANIFEST_NAME
         path.write_text(manifest.to_json(), encoding="utf-8", newline="\n")
         return weights
-
-
-_PATH_FIELDS = frozenset(
-    {"_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file", "vocab_file"}
-)
-"""Where transformers writes the folder that a file was loaded from."""
-
-
-def _remove_local_paths(file: Path) -> None:
-    """Drop folders of this machine from a JSON file: an artifact may be published."""
-    if file.suffix != ".json":
-        return
-    with contextlib.suppress(ValueError, RecursionError):  # another check names a broken file
-        values = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            return
-        kept = {
-            name: value
-            for name, value in values.items()
-            if not (name in _PATH_FIELDS and isinstance(value, str) and _is_absolute(value))
-        }
-        if kept != values:
-            text = json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
-            file.write_text(text, encoding="utf-8", newline="\n")
-
-
-def _is_absolute(path: str) -> bool:
-    return PurePosixPath(path).is_absolute() or PureWindowsPath(path).is_absolute()
-
-
-def _recognize_format(checkpoint: Checkpoint) -> ChatFormat:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
-    except Exception as error:
-        raise ExportError(
-            f"transformers cannot read the tokenizer of {checkpoint.path}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    if not tokenizer.chat_template:
-        raise ExportError(f"{checkpoint.path} has no chat template, so no chat format is known.")
-    return recognize_format(
-        lambda messages: str(
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        )
-    )

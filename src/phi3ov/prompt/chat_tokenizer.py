@@ -80,6 +80,24 @@ class ChatTokenizer(TextTokenizer):
                 f"{folder}: the files of its tokenizer cannot be read: {error!r}."
             ) from error
 
+    def require_rows(self, rows: int) -> None:
+        """Check that the model has a row of its embedding matrix for every token.
+
+        Args:
+            rows: Those that it has; more than tokens are fine.
+
+        Raises:
+            UnsupportedModelError: A token's id is beyond them; names the token.
+        """
+        token_id, text = self.last_token()
+        if token_id >= rows:
+            raise UnsupportedModelError(
+                f"tokenizer.json: the token {text!r} has the id {token_id}, but the model knows "
+                f"vocab_size={rows} tokens (ids 0 to {rows - 1}). Its embedding was not resized "
+                "for this tokenizer: take the tokenizer that belongs to the weights, or resize "
+                "the model."
+            )
+
     def encode_prompt(
         self,
         messages: Sequence[Message],

@@ -85,6 +85,12 @@ class TextTokenizer:
         self.byte_values: dict[int, int] = byte_values(definition)
         self._byte_ids = {byte: token_id for token_id, byte in self.byte_values.items()}
 
+    def last_token(self) -> tuple[int, str]:
+        """Return the largest id, and its token's text in the vocabulary."""
+        vocabulary: dict[str, int] = self._decoder.get_vocab(with_added_tokens=True)
+        text = max(vocabulary, key=vocabulary.__getitem__)
+        return vocabulary[text], text
+
     def encode_raw(self, prompt: str) -> list[int]:
         """Return the ids of ``prompt`` with its control tokens honoured: never for user text.
 

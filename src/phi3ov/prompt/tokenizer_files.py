@@ -54,9 +54,48 @@ def parse_definition(tokenizer_json: str) -> dict[str, Any]:
     """
     try:
         definition = json.loads(tokenizer_json)
-        return dict(definition) | {"added_tokens": list(definition.get("added_tokens", []))}
+        found = dict(definition) | {"added_tokens": list(definition.get("added_tokens", []))}
+        return restore_released(found)
     except (ValueError, TypeError, AttributeError) as error:
         raise UnsupportedModelError(f"tokenizer.json cannot be read: {error!r}.") from error
+
+
+def restore_released(definition: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a Llama-like tokenizer as the family released it, where a tool has rewritten it.
+
+    Phi-3's own file marks the beginning of every piece of text between control tokens: its
+    normalizer prepends "▁". transformers 5 reads such a folder as a Llama tokenizer where there is
+    no config.json, and saves it with a Metaspace that marks the first piece of a prompt only, or
+    that marks no piece that begins with a space. The model has never seen those ids.
+
+    Args:
+        definition: A ``tokenizer.json``.
+
+    Returns:
+        The same, or one with the released normalizer.
+    """
+    pre_tokenizer, model = definition.get("pre_tokenizer"), definition.get("model")
+    if not isinstance(pre_tokenizer, Mapping) or not isinstance(model, Mapping):
+        return dict(definition)
+    rewritten = (
+        pre_tokenizer.get("type") == "Metaspace"
+        and pre_tokenizer.get("prepend_scheme") in ("first", "always")
+        and pre_tokenizer.get("split") is False
+        and definition.get("normalizer") is None
+        and model.get("byte_fallback")
+    )
+    if not rewritten:
+        return dict(definition)
+    mark = pre_tokenizer.get("replacement", "▁")
+    normalizers = [
+        {"type": "Prepend", "prepend": mark},
+        {"type": "Replace", "pattern": {"String": " "}, "content": mark},
+    ]
+    return {
+        **definition,
+        "normalizer": {"type": "Sequence", "normalizers": normalizers},
+        "pre_tokenizer": None,
+    }
 
 
 def make_tokenizer(definition: Mapping[str, Any]) -> Tokenizer:

@@ -101,7 +101,10 @@ def _warnings_to(handler: logging.Handler | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _log_lines_to(handler: logging.Handler | None) -> Iterator[None]:
-    """Give the tools' log lines to ``handler``, and only errors to where they went before."""
+    """Give the tools' log lines to ``handler``, and only errors to where they went before.
+
+    phi3ov's own lines go to both.
+    """
     original_handle = original_of(logging.Logger, "handle")
     original_enabled = original_of(logging.Logger, "isEnabledFor")
     least = logging.ERROR if handler is None else logging.INFO
@@ -112,12 +115,13 @@ def _log_lines_to(handler: logging.Handler | None) -> Iterator[None]:
         return bool(original_enabled(logger, level))
 
     def handle(logger: logging.Logger, record: logging.LogRecord) -> None:
-        if not _is_tool(logger.name):
+        ours = logger.name == "phi3ov"
+        if not (_is_tool(logger.name) or ours):
             original_handle(logger, record)
             return
         if handler is not None:
             handler.handle(record)
-        if record.levelno >= logging.ERROR:
+        if ours or record.levelno >= logging.ERROR:
             original_handle(logger, record)
 
     with (

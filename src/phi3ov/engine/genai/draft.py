@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from ..protocol import EngineSetup
 
 
+_COMPARED_BY_GENAI = "openvino_tokenizer.xml"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeculationPlan:
     """What an engine needs to know of it, in plain values that can be sent to a child.
@@ -129,6 +132,13 @@ def plan_speculation(setup: EngineSetup) -> SpeculationPlan:
 
 def _require_same_tokens(model: Artifact, draft: Artifact) -> None:
     """Require that each id is the same token to both; genai compares the length of one text."""
+    for artifact in (model, draft):
+        if not (artifact.path / _COMPARED_BY_GENAI).is_file():
+            raise OptionError(
+                f"A draft model needs {_COMPARED_BY_GENAI} in both folders, and {artifact.path} "
+                "has none: openvino-tokenizers cannot convert its tokenizer. Load the model "
+                "without DraftModel, or with PromptLookup."
+            )
     ours, theirs = model.config.vocab_size, draft.config.vocab_size
     if ours != theirs:
         raise OptionError(
