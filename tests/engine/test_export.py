@@ -162,6 +162,8 @@ def test_the_manifest_says_what_was_done(exports: Callable[[str], Path], zoo: Zo
     manifest = Artifact.open(folder).manifest
     source = zoo.checkpoint(ROW)
     assert manifest.source == source.name, "no path of this machine"
+    for path in folder.iterdir():
+        assert str(source.parent).encode() not in path.read_bytes(), path.name
     assert (manifest.revision, manifest.commit) == (None, None)
     assert manifest.source_bytes == (source / "model.safetensors").stat().st_size
     assert manifest.recipe == {

@@ -299,9 +299,15 @@ def test_export_without_optimum_names_the_command(
     """`export_model` says so before it looks at anything else, and makes nothing."""
     monkeypatch.setitem(sys.modules, "optimum", None)
     monkeypatch.setitem(sys.modules, "optimum.intel", None)
+    phases: list[str] = []
     with pytest.raises(MissingDependencyError, match=r'pip install "phi3ov\[export\]"'):
-        phi3ov.export_model("no-such-source", tmp_path / "out")
+        phi3ov.export_model(
+            "no-such-source",
+            tmp_path / "out",
+            progress=lambda progress: phases.append(progress.phase),
+        )
     assert list(tmp_path.iterdir()) == []
+    assert phases == ["check"], "the first line comes before ten seconds of imports"
 
 
 def test_every_engine_is_where_its_name_says() -> None:

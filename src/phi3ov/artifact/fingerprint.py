@@ -1,11 +1,11 @@
 """Which model a saved file belongs to: checksums of all that token ids and answers depend on.
 
-A manifest holds the SHA-256 of every file, and `phi3ov.load_model` has compared them, so a
-fingerprint of phi3ov's own exports costs nothing. With ``verify=False`` nobody has compared them,
-and the fingerprint is that of the export, whatever the files have become since. A folder without
-a manifest is hashed when a fingerprint is first asked for: some seconds for a full-size model,
-once per loaded model.
-Device, precision and context are no part of it: they belong to a run, not to the model.
+A manifest holds the SHA-256 of every file, and `phi3ov.load_model` compares them, so the
+fingerprint of an export costs nothing. With ``verify=False`` they are not compared: the
+fingerprint is that of the export, even if files have changed since. A folder without a manifest
+is hashed when its fingerprint is first asked for, which takes seconds for a full-size model.
+
+Device, precision and context are left out: they belong to a run, not to the model.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class ModelFingerprint:
             or values.keys() != set(cls.__slots__)
             or not all(isinstance(value, str) for value in values.values())
         ):
-            raise ValueError("its model is no fingerprint.")
+            raise ValueError("its model is not a fingerprint.")
         return cls(**values)
 
     def to_values(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 An artifact is a folder that `phi3ov.export_model` made. It holds the OpenVINO model and
 tokenizer, the checkpoint's own tokenizer and configs, and the manifest, which records where it
 came from, what was asked for, what the model really holds, and size and SHA-256 of every file.
-Making one is ``exporter.py``'s work, running one is ``model.py``'s.
+`exporter` creates it, `loading` opens it.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Manifest:
         """Parse the text of ``phi3ov.json``.
 
         Raises:
-            ArtifactError: It is no manifest, or one of another version.
+            ArtifactError: It is not a manifest, or one of another version.
         """
         try:
             values = json.loads(text)
@@ -132,7 +132,7 @@ class Artifact:
     def open(cls, path: str | Path) -> Artifact:
         """Read the manifest of an exported folder and check that every file is there, whole.
 
-        Sizes are compared, contents are not: that is `verify`'s work.
+        Sizes are compared; `verify` compares contents.
 
         Raises:
             ArtifactError: phi3ov did not export the folder, or files are missing or of another
@@ -192,7 +192,7 @@ checkpoint into it first: phi3ov.export_model(source, 'models/no-such-folder').
                 return chat_format
         raise ArtifactError(
             f"chat_format={self.manifest.chat_format!r} with system_messages="
-            f"{self.manifest.system_messages!r} is none that this phi3ov knows."
+            f"{self.manifest.system_messages!r} is not one that this phi3ov knows."
         )
 
     @property
@@ -244,8 +244,8 @@ def _describe_foreign(folder: Path) -> Manifest:
     """Describe a folder without a manifest as far as that can be done.
 
     Raises:
-        ArtifactError: It is no OpenVINO export.
-        UnsupportedModelError: Its chat format is none that phi3ov knows.
+        ArtifactError: It is not an OpenVINO export.
+        UnsupportedModelError: phi3ov does not know its chat format.
     """
     if not (folder / MODEL_XML).is_file():
         hint = "Export the checkpoint with phi3ov.export_model()."

@@ -1,8 +1,8 @@
 """Exported folders that phi3ov did not make, such as OpenVINO's own int4 repositories.
 
-They have no manifest, so what phi3ov can find out is found out, and the rest is called unknown:
-the weights are read from the IR and the chat format from the folder's own template, but where
-it came from, how it was made, and whether a file has changed since, nobody can say.
+They have no manifest. The weights are read from the IR and the chat format from the folder's own
+template. Where the folder came from, how it was made, and whether a file has changed since stay
+unknown.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ def describe_layers(folder: Path) -> tuple[WeightLayer, ...]:
     Raises:
         ArtifactError: Files are missing or damaged, or the IR holds no weights that phi3ov
             recognizes.
-        UnsupportedModelError: ``config.json`` is of no Phi-3 that phi3ov supports.
+        UnsupportedModelError: ``config.json`` describes a model that phi3ov does not support.
     """
     missing = tuple(f"{name}: missing" for name in _NEEDED if not (folder / name).is_file())
     if missing:
-        raise ArtifactError(f"{folder} is no complete OpenVINO export:", problems=missing)
+        raise ArtifactError(f"{folder} is not a complete OpenVINO export:", problems=missing)
     name = "config.json"
     try:
         Phi3Config.read(folder / name)
@@ -48,7 +48,7 @@ def render_format(folder: Path) -> ChatFormat:
     """Return the chat format that the folder's own template writes, rendered by openvino-genai.
 
     Raises:
-        UnsupportedModelError: It is none that phi3ov knows.
+        UnsupportedModelError: phi3ov does not know it.
         ArtifactError: There is no template, or tokenizer or template cannot be read.
     """
     import openvino_genai

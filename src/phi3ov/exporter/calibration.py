@@ -1,10 +1,10 @@
 """Text for data-aware compression, and for measuring what a compression cost.
 
-Both come from Python's own language reference (``pydoc_data.topics``), English with code in it:
-every other topic for calibration, and for measuring what only the rest says, so that no recipe
-is measured on the text that it was fitted to. Better text for a model with another purpose is
-text of that purpose. The topics differ between versions of Python, so the manifest records the
-SHA-256 of what was used.
+Both come from Python's language reference (``pydoc_data.topics``), English with code in it. Every
+other topic is for calibration. Measuring takes the paragraphs that only the other topics have, so
+that no recipe is measured on the text that it was fitted to. A model with another purpose is
+better calibrated on text of that purpose. The topics differ between versions of Python, so the
+manifest records the SHA-256 of what was used.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _topics(first: int) -> tuple[str, ...]:
 
 
 def hash_texts(texts: Sequence[str]) -> str:
-    """Return the SHA-256 of ``texts``, which tells where one ends, as a hexadecimal string."""
+    """Return one hexadecimal SHA-256 of ``texts``; it depends on where each text ends."""
     digest = hashlib.sha256()
     for text in texts:
         encoded = text.encode("utf-8")

@@ -1,7 +1,7 @@
 """A Phi-3 checkpoint on disk: found, downloaded if need be, and checked before any work.
 
-`Checkpoint.resolve` takes a folder or a hub id and returns a folder whose config names a model
-that phi3ov supports and whose weights are safetensors. Converting it is ``exporter.py``'s work.
+`Checkpoint.resolve` takes a folder or a hub id and returns a folder whose config describes a model
+that phi3ov supports and whose weights are safetensors. `export` converts it.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Checkpoint:
 
         Raises:
             ExportError: It is not there, cannot be downloaded, or lacks a file.
-            UnsupportedModelError: It is no Phi-3 that phi3ov supports.
+            UnsupportedModelError: phi3ov does not support this model, or it is quantized already.
         """
         folder = Path(source)
         if folder.is_dir():
@@ -234,8 +234,8 @@ def _check_weight_files(folder: Path) -> None:
     strange = set(_read_index(index)) - present if index.is_file() else set()
     if strange:
         raise ExportError(
-            f"{index} names {', '.join(map(repr, sorted(strange)[:3]))}, which is no safetensors "
-            "file in this folder."
+            f"{index} names {', '.join(map(repr, sorted(strange)[:3]))}, which is not a "
+            "safetensors file in this folder."
         )
     files = weight_files(folder)
     if not files:

@@ -1,8 +1,8 @@
-"""Constants of a graph kept in a file instead of in memory.
+"""Weights of a graph kept in a mapped file instead of in memory.
 
-Compressing a model makes its new weights one by one, 2.8 GB of them for Phi-3-mini, and the
-graph holds them all until it is written. A constant that lives in a mapped file costs no memory
-that the kernel cannot take back; and what will not be read again can be given back at once.
+Compression makes new weights one by one, 2.8 GB of them for Phi-3-mini, and the graph holds all
+of them until it is written. The kernel can take back the memory of a mapped file at any time, and
+`give_back` offers it what will not be read again.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _WORTH_MOVING = 64 * 1024
 
 
 class MappedConstants:
-    """A file that takes constants over from memory.
+    """A file to which constants of a graph are moved.
 
-    The mappings must outlive every graph that uses them: OpenVINO does not hold them itself.
-    So close this after the graph is gone.
+    OpenVINO does not hold the mappings itself, so they must outlive every graph that uses them:
+    close this when the graph is gone.
     """
 
     def __init__(self, path: Path) -> None:
@@ -34,7 +34,7 @@ class MappedConstants:
         self.size_bytes: int = 0
 
     def take(self, constant: Any) -> None:
-        """Put a mapped constant of the same content into the place of ``constant``."""
+        """Replace ``constant`` in its graph by a mapped one of the same content."""
         import openvino.opset13 as ops
 
         if constant.get_byte_size() < _WORTH_MOVING:
@@ -80,11 +80,11 @@ class MappedConstants:
 
 
 def give_back(address: int, size_bytes: int) -> None:
-    """Tell the system that a mapped file's bytes will not be read again.
+    """Tell the system that these bytes of a mapped file will not be read again.
 
-    They leave the process's resident memory, and come back from the file if they are read all
-    the same. Only where the system lists its mappings (Linux), and only for a mapped file's
-    bytes: other memory would lose its content.
+    They leave the process's resident memory. If they are read after all, they come back from the
+    file. This needs a system that lists its mappings (Linux), and does nothing elsewhere: memory
+    that is not a mapped file's would lose its content.
     """
     first = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (address + size_bytes) // mmap.PAGESIZE * mmap.PAGESIZE

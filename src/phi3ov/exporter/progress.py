@@ -1,6 +1,6 @@
-"""How an export reports where it is: a bar on a terminal, a line per phase elsewhere, a callback.
+"""Progress of an export: a bar on a terminal, a line per phase elsewhere, or a callback.
 
-A phase begins with one report; phases that know how far they are send more.
+A phase begins with one report. Phases that know how far they are send more.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Phases:
         return self._seconds
 
     def raise_callers(self) -> None:
-        """Raise what the caller's callback has raised, whatever tools made of it; if it has."""
+        """Raise the error that the caller's callback raised, which a tool may have wrapped."""
         if self._raised is not None:
             raise self._raised
 

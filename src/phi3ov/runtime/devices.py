@@ -1,8 +1,8 @@
-"""Where a model runs: the machine's devices, and the choice among those that a caller prefers.
+"""The machine's devices, and the choice of the one that runs a model.
 
 `choose_device` takes what the caller prefers, what the machine has and what has failed already,
-and says which device is next and why. ``loading.py`` tries it. The devices are asked through
-`DeviceSource`, so that the choice is tested on machines that are not there.
+and says which device is next and why; `loading` tries it. Devices are asked through
+`DeviceSource`, so tests choose on machines that they do not have.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def find_devices(
         lists them.
 
     Raises:
-        DeviceError: A name is no device's.
+        DeviceError: A name is not a device's.
     """
     names = (requested,) if isinstance(requested, str) else tuple(requested or ())
     for name in names:
@@ -207,7 +207,7 @@ def choose_device(
         failed: Devices that were tried, OpenVINO's name to why the model does not run there.
 
     Raises:
-        DeviceError: None of them is left, or a name is no device.
+        DeviceError: None of them is left, or a name is not a device's.
 
     Example:
         >>> choose_device(("GPU.0", "CPU"), {"CPU": "Intel(R) Core(TM) Ultra 7"}).reason
@@ -250,7 +250,7 @@ def choose_device(
 
 def _refuse_virtual(name: object) -> None:
     if not isinstance(name, str):
-        raise DeviceError(f"device={name!r} is no device name, such as 'CPU'.")
+        raise DeviceError(f"device={name!r} is not a device name, such as 'CPU'.")
     if ":" in name or name.upper() in ("AUTO", "MULTI", "HETERO"):
         raise DeviceError(
             f"device={name!r} is a virtual device. phi3ov chooses by itself and says why: give an "

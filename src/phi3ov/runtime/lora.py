@@ -58,7 +58,7 @@ class LoraAdapter:
         weight: How much of it counts: 1.0 is as trained, 0.5 is half of the change.
 
     Raises:
-        OptionError: The weight is no positive number of at most 100.
+        OptionError: The weight is not a number above 0 and at most 100.
 
     Example:
         >>> LoraAdapter(path="adapters/poet", weight=0.5).weight
@@ -137,7 +137,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 def _check_shapes(
     folder: Path, shapes: Mapping[str, tuple[int, ...]], rank: int, config: Phi3Config
 ) -> None:
-    """Refuse what genai would skip without a word: a matrix that fits no layer, or is alone."""
+    """Refuse matrices that genai would skip: one that fits no layer, or lacks its other half."""
     if not shapes:
         raise OptionError(f"The adapter {folder} holds no matrices, so it changes nothing.")
     layers = config.linear_shapes()
