@@ -76,7 +76,7 @@ def test_a_folder_that_is_no_artifact_is_never_replaced(
     precious = tmp_path / "home" / "thesis.txt"
     precious.parent.mkdir()
     precious.write_text("three years", encoding="utf-8")
-    with pytest.raises(ExportError, match="no folder that phi3ov exported"):
+    with pytest.raises(ExportError, match="not a folder that phi3ov exported"):
         export_model(zoo.checkpoint(ROW), precious.parent, overwrite=overwrite, progress=False)
     assert precious.read_text(encoding="utf-8") == "three years"
     assert [path.name for path in tmp_path.rglob("*")] == ["home", "thesis.txt"]

@@ -59,7 +59,7 @@ def test_what_came_while_the_export_worked_is_not_replaced(
     (target / "thesis.tex").write_text("precious", encoding="utf-8")
     with pytest.raises(
         ExportError,
-        match=r"did not export it.*is kept in .*out-finished",
+        match=r"not a folder that phi3ov exported.*is kept in .*out-finished",
     ):
         put_into_place(work / "made", target, work, overwrite=overwrite)
     assert (target / "thesis.tex").read_text(encoding="utf-8") == "precious"

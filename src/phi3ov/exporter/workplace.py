@@ -63,8 +63,8 @@ def check_target(target: Path, *, overwrite: bool) -> None:
             return
     if not (target / MANIFEST_NAME).is_file():
         raise ExportError(
-            f"output={str(target)!r} exists, and phi3ov did not export it, so it is not replaced. "
-            "Choose another folder."
+            f"output={str(target)!r} exists and is not a folder that phi3ov exported, so it "
+            "is not replaced. Choose another folder."
         )
     if not overwrite:
         raise ExportError(
