@@ -9,11 +9,10 @@ import pytest
 
 import phi3ov
 from phi3ov import Artifact, RuntimeConfig
+from phi3ov.engine.logits import ExportedModel, divergence, log_probabilities
 from phi3ov.engine.protocol import EngineName
 from phi3ov.exporter.calibration import evaluation_text
 from phi3ov.prompt.chat_tokenizer import ChatTokenizer
-from phi3ov.quality.logits import ExportedModel
-from phi3ov.quality.report import divergence, log_probabilities
 
 BUDGET = 0.01
 """Most that the default's arithmetic may add, in nats: a 20th of what int4 weights cost here."""

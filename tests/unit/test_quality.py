@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from phi3ov.cli import main
+from phi3ov.engine.logits import divergence, log_probabilities
 from phi3ov.errors import MissingDependencyError
 from phi3ov.quality.plot import draw_histogram
 from phi3ov.quality.report import (
@@ -23,8 +24,6 @@ from phi3ov.quality.report import (
     QualityReport,
     SampleAnswer,
     _Tally,
-    divergence,
-    log_probabilities,
 )
 
 

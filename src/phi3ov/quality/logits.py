@@ -1,28 +1,17 @@
-"""Token ids to logits, for a checkpoint and for its export.
+"""Token ids to logits for a checkpoint; the export's side is ``engine/logits.py``.
 
-Both sides do float32 arithmetic unless told otherwise, so a difference between them comes from
-the weights alone. Measuring the difference is ``quality.py``.
+Both sides compute in float32 unless told otherwise, so a difference between them comes from the
+weights alone. ``report.py`` measures the difference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
-from ..artifact.folder import MODEL_XML, Artifact
+from ..engine.logits import Logits
 from ..exporter.checkpoint import weight_files
-from ..runtime.config import RuntimeConfig
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-Logits: TypeAlias = "NDArray[np.float32]"
-"""Of shape [tokens, vocabulary]."""
-
-EXACT = RuntimeConfig.exact()
-"""Otherwise the CPU plugin rounds activations to 8 bits, and the cache to 16 or 8."""
 
 _SMALL_BYTES = 2**30
 """Checkpoints up to this size are widened to float32 once, larger ones layer by layer."""
@@ -94,52 +83,3 @@ def _widened(module: Any) -> Callable[[Any], Any]:
         return output if module.bias is None else output + module.bias.float()
 
     return linear
-
-
-class ExportedModel:
-    """The export in OpenVINO on the CPU.
-
-    Attributes:
-        properties: The OpenVINO properties that it was compiled with.
-    """
-
-    def __init__(self, folder: Path, config: RuntimeConfig = EXACT) -> None:
-        import openvino
-
-        from ..runtime.properties import device_settings
-        from ..runtime.settings import passed_properties
-
-        core = openvino.Core()
-        # As the engines with paged attention: the answers' arithmetic is measured here.
-        settings = device_settings(config, core, "CPU", artifact=Artifact.open(folder))
-        self.properties: dict[str, str] = passed_properties(settings)
-        compiled = core.compile_model(folder / MODEL_XML, "CPU", self.properties)
-        self._names = {name for port in compiled.inputs for name in port.get_names()}
-        self._request = compiled.create_infer_request()
-
-    def logits(self, ids: Sequence[int]) -> Logits:
-        """Return the logits after each of ``ids``, read from an empty context."""
-        self._request.reset_state()
-        return self._infer(ids, past=0)
-
-    def continuation(self, ids: Sequence[int]) -> Iterator[int]:
-        """Yield greedy tokens for ever."""
-        self._request.reset_state()
-        past, fed = 0, list(ids)
-        while True:
-            logits = self._infer(fed, past=past)
-            past, fed = past + len(fed), [int(logits[-1].argmax())]
-            yield fed[0]
-
-    def _infer(self, ids: Sequence[int], *, past: int) -> Logits:
-        import numpy as np
-
-        total = past + len(ids)
-        inputs = {
-            "input_ids": np.asarray([ids], dtype=np.int64),
-            "attention_mask": np.ones((1, total), dtype=np.int64),
-            "position_ids": np.arange(past, total, dtype=np.int64)[None],
-            "beam_idx": np.zeros(1, dtype=np.int32),
-        }
-        self._request.infer({name: inputs[name] for name in inputs.keys() & self._names})
-        return self._request.get_tensor("logits").data[0].copy()  # type: ignore[no-any-return]

@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..artifact.folder import Artifact
+from ..engine.logits import ExportedModel, Logits, divergence, log_probabilities
 from ..errors import ExportError, MissingDependencyError, OptionError, Phi3OVError
 from ..exporter.calibration import evaluation_text
 from ..exporter.checkpoint import Checkpoint
 from ..prompt.chat_tokenizer import ChatTokenizer
 from ..prompt.messages import Message
 from ..runtime.config import RuntimeConfig
-from .logits import EXACT, ExportedModel, Logits, SourceModel
+from .logits import SourceModel
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    pass
 
 PROMPTS = (
     "What is the capital of France?",
@@ -173,7 +173,10 @@ def compare(
     windows = _cut_windows(ids, window_tokens, max_tokens, checkpoint)
     prompt_ids = [tokenizer.encode_prompt([Message("user", prompt)]) for prompt in prompts]
     try:
-        left, right = SourceModel(checkpoint.path), ExportedModel(exported.path, config or EXACT)
+        left, right = (
+            SourceModel(checkpoint.path),
+            ExportedModel(exported.path, config or RuntimeConfig.exact()),
+        )
         tally = _Tally()
         for number, window in enumerate(windows, start=1):
             tally.add(left.logits(window), right.logits(window), window)
@@ -274,24 +277,6 @@ class _Tally:
             "top1_agreement": self._agreed / count,
             "kl_histogram": tuple(bars.tolist()),
         }
-
-
-def log_probabilities(logits: Logits) -> NDArray[np.float64]:
-    """Return the logarithms of the softmax of each row, in float64."""
-    import numpy as np
-
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(axis=1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return shifted
-
-
-def divergence(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return KL(p || q) of each row of log-probabilities, in nats, at least 0."""
-    import numpy as np
-
-    kl: NDArray[np.float64] = (np.exp(p) * (p - q)).sum(axis=1)
-    return np.maximum(kl, 0.0)  # rounding may leave -1e-17
 
 
 def _answer(

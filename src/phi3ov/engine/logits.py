@@ -1,0 +1,83 @@
+"""Token ids to the logits after each of them, and how far two such predictions lie apart.
+
+The engines give tokens; this gives what they are drawn from, to compare an export with its
+source (``quality/``) or one setting with another (``tuner.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import openvino
+from numpy.typing import NDArray
+
+from ..artifact.folder import MODEL_XML, Artifact
+from ..runtime.config import RuntimeConfig
+from ..runtime.properties import device_settings
+from ..runtime.settings import passed_properties
+
+Logits: TypeAlias = NDArray[np.float32]
+"""Of shape [tokens, vocabulary]."""
+
+
+class ExportedModel:
+    """The export in OpenVINO on the CPU.
+
+    Attributes:
+        properties: The OpenVINO properties that it was compiled with.
+
+    Raises:
+        ArtifactError: The folder is not what was exported.
+        OptionError: The CPU does not take a field of ``config``.
+    """
+
+    def __init__(self, folder: Path, config: RuntimeConfig) -> None:
+        core = openvino.Core()
+        # As the engines with paged attention: the answers' arithmetic is measured here.
+        settings = device_settings(config, core, "CPU", artifact=Artifact.open(folder))
+        self.properties: dict[str, str] = passed_properties(settings)
+        compiled = core.compile_model(folder / MODEL_XML, "CPU", self.properties)
+        self._names = {name for port in compiled.inputs for name in port.get_names()}
+        self._request = compiled.create_infer_request()
+
+    def logits(self, ids: Sequence[int]) -> Logits:
+        """Return the logits after each of ``ids``, read from an empty context."""
+        self._request.reset_state()
+        return self._infer(ids, past=0)
+
+    def continuation(self, ids: Sequence[int]) -> Iterator[int]:
+        """Yield greedy tokens for ever."""
+        self._request.reset_state()
+        past, fed = 0, list(ids)
+        while True:
+            logits = self._infer(fed, past=past)
+            past, fed = past + len(fed), [int(logits[-1].argmax())]
+            yield fed[0]
+
+    def _infer(self, ids: Sequence[int], *, past: int) -> Logits:
+        total = past + len(ids)
+        inputs = {
+            "input_ids": np.asarray([ids], dtype=np.int64),
+            "attention_mask": np.ones((1, total), dtype=np.int64),
+            "position_ids": np.arange(past, total, dtype=np.int64)[None],
+            "beam_idx": np.zeros(1, dtype=np.int32),
+        }
+        self._request.infer({name: inputs[name] for name in inputs.keys() & self._names})
+        return self._request.get_tensor("logits").data[0].copy()  # type: ignore[no-any-return]
+
+
+def log_probabilities(logits: Logits) -> NDArray[np.float64]:
+    """Return the logarithms of the softmax of each row, in float64."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return shifted
+
+
+def divergence(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return KL(p || q) of each row of log-probabilities, in nats, at least 0."""
+    kl: NDArray[np.float64] = (np.exp(p) * (p - q)).sum(axis=1)
+    return np.maximum(kl, 0.0)  # rounding may leave -1e-17
