@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from .runtime.lora import LoraAdapter
     from .runtime.settings import Setting
     from .runtime.speculation import DraftModel, PromptLookup
+    from .tuner import TuningReport, tune
 
 __version__ = "0.1.0"
 
@@ -104,6 +105,7 @@ __all__ = [
     "TokenScores",
     "Tool",
     "ToolCall",
+    "TuningReport",
     "UnsupportedModelError",
     "Usage",
     "describe_devices",
@@ -112,6 +114,7 @@ __all__ = [
     "list_devices",
     "load_model",
     "push_to_hub",
+    "tune",
 ]
 
 # Where each public name comes from; a test compares it with __all__ and the imports above.
@@ -160,6 +163,7 @@ _MODULES = {
     "runtime.speculation": ("DraftModel", "PromptLookup"),
     "answer.stream": ("ReplyStream",),
     "prompt.tools": ("Tool", "ToolCall"),
+    "tuner": ("TuningReport", "tune"),
 }
 
 

@@ -23,6 +23,13 @@ from .runtime.limits import RequestLimits
 from .runtime.lora import LoraAdapter
 from .runtime.rope import choose_context
 from .runtime.speculation import DraftModel, PromptLookup, Speculation
+from .runtime.tuning import (
+    Goal,
+    TunedSettings,
+    Tuning,
+    check_tuning,
+    find_record,
+)
 from .validation import is_integer
 
 _LOGGER = logging.getLogger("phi3ov")
@@ -40,6 +47,7 @@ def load_model(
     cache_bytes: int | None = None,
     speculation: Speculation | None = None,
     adapter: LoraAdapter | None = None,
+    tuning: Tuning | Path = "auto",
     verify: bool = True,
     warm_up: bool = True,
 ) -> Phi3Model:
@@ -68,6 +76,9 @@ def load_model(
             for the engines ``"pipeline"`` and ``"worker"``. Greedy text stays the same.
         adapter: A `LoraAdapter`, applied for the whole life of the loaded model, for the same
             engines.
+        tuning: ``"auto"`` takes the settings that ``phi3ov tune`` found for this processor and
+            export, where it has run; what ``config`` sets stays. A path names the file, ``"off"``
+            takes none. `Phi3Model.settings` says what came from there.
         verify: Compare every file, a draft model's included, with its SHA-256 in the manifest,
             beside the compilation. Without it only presence and size are checked. A folder that
             phi3ov did not export has no checksums; that is logged as a warning.
@@ -98,6 +109,7 @@ def load_model(
     _require_type("speculation", speculation, PromptLookup, DraftModel, type(None))
     _require_type("adapter", adapter, LoraAdapter, type(None))
     _require_bytes("cache_bytes", cache_bytes)
+    check_tuning(tuning)
     artifact = find_artifact(path, revision=revision)
     context = choose_context(artifact.config, context_tokens)
     tokenizer = ChatTokenizer.from_folder(artifact.path, artifact.chat_format)
@@ -112,6 +124,9 @@ def load_model(
         cache_bytes=cache_bytes,
         speculation=speculation,
         adapter=adapter,
+        tuned=_find_tuned(
+            artifact, tuning, "throughput" if engine == "worker" else "latency", available
+        ),
     )
     draft = Artifact.open(speculation.path) if isinstance(speculation, DraftModel) else None
     files = [found for found in (artifact, draft) if found is not None and found.has_checksums]
@@ -168,6 +183,18 @@ def find_artifact(path: str | Path, *, revision: str | None = None) -> Artifact:
 def _verify(artifacts: Sequence[Artifact]) -> None:
     for artifact in artifacts:
         artifact.verify()
+
+
+def _find_tuned(
+    artifact: Artifact, tuning: Tuning | Path, goal: Goal, available: Mapping[str, str]
+) -> TunedSettings | None:
+    """Return what ``phi3ov tune`` found for this machine and export, if it has run."""
+    processor = available.get("CPU")
+    record = None if processor is None else find_record(artifact, processor, tuning)
+    if record is None:
+        return None
+    _LOGGER.info("%s: settings of phi3ov tune, %s, for %s", artifact.path, record.date, goal)
+    return record.for_goal(goal)
 
 
 def _open_first(

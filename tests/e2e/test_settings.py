@@ -13,6 +13,8 @@ from phi3ov.engine.logits import ExportedModel, divergence, log_probabilities
 from phi3ov.engine.protocol import EngineName
 from phi3ov.exporter.calibration import evaluation_text
 from phi3ov.prompt.chat_tokenizer import ChatTokenizer
+from phi3ov.runtime.tuning import TunedSettings, TuningRecord, write_record
+from phi3ov.tuner import Speed
 
 BUDGET = 0.01
 """Most that the default's arithmetic may add, in nats: a 20th of what int4 weights cost here."""
@@ -45,3 +47,35 @@ def test_a_model_says_what_is_in_force(engine: EngineName, reference_export: Pat
     assert said["INFERENCE_NUM_THREADS"] == ("1", "caller")
     assert said["KV_CACHE_PRECISION"] == ("f16", "export")
     assert {"INFERENCE_PRECISION_HINT", "DYNAMIC_QUANTIZATION_GROUP_SIZE"} <= said.keys()
+
+
+def test_tuning_finds_settings_and_loading_takes_them(
+    reference_export: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One round on the reference: a table, a file, and a model that says what came from there."""
+    file = tmp_path / "tuned.json"
+    report = phi3ov.tune(reference_export, rounds=1, save=file, progress=False)
+    assert report.rows[0].gain == Speed(one_chat=1.0, eight_chats=1.0, prefill=1.0)
+    assert all(0 <= row.divergence < 0.1 for row in report.rows)
+    assert all(row.refused for row in report.rows[1:] if row.divergence > report.budget)
+    assert str(file) in str(report)
+    record = TuningRecord(
+        key=report.record.key,
+        date="2026-11-28",
+        latency=TunedSettings(threads=1, kv_cache_precision="u8", reason="measured"),
+        throughput=TunedSettings(prompt_chunk_tokens=64, inference_precision="f32"),
+    )
+    write_record(record, file)
+    for engine, expected in (
+        ("pipeline", {"INFERENCE_NUM_THREADS": "1", "KV_CACHE_PRECISION": "u8"}),
+        ("worker", {"INFERENCE_PRECISION_HINT": "f32"}),
+    ):
+        name: EngineName = "worker" if engine == "worker" else "pipeline"
+        with phi3ov.load_model(reference_export, device="CPU", engine=name, tuning=file) as model:
+            came = {item.name: item.value for item in model.settings if item.chosen_by == "tune"}
+            assert came == expected
+            assert model.complete("<|user|>\nHello<|end|>\n", max_new_tokens=4).text
+    file.write_text("{", encoding="utf-8")
+    with phi3ov.load_model(reference_export, device="CPU", tuning=file) as model:
+        assert all(setting.chosen_by != "tune" for setting in model.settings)
+    assert "are not used" in caplog.text

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,3 +71,20 @@ def test_a_cpu_takes_a_cache_folder_and_says_where_it_is_of_no_use(
         assert model.complete("abc", max_new_tokens=5).token_ids == answer
         assert [one.suffix for one in folder.iterdir()] == [".blob"]
     assert ("makes loading longer" in caplog.text) == (engine != "transformers")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no such call")
+def test_openvino_obeys_the_affinity_mask(zoo: Zoo) -> None:
+    """So phi3ov leaves the threads to it there: one allowed processor gives one thread."""
+    script = """
+import os, sys
+import openvino
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+compiled = openvino.Core().compile_model(sys.argv[1], "CPU", {"PERFORMANCE_HINT": "LATENCY"})
+print(compiled.get_property("INFERENCE_NUM_THREADS"))
+"""
+    model = zoo.artifact("phi-3-mini-4k") / "openvino_model.xml"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(model)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "1"

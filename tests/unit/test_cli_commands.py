@@ -27,6 +27,8 @@ from phi3ov.exporter.export import ExportReport
 from phi3ov.quality.report import QualityReport
 from phi3ov.runtime.devices import DeviceInfo
 from phi3ov.runtime.settings import Setting
+from phi3ov.runtime.tuning import TunedSettings, TuningKey, TuningRecord
+from phi3ov.tuner import TuningReport
 
 from .fakes import MINI, SMALL_CONFIG, Answer, FakeEngine, answer_ids, make_model
 from .test_artifact import WEIGHTS, write_manifest
@@ -50,6 +52,8 @@ OPTIONS = {
     "info": "--device --help --json --revision -h model",
     "verify": "--help --json --revision -h model",
     "quality": "--help --json --max-tokens --quiet --svg --text --window-tokens -h artifact source",
+    "tune": "--budget --dry-run --help --json --output --own-divergence --quiet --revision "
+    "--rounds --svg --text -h model",
     "devices": "--help --json -h",
     "reference": "--help --json --overwrite -h output",
 }
@@ -75,6 +79,7 @@ JSON_KEYS: dict[str, set[str]] = {
         *("artifact_perplexity", "mean_kl", "p99_kl", "top1_agreement", "source_bytes"),
         *("artifact_bytes", "bits_per_weight", "kl_histogram", "samples"),
     },
+    "tune": {"artifact", "record", "rows", "budget", "saved_to"},
     "devices": {"name", "full_name", "memory_bytes", "precisions"},
     "reference": {"path"},
 }
@@ -175,6 +180,11 @@ def test_the_json_of_every_reporting_command_is_written_down(
     device = DeviceInfo(name="CPU", full_name="a CPU", memory_bytes=None, precisions=())
     monkeypatch.setattr("phi3ov.exporter.export.export_model", lambda *_, **__: report)
     monkeypatch.setattr("phi3ov.quality.compare", lambda *_, **__: QualityReport(**numbers))
+    key = TuningKey(processor="a CPU", features=(), cpus=1, openvino="1", weights="1")
+    own = TunedSettings()
+    record = TuningRecord(key=key, date="2026-11-28", latency=own, throughput=own)
+    tuned = TuningReport(artifact="a", record=record, rows=(), budget=0.01, saved_to=None)
+    monkeypatch.setattr("phi3ov.tuner.tune", lambda *_, **__: tuned)
     monkeypatch.setattr("phi3ov.cli.devices.describe_devices", lambda: (device,))
     monkeypatch.setattr("phi3ov.reference.build_reference", lambda path, **_: path)
     load(lambda _request: Answer(HELLO))
@@ -187,6 +197,7 @@ def test_the_json_of_every_reporting_command_is_written_down(
         "info": [folder],
         "verify": [folder],
         "quality": ["a", "b"],
+        "tune": ["a"],
         "devices": [],
         "reference": ["a"],
     }

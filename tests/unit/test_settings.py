@@ -24,6 +24,8 @@ from phi3ov.runtime.settings import (
     passed_properties,
 )
 
+from .rules_table import GUIDE, with_table
+
 ZEN_4 = {"avx2", "avx512_vnni", "avx512_bf16"}
 SAPPHIRE_RAPIDS = ZEN_4 | {"amx_tile", "avx_vnni"}
 ICE_LAKE = {"avx2", "avx512_vnni"}
@@ -109,6 +111,12 @@ def test_every_row_is_reached_and_names_its_measurement() -> None:
     for rule in RULES:
         assert "2026-" in rule.measured
         assert rule.needs | rule.lacks <= set(FEATURES)
+
+
+def test_the_guide_shows_the_rules() -> None:
+    """As they are: ``python -m tests.unit.rules_table`` writes them again."""
+    page = GUIDE.read_text(encoding="utf-8")
+    assert with_table(page) == page
 
 
 @pytest.mark.parametrize(

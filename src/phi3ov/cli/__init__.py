@@ -34,6 +34,7 @@ COMMANDS = (
     "info",
     "verify",
     "quality",
+    "tune",
     "devices",
     "reference",
 )

@@ -18,6 +18,7 @@ from ..artifact.folder import MODEL_XML, Artifact
 from ..runtime.config import RuntimeConfig
 from ..runtime.properties import device_settings
 from ..runtime.settings import passed_properties
+from ..runtime.tuning import TunedSettings
 
 Logits: TypeAlias = NDArray[np.float32]
 """Of shape [tokens, vocabulary]."""
@@ -34,10 +35,12 @@ class ExportedModel:
         OptionError: The CPU does not take a field of ``config``.
     """
 
-    def __init__(self, folder: Path, config: RuntimeConfig) -> None:
+    def __init__(
+        self, folder: Path, config: RuntimeConfig, *, tuned: TunedSettings | None = None
+    ) -> None:
         core = openvino.Core()
         # As the engines with paged attention: the answers' arithmetic is measured here.
-        settings = device_settings(config, core, "CPU", artifact=Artifact.open(folder))
+        settings = device_settings(config, core, "CPU", artifact=Artifact.open(folder), tuned=tuned)
         self.properties: dict[str, str] = passed_properties(settings)
         compiled = core.compile_model(folder / MODEL_XML, "CPU", self.properties)
         self._names = {name for port in compiled.inputs for name in port.get_names()}

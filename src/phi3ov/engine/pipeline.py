@@ -105,7 +105,11 @@ class _Runner:
         self._setup = setup
         self._pipeline: Any = None
         self.settings = device_settings(
-            setup.config, openvino.Core(), setup.device, artifact=setup.artifact
+            setup.config,
+            openvino.Core(),
+            setup.device,
+            artifact=setup.artifact,
+            tuned=setup.tuned,
         )
         self._properties = passed_properties(self.settings)
         self._static = plan_static(setup) if is_npu(setup.device) else {}

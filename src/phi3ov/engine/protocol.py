@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..runtime.rope import ContextChoice
     from ..runtime.settings import Setting
     from ..runtime.speculation import Speculation
+    from ..runtime.tuning import TunedSettings
 
 EngineName = Literal["pipeline", "worker", "paged", "transformers"]
 """What generates; see `load_model`."""
@@ -56,6 +57,7 @@ class EngineSetup:
         cache_bytes: Bytes that the KV cache may take; None is the engine's default.
         speculation: Where candidates for several tokens per pass come from; None is nowhere.
         adapter: A LoRA adapter; None is the model alone.
+        tuned: What ``phi3ov tune`` found for this machine and export; None is nothing.
     """
 
     artifact: Artifact
@@ -66,6 +68,7 @@ class EngineSetup:
     cache_bytes: int | None = None
     speculation: Speculation | None = None
     adapter: LoraAdapter | None = None
+    tuned: TunedSettings | None = None
 
     def refuse(self, engine: EngineName, **why: str) -> None:
         """Refuse the named options where they are set, for an engine that does not take them."""

@@ -173,10 +173,8 @@ def compare(
     windows = _cut_windows(ids, window_tokens, max_tokens, checkpoint)
     prompt_ids = [tokenizer.encode_prompt([Message("user", prompt)]) for prompt in prompts]
     try:
-        left, right = (
-            SourceModel(checkpoint.path),
-            ExportedModel(exported.path, config or RuntimeConfig.exact()),
-        )
+        left = SourceModel(checkpoint.path)
+        right = ExportedModel(exported.path, config or RuntimeConfig.exact())
         tally = _Tally()
         for number, window in enumerate(windows, start=1):
             tally.add(left.logits(window), right.logits(window), window)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from .settings import (
     Situation,
     choose_settings,
 )
+from .tuning import TunedSettings
 
 _LOGGER = logging.getLogger("phi3ov")
 
@@ -43,6 +45,7 @@ def device_settings(
     *,
     artifact: Artifact | None = None,
     paged: bool = True,
+    tuned: TunedSettings | None = None,
 ) -> tuple[Setting, ...]:
     """Return the properties with which ``device`` compiles a model, each with its reason.
 
@@ -52,12 +55,14 @@ def device_settings(
         device: Its name.
         artifact: The exported folder; without it nothing that depends on weights is chosen.
         paged: Whether the model computes with paged attention.
+        tuned: What ``phi3ov tune`` found for this machine and export.
 
     Raises:
         OptionError: The caller set a property that the device does not take.
         DeviceError: The device cannot be asked.
     """
-    settings = choose_settings(config, _describe(core, device, artifact, paged=paged))
+    situation = _describe(core, device, artifact, paged=paged)
+    settings = choose_settings(config, replace(situation, tuned=tuned))
     names = {setting.name: setting.value for setting in settings}
     if paged and device == "CPU" and "CACHE_DIR" in names:
         _LOGGER.warning(

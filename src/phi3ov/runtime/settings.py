@@ -14,6 +14,7 @@ from typing import Literal
 from ..artifact.ir import WeightSummary
 from .config import InferencePrecision, Properties, RuntimeConfig
 from .processor import Processor
+from .tuning import TunedSettings
 
 ChosenBy = Literal["caller", "phi3ov", "tune", "export", "openvino"]
 """Who decided: the caller's `RuntimeConfig`, `RULES`, ``phi3ov tune``, the exporter, OpenVINO."""
@@ -146,6 +147,7 @@ class Situation:
         own: OpenVINO's own value of each property that it tells.
         exported_kv_precision: KV_CACHE_PRECISION that the exporter wrote into the IR, if any.
         paged: Whether the model computes with paged attention, as the rules were measured.
+        tuned: What ``phi3ov tune`` found on this machine, which goes before the rules.
     """
 
     device: str
@@ -155,6 +157,7 @@ class Situation:
     own: Mapping[str, str] = field(default_factory=Properties)
     exported_kv_precision: str | None = None
     paged: bool = True
+    tuned: TunedSettings | None = None
 
     def takes(self, name: str) -> bool:
         """Return whether the device takes the property ``name``."""
@@ -169,7 +172,11 @@ def choose_settings(config: RuntimeConfig, situation: Situation) -> tuple[Settin
     """
     said = config.to_properties(situation.supported)
     settings = {name: _said(name, value) for name, value in said.items()}
-    for setting in (*_choose_threads(situation), *_choose_arithmetic(config, situation)):
+    for setting in (
+        *_use_tuned(config, situation),
+        *_choose_threads(situation),
+        *_choose_arithmetic(config, situation),
+    ):
         if situation.takes(setting.name):
             settings.setdefault(setting.name, setting)
     if (precision := situation.exported_kv_precision) is not None:
@@ -230,6 +237,35 @@ def _said(name: str, value: str) -> Setting:
     return Setting(name=name, value=value, chosen_by="caller", reason="set in RuntimeConfig")
 
 
+def _use_tuned(config: RuntimeConfig, situation: Situation) -> Iterable[Setting]:
+    tuned = situation.tuned
+    if tuned is None or not _tuning_counts(situation):
+        return
+    found: dict[str, object] = {THREADS: tuned.threads, KV_PRECISION: tuned.kv_cache_precision}
+    if _tuned_arithmetic_counts(config, situation):
+        found[PRECISION] = tuned.inference_precision
+        found[GROUPS] = tuned.dynamic_quantization_group_size
+    for name, value in found.items():
+        if value is not None:
+            yield Setting(name=name, value=str(value), chosen_by="tune", reason=tuned.reason)
+
+
+def _tuning_counts(situation: Situation) -> bool:
+    """Return whether this is what ``phi3ov tune`` measures: paged attention on the CPU."""
+    return situation.device == "CPU" and situation.paged
+
+
+def _tuned_arithmetic_counts(config: RuntimeConfig, situation: Situation) -> bool:
+    """Return whether precision and groups are those that were measured together."""
+    tuned = situation.tuned
+    return (
+        tuned is not None
+        and _tuning_counts(situation)
+        and config.inference_precision in (None, tuned.inference_precision)
+        and config.dynamic_quantization_group_size in (None, tuned.dynamic_quantization_group_size)
+    )
+
+
 def _choose_threads(situation: Situation) -> Iterable[Setting]:
     processor = situation.processor
     threads = processor.threads_within_quota
@@ -246,7 +282,7 @@ def _choose_threads(situation: Situation) -> Iterable[Setting]:
 def _choose_arithmetic(config: RuntimeConfig, situation: Situation) -> Iterable[Setting]:
     """Choose precision and activation group together: a row was measured as a whole."""
     rule = find_rule(situation)
-    if rule is None or rule.largest_group is None:
+    if rule is None or rule.largest_group is None or _tuned_arithmetic_counts(config, situation):
         return
     group = largest_group(situation.weights, rule.largest_group)
     asked = config.inference_precision
@@ -266,6 +302,8 @@ def _choose_arithmetic(config: RuntimeConfig, situation: Situation) -> Iterable[
 def _why_own(name: str, situation: Situation) -> str:
     if situation.device != "CPU":
         return "OpenVINO's own: phi3ov has measured CPUs only"
+    if situation.tuned is not None and _tuning_counts(situation):
+        return f"OpenVINO's own. {situation.tuned.reason}"
     if name == THREADS:
         return "OpenVINO's own choice within the affinity mask; 0 stands for that"
     if not situation.paged:

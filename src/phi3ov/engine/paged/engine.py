@@ -56,7 +56,9 @@ class PagedEngine(SerialEngine):
                 f"engine='paged' runs on the CPU only, and device={device!r} was chosen. Load with "
                 "device='CPU', or with engine='pipeline'."
             )
-        model = PagedModel(artifact, device=device, config=setup.config, context=context)
+        model = PagedModel(
+            artifact, device=device, config=setup.config, context=context, tuned=setup.tuned
+        )
         self.settings = model.settings
         runner = _Runner(model)
         self._runner = runner

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ...artifact.folder import Artifact
     from ...runtime.config import RuntimeConfig
     from ...runtime.rope import ContextChoice
+    from ...runtime.tuning import TunedSettings
 
 BLOCK_TOKENS = 32
 """Tokens per block of the cache; genai's ``cpu_block_size`` is the same."""
@@ -57,11 +58,17 @@ class PagedModel:
     """
 
     def __init__(
-        self, artifact: Artifact, *, device: str, config: RuntimeConfig, context: ContextChoice
+        self,
+        artifact: Artifact,
+        *,
+        device: str,
+        config: RuntimeConfig,
+        context: ContextChoice,
+        tuned: TunedSettings | None = None,
     ) -> None:
         """Compile the artifact's model; see `PagedEngine`."""
         core = openvino.Core()
-        self.settings = device_settings(config, core, device, artifact=artifact)
+        self.settings = device_settings(config, core, device, artifact=artifact, tuned=tuned)
         properties = passed_properties(self.settings)
         self._pinned = open_pinned(artifact, context)  # the mapped weights must outlive the model
         with compiling(artifact.path, device):

@@ -127,7 +127,7 @@ def _load(command: Command) -> Batch:
         block_bytes=0,
         spare_tokens=speculation.spare_tokens,
     )
-    prompt_tokens = prompt_tokens_per_step(
+    prompt_tokens = command.prompt_chunk_tokens or prompt_tokens_per_step(
         (Path(command.folder) / MODEL_BIN).stat().st_size, command.device
     )
     return Batch(

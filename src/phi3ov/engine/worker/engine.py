@@ -69,7 +69,11 @@ class WorkerEngine:
                 "does not have. Use engine='pipeline' there."
             )
         self.settings: tuple[Setting, ...] = device_settings(
-            setup.config, openvino.Core(), setup.device, artifact=setup.artifact
+            setup.config,
+            openvino.Core(),
+            setup.device,
+            artifact=setup.artifact,
+            tuned=setup.tuned,
         )
         properties = passed_properties(self.settings)
         self._speculation = plan_speculation(setup)
@@ -98,6 +102,7 @@ class WorkerEngine:
             draft_folder=self._speculation.draft_folder,
             draft_factors=self._speculation.draft_factors,
             adapter="" if adapter is None else str(adapter.weights),
+            prompt_chunk_tokens=(setup.tuned and setup.tuned.prompt_chunk_tokens) or 0,
             adapter_scale=1.0 if adapter is None else adapter.scale,
         )
         self._limits = limits

@@ -54,6 +54,7 @@ class Load(Message, frozen=True, kw_only=True):
         blocks: Number of blocks in the KV cache.
         block_tokens: Tokens per block.
         work_folder: Folder for temporary files, which the parent removes; empty for none.
+        prompt_chunk_tokens: Most prompt tokens in one step; 0 lets the child choose.
         candidate_tokens: Tokens proposed for each pass; 0 disables speculation.
         ngram_tokens: Longest run of tokens that prompt lookup compares; 0 disables prompt lookup.
         draft_folder: The draft model's absolute path; empty for none.
@@ -71,6 +72,7 @@ class Load(Message, frozen=True, kw_only=True):
     blocks: Count
     block_tokens: Count
     work_folder: str = ""
+    prompt_chunk_tokens: Count = 0
     candidate_tokens: Count = 0
     ngram_tokens: Count = 0
     draft_folder: str = ""
