@@ -159,7 +159,7 @@ FAMILY: dict[str, Row] = {
             "partial_rotary_factor": 0.75,
             "tie_word_embeddings": True,
         },
-        seed=5,
+        seed=15,
     ),
     "phi-4": Row(
         template=PHI4_TEMPLATE,

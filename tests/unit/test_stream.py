@@ -465,6 +465,16 @@ def test_cancelled_task_leaves_its_with_block() -> None:
     engine.close()
 
 
+def test_a_stream_that_failed_can_be_left() -> None:
+    """Leaving it, in either way, does not hide the error behind another one."""
+    stream, engine, _model = open_stream(Answer(HELLO[:1], error=RuntimeError("boom")))
+    with pytest.raises(GenerationError, match="boom"):
+        stream.drain()
+    stream.close()
+    asyncio.run(stream.aclose())
+    engine.close()
+
+
 def test_cancelled_task_respects_an_earlier_wish_to_keep() -> None:
     """Cancelling the task does not take back ``cancel(keep=True)``."""
     ends = Ends()

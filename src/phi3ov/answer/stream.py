@@ -329,7 +329,8 @@ class ReplyStream(Iterator[str], AsyncIterator[str], Generic[Parsed]):
         """Do what `close` does without blocking the event loop."""
         self.cancel(keep=self._keep_partial)
         with suppress(GenerationError):
-            await self.adrain()
+            while await self._await_piece() is not None:
+                pass  # not adrain(): a stream that failed has no reply
 
     def __enter__(self) -> ReplyStream[Parsed]:
         return self
