@@ -107,6 +107,27 @@ def test_looking_at_a_stream_changes_nothing() -> None:
     assert calls == ["chunk", "end"]
 
 
+def test_a_chunk_that_an_interrupt_swallowed_does_not_hang_the_reader(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ctrl-C may come after the queue has given a chunk and before the reader has it."""
+    stream = TokenStream(request_of(1))
+    stream.put([5])
+    stream.end()
+    take = stream._next_chunk
+
+    def interrupted(wait_seconds: float) -> Any:
+        take(wait_seconds)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stream, "_next_chunk", interrupted)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                stream.read()
+    assert stream.read() is None
+
+
 @pytest.mark.parametrize("deed", ["wait_for_end", "read", "put", "end", "cancel"])
 def test_a_signal_handler_may_cancel_at_any_moment(deed: str) -> None:
     """Python runs a handler between any two lines; each of them cancels the stream here.

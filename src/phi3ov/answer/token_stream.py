@@ -83,6 +83,7 @@ class TokenStream(Iterator[list[int]]):
         self._listeners: list[Callable[[], None]] = []
         self._end_listeners: list[Callable[[], None]] = []
         self._cancelled = False
+        self._engine_ended = False
         self._ended = False
 
     # --- the consumer's side ------------------------------------------------------------------
@@ -105,8 +106,12 @@ class TokenStream(Iterator[list[int]]):
             if isinstance(chunk, GenerationError):
                 raise chunk
             raise GenerationError(f"The engine failed: {chunk}") from chunk
-        # The engine may be busy with a long step; a reader does not wait for it.
-        self._ended = chunk is None or (self._cancelled and (self.timed_out or not self.begun))
+        # A KeyboardInterrupt may have swallowed the last chunk; the engine may be busy with a long
+        # step, which a reader does not wait for.
+        is_lost = chunk == [] and self._engine_ended and self._chunks.empty()
+        self._ended = (
+            chunk is None or is_lost or (self._cancelled and (self.timed_out or not self.begun))
+        )
         return None if self._ended else []
 
     def __next__(self) -> list[int]:
@@ -176,6 +181,7 @@ class TokenStream(Iterator[list[int]]):
     def end(self, error: BaseException | None = None) -> None:
         """End the stream, with the error that ended it if there was one; for the engine."""
         self._tell(error)
+        self._engine_ended = True
         self._tell_end()
 
     def _next_chunk(self, wait_seconds: float) -> list[int] | BaseException | None:
