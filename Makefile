@@ -64,7 +64,9 @@ check: install types
 
 # pyright reads the public surface as a user's editor does; 100 % of it must have a known type.
 # Its report is long, and shown only where something is wrong.
-PYRIGHT := PYTHONPATH=$(CURDIR)/src $(BIN)/pyright --pythonpath $(BIN)/python
+# With PYTHONPATH set, pyright looks for packages nowhere else: name the environment's as well.
+PACKAGES = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+PYRIGHT = PYTHONPATH="$(CURDIR)/src$(if $(filter Windows_NT,$(OS)),;,:)$(PACKAGES)" $(BIN)/pyright --pythonpath $(BIN)/python
 types: install
 	$(BIN)/mypy
 	$(PYRIGHT) --project tests/typing

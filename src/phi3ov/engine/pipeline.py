@@ -17,7 +17,7 @@ import openvino_genai
 from ..errors import DeviceError, GenerationError, PromptError
 from ..runtime.lora import AdapterFile, read_adapter
 from ..runtime.properties import compiling, device_settings
-from ..runtime.settings import passed_properties
+from ..runtime.settings import Setting, passed_properties
 from .genai.draft import plan_speculation
 from .genai.kv_pool import plan_pool
 from .genai.npu import is_npu, plan_static
@@ -60,8 +60,8 @@ class PipelineEngine(SerialEngine):
             UnsupportedModelError: The rope factors of ``setup.context`` cannot be had.
         """
         self._runner = _Runner(setup)
-        self.takes_grammars = not self._runner.speculation.candidate_tokens
-        self.settings = self._runner.settings
+        self.takes_grammars: bool = not self._runner.speculation.candidate_tokens
+        self.settings: tuple[Setting, ...] = self._runner.settings
         super().__init__(
             self._runner.run, free=self._runner.free, name="pipeline", limits=setup.limits
         )

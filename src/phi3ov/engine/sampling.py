@@ -50,12 +50,12 @@ def check_request(request: TokenRequest, engine: EngineName) -> None:
         Traceback (most recent call last):
             ...
         phi3ov.errors.OptionError: logprobs=True cannot be had from engine='pipeline'. Load the \
-model with engine='worker' or 'paged', or leave logprobs out.
+model with engine='worker' or engine='paged', or leave logprobs out.
     """
     refused = {name: each for name, each in request.asked().items() if name not in TAKES[engine]}
     for name, value in refused.items():
-        able = [repr(other) for other, takes in TAKES.items() if name in takes]
-        way_out = f"Load the model with engine={' or '.join(able)}, or leave" if able else "Leave"
+        able = [f"engine={other!r}" for other, takes in TAKES.items() if name in takes]
+        way_out = f"Load the model with {' or '.join(able)}, or leave" if able else "Leave"
         is_grammar = name == "grammar"
         asked = "json_schema, regex and choices" if is_grammar else f"{name}={value!r}"
         named = "them" if is_grammar else name

@@ -44,7 +44,8 @@ class TransformersEngine(SerialEngine):
             speculation="reads one token per pass",
             adapter="takes no LoRA adapter",
         )
-        model, self.settings = _load(setup)
+        model, settings = _load(setup)
+        self.settings: tuple[Setting, ...] = settings
         runner = _Runner(model)
         super().__init__(runner.run, free=runner.free, name="transformers", limits=setup.limits)
 

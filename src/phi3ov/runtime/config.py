@@ -24,14 +24,41 @@ KVCachePrecision = Literal["f32", "f16", "u8", "u4", "i4"]
 """Precision that keys and values are kept in."""
 
 
+def _refuse() -> NoReturn:
+    raise TypeError("RuntimeConfig.properties cannot be changed; use dataclasses.replace().")
+
+
 class Properties(dict[str, str]):
     """OpenVINO properties by name: a dict that cannot be changed, and so can be hashed."""
 
-    def _refuse(self, *_args: object, **_kwargs: object) -> NoReturn:
-        raise TypeError("RuntimeConfig.properties cannot be changed; use dataclasses.replace().")
+    def __setitem__(self, *_args: object, **_options: object) -> NoReturn:
+        _refuse()
 
-    __setitem__ = __delitem__ = __ior__ = _refuse
-    clear = pop = popitem = setdefault = update = _refuse
+    def __delitem__(self, *_args: object, **_options: object) -> NoReturn:
+        _refuse()
+
+    def __ior__(self, *_args: object, **_options: object) -> NoReturn:  # type: ignore[misc]
+        _refuse()
+
+    def clear(self, *_args: object, **_options: object) -> NoReturn:
+        """Refuse."""
+        _refuse()
+
+    def pop(self, *_args: object, **_options: object) -> NoReturn:
+        """Refuse."""
+        _refuse()
+
+    def popitem(self, *_args: object, **_options: object) -> NoReturn:
+        """Refuse."""
+        _refuse()
+
+    def setdefault(self, *_args: object, **_options: object) -> NoReturn:
+        """Refuse."""
+        _refuse()
+
+    def update(self, *_args: object, **_options: object) -> NoReturn:
+        """Refuse."""
+        _refuse()
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))

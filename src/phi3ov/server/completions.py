@@ -39,7 +39,7 @@ class CompletionExchange:
         self._request = request
         self._settings = settings
         self.notes: dict[str, str] = {}
-        self.prompts = read_prompts(request.prompt)
+        self.prompts: list[str | list[int]] = read_prompts(request.prompt)
         if request.best_of not in (None, request.n):
             raise bad_field("best_of", f"best_of={request.best_of} must equal n={request.n}.")
         if request.logprobs is not None and not 0 <= request.logprobs <= 1:

@@ -28,15 +28,15 @@ class ServerMetrics:
         """Make the metrics; the gauges ask ``host`` when they are read."""
         self._registry = registry = CollectorRegistry()
         self._host = host
-        self.requests = Counter(
+        self.requests: Counter = Counter(
             "phi3ov:http_requests", "Answered HTTP requests.", ["path", "status"], registry=registry
         )
-        self.disconnected = Counter(
+        self.disconnected: Counter = Counter(
             "phi3ov:http_requests_client_disconnected",
             "Clients that left before their answer ended.",
             registry=registry,
         )
-        self.failures = Counter(
+        self.failures: Counter = Counter(
             "phi3ov:request_failure",
             "Requests that the engine failed to answer.",
             registry=registry,

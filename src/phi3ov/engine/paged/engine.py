@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ...artifact.fingerprint import ModelFingerprint
+    from ...runtime.settings import Setting
     from ..protocol import EngineSetup
 
 PREFILL_CHUNK_TOKENS = 512
@@ -59,7 +60,7 @@ class PagedEngine(SerialEngine):
         model = PagedModel(
             artifact, device=device, config=setup.config, context=context, tuned=setup.tuned
         )
-        self.settings = model.settings
+        self.settings: tuple[Setting, ...] = model.settings
         runner = _Runner(model)
         self._runner = runner
         self._context_tokens = context.tokens

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ...errors import UnsupportedModelError
 from ...runtime.properties import compiling, device_settings
-from ...runtime.settings import passed_properties
+from ...runtime.settings import Setting, passed_properties
 from ..pinned import open_pinned
 from .cache_file import CacheTensor
 
@@ -68,7 +68,9 @@ class PagedModel:
     ) -> None:
         """Compile the artifact's model; see `PagedEngine`."""
         core = openvino.Core()
-        self.settings = device_settings(config, core, device, artifact=artifact, tuned=tuned)
+        self.settings: tuple[Setting, ...] = device_settings(
+            config, core, device, artifact=artifact, tuned=tuned
+        )
         properties = passed_properties(self.settings)
         self._pinned = open_pinned(artifact, context)  # the mapped weights must outlive the model
         with compiling(artifact.path, device):
