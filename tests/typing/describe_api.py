@@ -27,6 +27,7 @@ MODULES = {
     "phi3ov.prompt.messages": ("Role",),
     "phi3ov.exporter.recipes": ("Compression",),
     "phi3ov.engine.protocol": ("EngineName",),
+    "phi3ov.structured.shape": ("Validation",),
     "phi3ov.answer.options": ("JsonSchema", "OverflowPolicy", "QueuePolicy", "TimeoutPolicy"),
     "phi3ov.artifact.ir": ("Precision", "WeightLayer", "WeightSummary"),
     "phi3ov.exporter.progress": ("ProgressCallback",),

@@ -1,4 +1,4 @@
-"""Texts of a grammar, drawn at random: a slow, obvious reading of the EBNF that phi3ov writes."""
+"""Texts of a grammar, drawn or recognized: a slow, obvious reading of phi3ov's EBNF."""
 
 from __future__ import annotations
 
@@ -142,3 +142,43 @@ class GrammarSampler:
         more = chance.choice((0, 0, 1, 2)) if self._depth(inner) <= fuel else 0
         count = least + more if most is None else min(most, least + more)
         return "".join(self._draw(inner, chance, fuel) for _ in range(count))
+
+    def accepts(self, text: str) -> bool:
+        """Whether ``text`` is one of the grammar's."""
+        return len(text) in self._ends(self.rules["answer"], text, 0, {})
+
+    def _ends(
+        self, node: Node, text: str, at: int, known: dict[tuple[int, int], frozenset[int]]
+    ) -> frozenset[int]:
+        """Return where a text that a node allows may end if it begins ``at``."""
+        key = (id(node), at)
+        if key not in known:
+            known[key] = frozenset(self._find_ends(node, text, at, known))
+        return known[key]
+
+    def _find_ends(
+        self, node: Node, text: str, at: int, known: dict[tuple[int, int], frozenset[int]]
+    ) -> set[int]:
+        kind = node[0]
+        if kind == "text":
+            return {at + len(node[1])} if text.startswith(node[1], at) else set()
+        if kind == "class":
+            fits = at < len(text) and any(low <= ord(text[at]) <= high for low, high in node[1])
+            return {at + 1} if fits else set()
+        if kind == "rule":
+            return set(self._ends(self.rules[node[1]], text, at, known))
+        if kind == "either":
+            return set[int]().union(*(self._ends(one, text, at, known) for one in node[1]))
+        if kind == "all":
+            ends = {at}
+            for one in node[1]:
+                ends = set[int]().union(*(self._ends(one, text, end, known) for end in ends))
+            return ends
+        _, inner, least, most = node
+        ends, found, count = {at}, {at} if least == 0 else set[int](), 0
+        while ends and (most is None or count < most):
+            count += 1
+            after = set[int]().union(*(self._ends(inner, text, end, known) for end in ends))
+            ends = after - found if count > least else after
+            found |= ends if count >= least else set()
+        return found

@@ -46,6 +46,7 @@ def test_defaults_are_the_seeds() -> None:
         "json_schema": None,
         "regex": None,
         "choices": None,
+        "validate": "grammar",
         "on_overflow": "raise",
         "timeout_seconds": None,
         "on_timeout": "drop",

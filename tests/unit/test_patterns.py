@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -49,32 +50,79 @@ def test_a_count_is_written_out_as_itself(least: int, more: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "pattern",
+    ("pattern", "reason"),
     [
-        "a{9999}b{9999}c{9999}", "(a{9999}|b{9999}|c{9999})", ".*.*.*.*.*.*", "(.|\n)+" * 6,
-        ".+.+.+.+.+.+", "(.*,?){50}", "(.|){30}", "(.?.?){60}", "a(.*.*.*)(.*.*.*)b",
-        "(x.*.*.*.*.*.*y)*",
-        "(.*.*.*a.*.*.*){2}", "[a-z]?" * 101, ".{1,20}.{1,20}",
-        "(.{0,400}){2}", "[a-z]{1,90}" * 3,
+        ("a{9999}b{9999}c{9999}", "more than 20000 characters"),
+        ("(a{9999}|b{9999}|c{9999})", "more than 20000 characters"),
+        ("(.|){30}", "20 parts in a row"),
+        ("(.?.?){60}", "20 parts in a row"),
+        ("(.?.?){11}", "20 parts in a row"),
+        ("[a-z]?" * 21, "20 parts in a row"),
+        ("a" + ".?" * 40 + "b", "20 parts in a row"),
+        ("(a.?" + ".*" * 20 + "b)", "20 parts in a row"),
+        (r"(\w+ ?){1,200}", "120 parts of variable length"),
+        ("(a?b?c){61}", "120 parts of variable length"),
     ],
-)  # fmt: skip
-def test_a_pattern_that_would_hold_up_the_engine_is_refused(pattern: str) -> None:
+)
+def test_a_pattern_that_would_hold_up_the_engine_is_refused(pattern: str, reason: str) -> None:
     """Many characters when written out, or many ways to read the same text."""
-    with pytest.raises(OptionError, match=r"more than 20000 characters|too many parts in a row"):
+    with pytest.raises(OptionError, match=f"more than {reason}|{reason}"):
         GenerationOptions(regex=pattern)
 
 
 @pytest.mark.parametrize(
     "pattern",
     [
-        r"(\w+ ?){1,200}", ".* - .* - .* - .* - .* - .* - .*", "[^,]*(,[^,]*){0,40}", ".*.*.*.*.*",
-        r"\s*\w+\s*=\s*\d*\s*,?\s*", "(.|\n)*", r"\d{1,3}(\.\d{1,3}){3}",
-        "(.+){100}", "(, .*)?" * 20, ".{0,400}.*", r"(\S+ ?){1,50}", ".?.?.?.?.?",
+        r"(\w+ ?){1,50}", ".* - .* - .* - .* - .* - .* - .*", "[^,]*(,[^,]*){0,40}", ".*" * 20,
+        r"\s*\w+\s*=\s*\d*\s*,?\s*", "(.|\n)*", r"\d{1,3}(\.\d{1,3}){3}", "(.|\n)+" * 6,
+        "(.+){99}", "(, .*)?" * 20, ".{0,400}.*", r"(\S+ ?){1,49}", ".?.?.?.?.?", ".{1,20}.{1,20}",
+        "[a-z]{1,90}" * 3, "(x.*.*.*.*.*.*y)*", "(.*,?){10}", "[a-z]?" * 20, "(.?.?){10}",
     ],
 )  # fmt: skip
 def test_a_pattern_of_ordinary_looseness_is_read(pattern: str) -> None:
     """A character that must be there ends a row."""
     assert GenerationOptions(regex=pattern).shape() is not None
+
+
+@pytest.mark.parametrize(
+    ("pattern", "lengths"),
+    [
+        ("", (0, 0)), ("a|bcd", (1, 3)), ("a{2,5}b?", (2, 6)), ("(ab){3}", (6, 6)),
+        ("a*", (0, None)),
+        ("(a?){0,3}", (0, 3)), ("(a*){2}", (0, None)), ("(){5,}", (0, 0)), ("a{0}b", (1, 1)),
+        ("(a*){0}", (0, 0)), ("x(a|b+)?", (1, None)), (r"\d{3,}", (3, None)),
+    ],
+)  # fmt: skip
+def test_lengths_of_a_patterns_texts_are_known(
+    pattern: str, lengths: tuple[int, int | None]
+) -> None:
+    """The shortest and the longest, in characters."""
+    found = regex_grammar.regex_grammar(pattern)
+    assert (found.shortest, found.longest) == lengths
+
+
+@pytest.mark.parametrize(
+    ("pattern", "lengths"),
+    [
+        ("[ab]+", (2, 4)), ("x[ab]*y", (0, 3)), ("(ab)+", (3, 7)), ("a{2,9}|b|c{5}", (1, 4)),
+        ("a?b?", (0, 2)), ("(ab){2,}c", (0, 6)), ("a{3,}", (0, 5)), ("[ab]*", (3, None)),
+    ],
+)  # fmt: skip
+def test_a_pattern_within_lengths_loses_nothing_else(
+    pattern: str, lengths: tuple[int, int | None]
+) -> None:
+    """Compared with all texts of up to seven characters."""
+    found = regex_grammar.regex_grammar(pattern, lengths=lengths)
+    sampler = GrammarSampler(rules(found.expression))
+    least, most = lengths
+    for count in range(7):
+        for letters in itertools.product("abcxy", repeat=count):
+            text = "".join(letters)
+            expected = re.fullmatch(pattern, text) and least <= count <= (
+                count if most is None else most
+            )
+            if expected or sum(letters.count(letter) for letter in "cxy") < 3:
+                assert sampler.accepts(text) == bool(expected), text
 
 
 def lines_run(call: Callable[[], object]) -> int:

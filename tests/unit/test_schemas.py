@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
@@ -20,7 +21,7 @@ from phi3ov.structured.json_schema import json_grammar
 
 from .grammar_sampler import GrammarSampler
 
-CHECKER = jsonschema.FormatChecker(["date", "uuid"])
+CHECKER = jsonschema.FormatChecker(["date", "uuid", "email", "ipv4"])
 """The formats that the jsonschema package checks by itself."""
 NAMES = st.sampled_from(["a", "b", 'q"', "é", "$id", "x/y~%20"])
 JSON = st.recursive(
@@ -51,13 +52,13 @@ def refused_or_fitting(schema: Any, chance: random.Random) -> bool:
     return True
 
 
-def bounded(low: int, width: int, keywords: list[str]) -> dict[str, Any]:
-    """Return the schema of integers from ``low`` on, with some of the bounds."""
+def bounded(kind: str, low: int, width: int, keywords: list[str]) -> dict[str, Any]:
+    """Return the schema of numbers from ``low`` on, with some of the bounds."""
     bounds = {
         "minimum": low, "exclusiveMinimum": low - 1, "maximum": low + width,
         "exclusiveMaximum": float(low + width + 1),
     }  # fmt: skip
-    return {"type": "integer"} | {one: bounds[one] for one in keywords}
+    return {"type": kind} | {one: bounds[one] for one in keywords}
 
 
 TYPES = st.sampled_from(["object", "array", "string", "integer", "number", "boolean", "null"])
@@ -66,11 +67,22 @@ LEAVES = st.one_of(
     st.just({}),
     st.integers(0, 3).map(lambda n: {"type": "string", "minLength": n, "maxLength": n + 2}),
     st.sampled_from(["^[a-c]{1,3}$", 'x"|\\\\n?', "[^a-y]+"]).map(lambda one: {"pattern": one}),
-    st.sampled_from(["date", "time", "date-time", "uuid"]).map(lambda one: {"format": one}),
+    st.sampled_from(["date", "time", "date-time", "uuid", "email", "duration", "ipv4", "uri"]).map(
+        lambda one: {"format": one}
+    ),
     st.lists(TYPES, min_size=1, max_size=3, unique=True).map(lambda some: {"type": some}),
     st.builds(
-        bounded, st.integers(-1200, 1200), st.integers(0, 1500), st.lists(BOUNDS, unique=True)
+        bounded,
+        st.sampled_from(["integer", "number"]),
+        st.integers(-1200, 1200),
+        st.integers(0, 1500),
+        st.lists(BOUNDS, unique=True),
     ),
+    st.integers(1, 60).map(lambda n: {"type": "integer", "multipleOf": n, "minimum": -n}),
+    st.lists(JSON.filter(lambda value: not isinstance(value, dict | list)), min_size=1).map(
+        lambda some: {"type": "array", "items": {"enum": some}, "uniqueItems": True}
+    ),
+    st.integers(3, 6).map(lambda n: {"pattern": "xx[yz]*", "minLength": 2, "maxLength": n}),
     st.builds(
         lambda kinds, some: {"type": kinds, "enum": some},
         st.lists(TYPES, min_size=4, unique=True),
@@ -109,7 +121,7 @@ def branches(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
                 "oneOf": [{"properties": {"tag": {"const": tag}} | some} for tag in tags],
                 "discriminator": {"propertyName": "tag"},
             },
-            st.lists(st.sampled_from(["x", "y", 1, None]), min_size=1, max_size=3),
+            st.lists(st.sampled_from(["x", "y", 1, None]), min_size=1, max_size=3, unique=True),
             properties,
         ),
     )
@@ -121,18 +133,43 @@ REFERENCES = st.sampled_from(
 SCHEMAS = st.recursive(LEAVES | REFERENCES, branches, max_leaves=5)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
-@given(data=st.data(), chance=st.randoms(use_true_random=False))
-def test_what_a_grammar_allows_fits_its_schema(data: st.DataObject, chance: random.Random) -> None:
-    """Whatever is drawn parses, and the standard's validator accepts it; recursion included."""
-    schema = data.draw(SCHEMAS) | {
-        "$defs": {
-            "one": data.draw(SCHEMAS),
-            "x/y~%": data.draw(LEAVES),
-            "two": {"anyOf": [data.draw(SCHEMAS), {"type": "null"}]},
+def test_what_a_grammar_allows_fits_its_schema() -> None:
+    """What is drawn parses, and the standard's validator accepts it; recursion included.
+
+    And most schemas have a grammar: the others hold only references that no finite value
+    follows, or constants without one of the type.
+    """
+    made: list[bool] = []
+
+    @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(data=st.data(), chance=st.randoms(use_true_random=False))
+    def check(data: st.DataObject, chance: random.Random) -> None:
+        schema = data.draw(SCHEMAS) | {
+            "$defs": {
+                "one": data.draw(SCHEMAS),
+                "x/y~%": data.draw(LEAVES),
+                "two": {"anyOf": [data.draw(SCHEMAS), {"type": "null"}]},
+            }
         }
-    }
-    refused_or_fitting(schema, chance)
+        made.append(refused_or_fitting(schema, chance))
+
+    check()
+    assert sum(made) > 0.6 * len(made), f"{sum(made)} of {len(made)} schemas have a grammar"
+
+
+NO_VALUE = r"no value of type|has no number between|no multiple of"
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(schema=st.recursive(LEAVES, branches, max_leaves=5))
+def test_only_a_schema_without_a_value_is_refused(schema: Any) -> None:
+    """Where all keywords are supported, and no reference is followed."""
+    refusal = ""
+    try:
+        GenerationOptions(json_schema=schema)
+    except OptionError as error:
+        refusal = str(error)
+    assert not refusal or re.search(NO_VALUE, refusal)
 
 
 KEYWORDS = [
@@ -178,8 +215,8 @@ def test_keywords_of_any_value_are_refused_or_enforced(
 
 TAGGED = {"properties": {"k": {"const": "a"}}, "required": ["k"]}
 UNENFORCED: list[tuple[Any, str]] = [
-    ({"type": ["integer", "number"], "minimum": 3}, "'minimum', which cannot be enforced"),
-    ({"type": ["number", "integer", "null"], "exclusiveMaximum": 3}, "'exclusiveMaximum'"),
+    ({"type": "string", "minimum": 3}, "'minimum', which cannot be enforced"),
+    ({"type": ["string", "null"], "multipleOf": 3}, "'multipleOf', which cannot be enforced"),
     ({"type": "string", "enum": [1, None]}, "no value of type='string'"),
     ({"type": "integer", "const": True}, "no value of type='integer'"),
     ({"type": "strin", "const": "a"}, "type='strin'"),
@@ -205,6 +242,121 @@ def test_a_keyword_that_would_have_no_effect_is_refused(schema: Any, message: st
     """Each of these was accepted once, and answers did not fit; or it raised a bare TypeError."""
     with pytest.raises(OptionError, match=message):
         GenerationOptions(json_schema=schema)
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"], min_codepoint=32), max_size=6)
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**14), 10**14) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=5,
+)
+"""Values that lose nothing: JSON's numbers of up to 15 digits, and no control characters."""
+
+
+@st.composite
+def number_pairs(draw: st.DrawFn) -> tuple[Any, Any]:
+    """Draw the schema of a number, and a number that fits it."""
+    if draw(st.booleans()):
+        step = draw(st.integers(1, 40))
+        value = step * draw(st.integers(-900, 900))
+        return {
+            "type": "integer",
+            "multipleOf": step,
+            "minimum": value - draw(st.integers(0, 99)),
+            "maximum": value + draw(st.integers(0, 99)),
+        }, value
+    low, high = sorted(draw(st.tuples(*[st.decimals(-999, 999, places=3)] * 2)))
+    within = float(draw(st.decimals(low, high, places=3)))
+    return {"type": "number", "minimum": float(low), "maximum": float(high)}, within + 0.0
+
+
+def text_pair(text: str, less: int, more: int) -> tuple[Any, Any]:
+    """Return the schema of texts of about a length, and a text that fits it."""
+    least = max(0, len(text) - less)
+    return {"type": "string", "minLength": least, "maxLength": len(text) + more}, text
+
+
+LEAF_PAIRS = st.one_of(
+    number_pairs(),
+    PLAIN.map(lambda value: ({}, value)),
+    PLAIN.map(lambda value: ({"enum": [None, value, "z"]}, value)),
+    st.builds(text_pair, TEXT, st.integers(0, 2), st.integers(0, 2)),
+    st.sampled_from([r"[a-f]{2,4}-\d+", "(a|bc)*", r"[a-z_][^a-z]?"]).flatmap(
+        lambda pattern: (
+            st.from_regex(re.compile(pattern, re.ASCII), fullmatch=True)
+            .filter(lambda text: not re.search(r"[\x00-\x1f]", text))
+            .map(lambda text: ({"type": "string", "pattern": f"^({pattern})$"}, text))
+        )
+    ),
+    st.dates()
+    .filter(lambda day: 1000 <= day.year < 3000)
+    .map(lambda day: ({"type": "string", "format": "date"}, day.isoformat())),
+    st.uuids().map(lambda key: ({"type": "string", "format": "uuid"}, str(key))),
+)
+"""Schemas, each with a value that fits it."""
+
+
+@st.composite
+def branch_pairs(draw: st.DrawFn, inner: st.SearchStrategy[tuple[Any, Any]]) -> tuple[Any, Any]:
+    """Draw a schema that holds others, and a value that fits it."""
+    parts = draw(st.lists(inner, min_size=1, max_size=3))
+    kind = draw(st.sampled_from(["object", "array", "tuple", "union", "map"]))
+    if kind == "object":
+        named = dict(zip(draw(st.permutations(["a", 'q"', "é"])), parts, strict=False))
+        needed = [name for name in named if draw(st.booleans())]
+        left = {
+            name: value
+            for name, (_, value) in named.items()
+            if name in needed or draw(st.booleans())
+        }
+        properties = {name: schema for name, (schema, _) in named.items()}
+        return {"type": "object", "properties": properties, "required": needed}, left
+    schema, value = parts[0]
+    if kind == "array":
+        count = draw(st.integers(0, 3))
+        limits = {"minItems": draw(st.integers(0, count)), "maxItems": count + 1}
+        return {"type": "array", "items": schema} | limits, [value] * count
+    if kind == "tuple":
+        return {"type": "array", "prefixItems": [one for one, _ in parts]}, [v for _, v in parts]
+    if kind == "map":
+        keys = draw(st.lists(TEXT, unique=True, max_size=2))
+        return {"type": "object", "additionalProperties": schema}, dict.fromkeys(keys, value)
+    return {"anyOf": [one for one, _ in parts]}, value
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(pair=st.recursive(LEAF_PAIRS, branch_pairs, max_leaves=5))
+def test_a_value_that_fits_is_allowed(pair: tuple[Any, Any]) -> None:
+    """Written as ``json.dumps`` does, with the members in the schema's order: nothing is lost."""
+    schema, value = pair
+    assert fits(value, schema)
+    text = json.dumps(value, ensure_ascii=False)
+    assert GrammarSampler(json_grammar(schema)).accepts(text), (schema, text)
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        ({"type": "number"}, "1e100"),
+        ({"type": "number"}, "0.1234567890123456"),
+        ({"type": "number"}, "1e-07"),
+        ({"type": "number", "minimum": 0}, "1e5"),
+        ({"type": "integer"}, "1000000000000000"),
+        ({"type": "integer"}, "1.0"),
+        ({"type": "string"}, '"\\u0001"'),
+        ({"type": "string"}, '"\\u0041"'),
+        ({"type": "string", "format": "date-time"}, '"2000-01-01T00:00:00+14:00"'),
+        ({"properties": {"a": {}, "b": {}}}, '{"b": null, "a": null}'),
+        ({"properties": {"a": {}}}, '{"a": null, "b": null}'),
+        ({"type": "array"}, "[1,2]"),
+        ({"uniqueItems": True, "items": {"enum": [1, 2]}}, "[2, 1]"),
+        ({}, "[" * 7 + "]" * 7),
+    ],
+)
+def test_what_is_lost_of_a_schemas_language(schema: Any, text: str) -> None:
+    """All of it, so that the guide can say it; what is won back is taken off this list."""
+    assert fits(json.loads(text), schema)
+    assert not GrammarSampler(json_grammar(schema)).accepts(text)
 
 
 def test_members_of_another_type_are_left_out() -> None:

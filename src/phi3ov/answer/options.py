@@ -15,7 +15,7 @@ from typing import Any, Literal, TypedDict, get_args
 
 from ..errors import OptionError
 from ..prompt.tool_choice import ToolChoice, read_tool_choice
-from ..structured.shape import AnswerShape, answer_shape, copy_schema
+from ..structured.shape import AnswerShape, Validation, answer_shape, copy_schema
 from ..validation import is_number, require_integer
 
 OverflowPolicy = Literal["raise", "clamp", "drop_oldest"]
@@ -38,7 +38,7 @@ MOST_TOP_LOGPROBS = 20
 
 
 JsonSchema = dict[str, Any] | type[Any]
-"""A JSON schema, or a dataclass or pydantic model that stands for its own."""
+"""A JSON schema, or a class that has one: dataclass, TypedDict, NamedTuple, pydantic model."""
 
 
 class OptionsBesideSchema(TypedDict, total=False):
@@ -62,6 +62,7 @@ class OptionsBesideSchema(TypedDict, total=False):
     tool_choice: ToolChoice | None
     regex: str | None
     choices: Sequence[str] | None
+    validate: Validation
     on_overflow: OverflowPolicy
     timeout_seconds: float | None
     on_timeout: TimeoutPolicy
@@ -153,11 +154,15 @@ class GenerationOptions(Sampling):
             would begin. Calls are guided: a grammar enforces their syntax and the tool's schema,
             with ``engine="pipeline"`` or ``"worker"``; the others take ``"auto"``, unguided, and
             ``"none"``.
-        json_schema: The answer is JSON that fits this schema: a dictionary, a dataclass or a
-            pydantic model. `Reply.parsed` is its value, or an instance of the class. Needs
-            ``engine="pipeline"`` or ``"worker"``, as do the next two.
+        json_schema: The answer is JSON that fits this schema: a dictionary, or a dataclass,
+            TypedDict, NamedTuple or pydantic model. `Reply.parsed` is its value, or an instance
+            of the class. Needs ``engine="pipeline"`` or ``"worker"``, as do the next two.
         regex: The answer matches this regular expression from its beginning to its end.
         choices: The answer is one of these strings.
+        validate: ``"grammar"`` refuses a ``json_schema`` with a keyword that cannot be enforced
+            while the model writes. ``"after"`` enforces what it can and checks the finished
+            answer with the class, or with jsonschema (``pip install jsonschema``) for a
+            dictionary; an answer that does not fit raises a `GenerationError`.
         on_overflow: When prompt and ``max_new_tokens`` exceed the context: ``"raise"`` a
             `ContextLengthError`, ``"clamp"`` ``max_new_tokens`` to what fits, or
             ``"drop_oldest"`` turns (whole turns, never the system prompt). The reply says
@@ -193,6 +198,7 @@ Set a temperature above 0, or leave top_p out.
     json_schema: JsonSchema | None = field(default=None, hash=False)
     regex: str | None = None
     choices: Sequence[str] | None = None
+    validate: Validation = "grammar"
     on_overflow: OverflowPolicy = "raise"
     timeout_seconds: float | None = None
     on_timeout: TimeoutPolicy = "drop"
@@ -254,7 +260,12 @@ Set a temperature above 0, or leave top_p out.
 
     def shape(self) -> AnswerShape | None:
         """Return what ``json_schema``, ``regex`` or ``choices`` ask for; None without them."""
-        return answer_shape(json_schema=self.json_schema, regex=self.regex, choices=self.choices)
+        return answer_shape(
+            json_schema=self.json_schema,
+            regex=self.regex,
+            choices=self.choices,
+            validate=self.validate,
+        )
 
     def _refuse_sampling_options(self) -> None:
         for name, neutral in _SAMPLING_ONLY.items():

@@ -492,7 +492,7 @@ class AnswerStream(ReplyStream[Any]):
             return self._shape.parse(text)
         except Exception as error:
             raise GenerationError(
-                f"The answer has the shape that was asked for, and its type refuses it: {error}"
+                f"The finished answer does not fit json_schema: {error}"
             ) from error
 
     def _finish_reason(self) -> FinishReason | None:

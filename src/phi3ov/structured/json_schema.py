@@ -22,22 +22,23 @@ from .json_values import (
     NUMBER,
     QUOTE,
     STRING,
-    integers_between,
     listed,
     spell_in_string,
 )
 from .keywords import (
     ANNOTATIONS,
+    WAY_OUT,
     direct_references,
     follow,
     nested_id,
-    read_bounds,
     read_constants,
     read_counts,
     read_list,
     read_properties,
+    read_range,
     read_tagged,
     read_types,
+    read_unique,
     refusal,
     require_alone,
     require_enforceable,
@@ -46,6 +47,7 @@ from .keywords import (
 )
 from .parts import GrammarPart, grammar
 from .regex import regex_grammar
+from .relaxation import relaxed
 
 MOST_SCHEMAS = 1000
 """The most parts that a schema may have."""
@@ -56,16 +58,21 @@ _CHARACTERS_PER_REPETITION = 5
 """How many characters of constants take the matcher as long as one repetition."""
 
 
-def json_grammar(schema: Any) -> str:
+def json_grammar(schema: Any, *, lenient: bool = False) -> str:
     """Return the grammar of JSON texts that fit ``schema``; its first rule is ``answer``.
 
     Each part of a schema is written once, so the grammar is about as long as the schema.
+
+    Args:
+        schema: A JSON schema.
+        lenient: Drop what a grammar cannot enforce instead of refusing it: then the grammar
+            also allows texts that do not fit, and finished ones are to be checked.
 
     Raises:
         OptionError: The schema is none, has a keyword that cannot be enforced, no value at
             all, or is too large: parts, or what they need to be written out.
     """
-    compiler = _Compiler(schema)
+    compiler = _Compiler(schema, lenient=lenient)
     part = GrammarPart(compiler.compile(), compiler.rules, compiler.size)
     return grammar(part)
 
@@ -105,10 +112,10 @@ def schema_part(schema: Any, name: str) -> GrammarPart:
 class _Compiler:
     """Turns one schema, with its definitions, into rules."""
 
-    def __init__(self, root: Any, prefix: str = "") -> None:
+    def __init__(self, root: Any, prefix: str = "", *, lenient: bool = False) -> None:
         self.rules: dict[str, str] = {}
         self.size = 0
-        self._root = root
+        self._root = relaxed(root) if lenient else root
         self._prefix = prefix
         self._names: dict[str, str] = {}  # body to rule
         self._references: dict[tuple[str, str | None], str] = {}  # pointer and tag to rule
@@ -177,7 +184,7 @@ class _Compiler:
             return self._tagged(schema, where, depth)
         schemas = read_list(schema, keyword, where)
         if keyword == "allOf" and len(schemas) > 1:
-            raise refusal(where, "has allOf of several; write them as one schema.")
+            raise refusal(where, f"has allOf of several; write them as one schema. {WAY_OUT}")
         parts = [
             self._expression(one, f"{where}.{keyword}[{index}]", depth + 1)
             for index, one in enumerate(schemas)
@@ -226,11 +233,11 @@ class _Compiler:
                 parts.append(self._array(schema, where, depth))
             elif one == "string":
                 parts.append(self._text(schema, where))
-            elif one == "integer":
-                parts.append(self._integer(schema, where))
+            elif one in ("integer", "number"):
+                if one == "number" or "number" not in types:  # each integer is a number
+                    parts.append(self._number(schema, where, whole=one == "integer"))
             else:
-                simple = {"number": NUMBER, "null": '"null"', "boolean": '("true" | "false")'}
-                parts.append(simple[one])
+                parts.append({"null": '"null"', "boolean": '("true" | "false")'}[one])
         return alternatives(parts)
 
     def _object(self, schema: dict[str, Any], where: str, depth: int) -> str:
@@ -273,38 +280,67 @@ class _Compiler:
             ]
             separator = f" {literal(', ')} "
             return f"{literal('[')} {separator.join(parts)} {literal(']')}"
+        values = read_unique(schema, where)
+        if values is not None:
+            return self._unique(values, least, most, where)
         item = self._rule(self._expression(schema.get("items", True), f"{where}.items", depth + 1))
         self._spend(most or least, where)
         return f"{literal('[')} {listed(item, least, most)} {literal(']')}"
 
+    def _unique(self, values: list[Any], least: int, most: int | None, where: str) -> str:
+        """Write an array whose items are different: some of ``values``, in their order."""
+        most = len(values) if most is None else min(most, len(values))
+        if least > most:
+            raise refusal(where, f"has {least} different items of {len(values)} values.")
+        texts = [self._constant(value, where) for value in values]
+        # From the last to the first value: `choice[count]` is what follows so many items.
+        choice = [""] * (most + 1)
+        for text in reversed(texts):
+            for count in range(most):
+                follows = [literal("]")] if count + 1 >= least else []
+                follows += [f"{literal(', ')} {choice[count + 1]}"] if choice[count + 1] else []
+                found = [f"{text} {alternatives(follows)}"] if follows else []
+                found += [choice[count]] if choice[count] else []
+                choice[count] = self._rule(alternatives(found), 1, where) if found else ""
+        first = [choice[0]] if choice[0] else []
+        first += [literal("]")] if least == 0 else []
+        return f"{literal('[')} {alternatives(first)}"
+
     def _text(self, schema: dict[str, Any], where: str) -> str:
-        given = [one for one in ("pattern", "format", "minLength", "maxLength") if one in schema]
-        if len(given) > 1 and given[0] in ("pattern", "format"):
-            raise refusal(where, f"has {given[1]} beside {given[0]}; give one of them.")
+        lengths = read_counts(schema, "Length", where)
+        if "pattern" in schema and "format" in schema:
+            raise refusal(where, f"has format beside pattern; give one of them. {WAY_OUT}")
         if "pattern" in schema:
             name = f"json_schema: {where}.pattern"
-            body, size = regex_grammar(schema["pattern"], spell_in_string, name=name)
+            found = regex_grammar(schema["pattern"], spell_in_string, name=name, lengths=lengths)
+            body, size = found.expression, found.size
         elif "format" in schema:
             known = schema["format"] if isinstance(schema["format"], str) else ""
             if known not in FORMATS:
                 raise refusal(
-                    where, f"has format={schema['format']!r:.80}; known: {', '.join(FORMATS)}."
+                    where,
+                    f"has format={schema['format']!r:.80}; known: {', '.join(FORMATS)}. {WAY_OUT}",
                 )
-            body, size = regex_grammar(FORMATS[known])
+            name = f"json_schema: {where}.format"
+            found = regex_grammar(FORMATS[known], name=name, lengths=lengths)
+            body, size = found.expression, found.size
         else:
-            least, most = read_counts(schema, "Length", where)
+            least, most = lengths
             body, size = repeat(CHARACTER, least, most), max(least, most or 0)
         return self._rule(f"{QUOTE} {body} {QUOTE}", size, where)
 
-    def _integer(self, schema: dict[str, Any], where: str) -> str:
-        low, high = read_bounds(schema, where)
-        parts = []
-        if low < 0:
-            parts += [f'"-" {one}' for one in integers_between(max(1, -high), -low)]
-        if high >= 0:
-            parts += integers_between(max(0, low), high)
-        body = alternatives(parts)
-        return self._rule(body, body.count("[") // _CHARACTERS_PER_REPETITION, where)
+    def _number(self, schema: dict[str, Any], where: str, *, whole: bool) -> str:
+        found = read_range(schema, where, whole=whole)
+        if found is None:
+            return NUMBER
+
+        def name(body: str) -> str:
+            return self._rule(body, 1 + body.count("|"), where)
+
+        expression = found.expression(name)
+        if expression is None:
+            raise refusal(where, "has no multiple of multipleOf between its bounds.")
+        return expression
 
     def _require_steps(self) -> None:
         """Refuse references that lead back to themselves with nothing to be written between.

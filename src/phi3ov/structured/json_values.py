@@ -40,12 +40,24 @@ _DATE = (
 )
 _TIME = r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,6})?"
 _ZONE = r"(Z|[+-](0\d|1[0-3]):[0-5]\d)"
+_WORD = r"[A-Za-z0-9_+]{1,20}"
+_LABEL = r"[A-Za-z0-9]{1,20}(-[A-Za-z0-9]{1,20})?"
+_DOMAIN = rf"({_LABEL}\.){{1,3}}[A-Za-z]{{2,6}}"
+_BYTE = r"(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
 FORMATS = {
     "date": _DATE,
     "time": f"{_TIME}{_ZONE}",
     "date-time": f"{_DATE}T{_TIME}{_ZONE}",
     "uuid": r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
+    "duration": (
+        r"P(\d{1,3}D(T\d{1,2}H(\d{1,2}M(\d{1,2}S)?)?)?"
+        r"|T(\d{1,2}H(\d{1,2}M(\d{1,2}S)?)?|\d{1,2}M(\d{1,2}S)?|\d{1,2}S))"
+    ),
+    "email": rf"{_WORD}(\.{_WORD}){{0,2}}@{_DOMAIN}",
+    "uri": rf"https?://{_DOMAIN}(:[1-9]\d{{1,3}})?(/[A-Za-z0-9._~-]{{0,40}}){{0,8}}",
+    "ipv4": rf"{_BYTE}(\.{_BYTE}){{3}}",
 }
+"""Patterns of the formats: not all texts that a format allows, but only such."""
 
 
 def listed(item: str, least: int, most: int | None) -> str:
@@ -55,23 +67,6 @@ def listed(item: str, least: int, most: int | None) -> str:
     rest = repeat(f"{literal(', ')} {item}", max(0, least - 1), None if most is None else most - 1)
     some = f"({item} {rest})"
     return some if least else repeat(some, 0, 1)
-
-
-def integers_between(low: int, high: int) -> list[str]:
-    """Return expressions that together are the decimal numbers from ``low`` to ``high``."""
-    for power in range(1, len(str(high))):
-        ten = 10**power
-        if low < ten <= high:
-            return integers_between(low, ten - 1) + integers_between(ten, high)
-        if low // ten != high // ten and len(str(low)) == len(str(high)):
-            if low % ten:
-                border = low - low % ten + ten
-                return integers_between(low, border - 1) + integers_between(border, high)
-            if high % ten != ten - 1:
-                border = high - high % ten
-                return integers_between(low, border - 1) + integers_between(border, high)
-    pairs = zip(str(low), str(high), strict=True)
-    return [" ".join(f"[{one}-{other}]" for one, other in pairs)]
 
 
 def value_rules() -> dict[str, str]:

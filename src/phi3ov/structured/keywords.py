@@ -5,26 +5,38 @@ The grammar of what they say is made in ``json_grammar.py``.
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 from ..errors import OptionError
 from ..validation import is_integer, is_number
+from .numbers import DIGITS, NumberRange
+
+WAY_OUT = (
+    "Leave it out and check the answer yourself, or give validate='after' to have the finished "
+    "answer checked."
+)
+MOST_REMAINDERS = 1000
+"""Greatest step of numbers, in units of the last digit: the automaton has a state for each
+remainder and digit."""
 
 ANNOTATIONS = {
     "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly",
     "$comment", "$schema", "$id", "$defs", "definitions", "discriminator",
 }  # fmt: skip
+_BOUNDS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
 KEYWORDS: dict[str, set[str]] = {
     "object": {"properties", "required", "additionalProperties"},
-    "array": {"items", "prefixItems", "minItems", "maxItems"},
+    "array": {"items", "prefixItems", "minItems", "maxItems", "uniqueItems"},
     "string": {"minLength", "maxLength", "pattern", "format"},
-    "integer": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"},
-    "number": set(),
+    "integer": _BOUNDS | {"multipleOf"},
+    "number": _BOUNDS | {"multipleOf"},
     "boolean": set(),
     "null": set(),
 }
 """The types, and which keywords can be enforced for each."""
-_MOST_INTEGER = 10**15 - 1
+MOST_UNIQUE = 100
+"""Most values among which the items of an array can be kept apart."""
 
 
 def refusal(where: str, why: str) -> OptionError:
@@ -57,11 +69,9 @@ def require_enforceable(schema: dict[str, Any], types: list[str], where: str) ->
     """Check that every keyword beside ``types`` can be enforced for the values that it is about.
 
     Raises:
-        OptionError: One cannot. Bounds are about numbers of both types.
+        OptionError: One cannot.
     """
     known = {"type"}.union(*(KEYWORDS[one] for one in types)) | ANNOTATIONS
-    if "number" in types:
-        known -= KEYWORDS["integer"]
     if schema.keys() - known:
         raise _unenforced(schema, known, where)
 
@@ -71,8 +81,7 @@ def _unenforced(schema: dict[str, Any], known: set[str], where: str) -> OptionEr
     of_type = "" if kind is None else f" for type={kind!r:.80}"
     return refusal(
         where,
-        f"has {keyword!r:.80}, which cannot be enforced{of_type}. Leave it out and check the "
-        "answer yourself.",
+        f"has {keyword!r:.80}, which cannot be enforced{of_type}. {WAY_OUT}",
     )
 
 
@@ -152,24 +161,75 @@ def read_counts(schema: dict[str, Any], what: str, where: str) -> tuple[int, int
     return least, most
 
 
-def read_bounds(schema: dict[str, Any], where: str) -> tuple[int, int]:
-    """Return the least and the greatest integer; both have at most 15 digits.
+def read_range(schema: dict[str, Any], where: str, *, whole: bool) -> NumberRange | None:
+    """Return the numbers that the bounds and ``multipleOf`` allow; None where there are neither.
+
+    Args:
+        schema: Of type ``number`` or ``integer``.
+        where: Its place.
+        whole: Whether it allows integers alone.
 
     Raises:
-        OptionError: A bound is no whole number, or no integer is left.
+        OptionError: A bound is not a number, ``multipleOf`` is not above 0, or no number is left.
     """
-    low, high = -_MOST_INTEGER, _MOST_INTEGER
-    for keyword in sorted(KEYWORDS["integer"] & schema.keys()):
+    given: dict[str, Decimal] = {}
+    for keyword in sorted(KEYWORDS["number"] & schema.keys()):
         value = schema[keyword]
-        if not is_number(value) or value % 1 != 0:
-            raise refusal(where, f"has {keyword}={value!r:.80}, which must be a whole number.")
-        if "inimum" in keyword:
-            low = max(low, int(value) + (keyword == "exclusiveMinimum"))
-        else:
-            high = min(high, int(value) - (keyword == "exclusiveMaximum"))
-    if low > high:
-        raise refusal(where, "has a minimum above its maximum, or above 15 digits.")
-    return low, high
+        if not is_number(value) or (keyword == "multipleOf" and value <= 0):
+            above = " above 0" if keyword == "multipleOf" else ""
+            raise refusal(where, f"has {keyword}={value!r:.80}, which must be a number{above}.")
+        given[keyword] = Decimal(str(value))
+    if not given and not whole:
+        return None
+    found = NumberRange.between(
+        given.get("minimum"),
+        given.get("maximum"),
+        above=given.get("exclusiveMinimum"),
+        below=given.get("exclusiveMaximum"),
+        step=given.get("multipleOf"),
+        whole=whole,
+    )
+    if found.low > found.high:
+        raise refusal(where, f"has no number between its bounds, or needs over {DIGITS} digits.")
+    if found.step > MOST_REMAINDERS:
+        raise refusal(
+            where,
+            f"has multipleOf={schema['multipleOf']!r:.80}; at most {MOST_REMAINDERS} in units of "
+            "its last digit.",
+        )
+    return found
+
+
+def read_unique(schema: dict[str, Any], where: str) -> list[Any] | None:
+    """Return the values among which ``uniqueItems`` chooses; None where items may be alike.
+
+    Raises:
+        OptionError: ``uniqueItems`` is not a boolean, or the items are not simple constants.
+    """
+    unique = schema.get("uniqueItems", False)
+    if not isinstance(unique, bool):
+        raise refusal(where, f"has uniqueItems={unique!r:.80}, which must be true or false.")
+    if not unique:
+        return None
+    items = schema.get("items")
+    if items == {"type": "boolean"}:
+        return [False, True]
+    values: list[Any] = []
+    if isinstance(items, dict) and items.keys() & {"const", "enum"}:
+        require_alone(items, "const" if "const" in items else "enum", where)
+        values = read_constants(items, where)
+    simple = all(value is None or isinstance(value, str | int | float) for value in values)
+    if not values or not simple or len(values) > MOST_UNIQUE or "prefixItems" in schema:
+        raise refusal(
+            where,
+            "has uniqueItems, which can be enforced only for items that are an enum of up to "
+            f"{MOST_UNIQUE} texts, numbers, true, false and null. {WAY_OUT}",
+        )
+    apart: list[Any] = []
+    for value in values:  # to JSON, unlike Python, true and 1 are not equal
+        if not any(value == a and isinstance(value, bool) == isinstance(a, bool) for a in apart):
+            apart.append(value)
+    return apart
 
 
 def read_properties(schema: dict[str, Any], where: str) -> tuple[dict[str, Any], set[str]]:

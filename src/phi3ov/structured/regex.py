@@ -1,21 +1,22 @@
-r"""Regular expressions to the grammars that openvino-genai enforces: what it cannot is refused.
-
-What is refused, too, is what takes the matcher seconds: see ``regex_parts.py``.
-"""
+r"""Regular expressions to the grammars that openvino-genai enforces: what it cannot is refused."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NoReturn, Protocol
 
 from ..errors import OptionError
 from .character_sets import ANY, DIGIT, NEWLINE, SPACE, WORD, Ranges, common, unite, without
-from .ebnf import MOST_REPETITIONS, characters
-from .regex_parts import MOST_LOOSE, Part, either, joined
+from .ebnf import MOST_REPETITIONS, alternatives, characters, repeat
+from .keywords import WAY_OUT
 
 MOST_CHARACTERS = 20_000
 """The longest expression."""
-_WIDE_FROM = 128
-"""From how many characters a class is wide: then tokens of every kind fit it."""
+MOST_VARIABLE = 120
+"""Most parts of variable length, and `MOST_IN_A_ROW` the most that may be empty one after the
+other: with more, openvino-genai needs seconds for a token (decision 30)."""
+MOST_IN_A_ROW = 20
 _DEEPEST = 50
 
 
@@ -27,13 +28,58 @@ class Spelling(Protocol):
         ...
 
 
-def regex_grammar(
-    pattern: str, spell: Spelling = characters, *, name: str = "regex"
-) -> tuple[str, int]:
-    r"""Return the grammar of the texts that ``re.fullmatch(pattern, text, re.ASCII)`` accepts.
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A pattern, or a part of one, as an expression of the grammar.
 
-    With it comes its size: its characters and classes when repetitions are written out, at most
-    `MOST_REPETITIONS`.
+    Attributes:
+        expression: EBNF.
+        size: Its characters and classes when repetitions are written out.
+        shortest: Characters of the shortest text.
+        longest: Characters of the longest text; None where there is no limit.
+        variable: Its parts of variable length when repetitions are written out.
+        row: Most parts that follow each other and may each be empty.
+    """
+
+    expression: str
+    size: int = 1
+    shortest: int = 1
+    longest: int | None = 1
+    variable: int = 0
+    row: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Repeated:
+    """A pattern that follows itself ``least`` to ``most`` times."""
+
+    unit: Pattern
+    least: int
+    most: int | None
+
+    def pattern(self) -> Pattern:
+        unit, copies = self.unit, self.least + 1 if self.most is None else self.most
+        endless = self.most is None and unit.longest != 0
+        bounded = None if unit.longest is None and copies else (unit.longest or 0) * copies
+        row = max(1, unit.row * copies) if unit.shortest == 0 else int(self.least == 0)
+        return Pattern(
+            repeat(unit.expression, self.least, self.most),
+            size=unit.size * max(self.least + 1, self.most or 1),
+            shortest=unit.shortest * self.least,
+            longest=None if endless else bounded,
+            variable=unit.variable * copies + int(self.least != self.most),
+            row=max(row, unit.row) if copies else 0,
+        )
+
+
+def regex_grammar(
+    pattern: str,
+    spell: Spelling = characters,
+    *,
+    name: str = "regex",
+    lengths: tuple[int, int | None] = (0, None),
+) -> Pattern:
+    r"""Return the grammar of the texts that ``re.fullmatch(pattern, text, re.ASCII)`` accepts.
 
     Args:
         pattern: Of Python's syntax: characters, ``.``, classes, ``\d \w \s \D \W \S``, groups,
@@ -41,16 +87,89 @@ def regex_grammar(
             the whole. What looks around, refers back or sets flags is refused.
         spell: How characters are written: as they are, or escaped in a JSON string.
         name: The option, for messages.
+        lengths: Least and greatest number of characters; None for no limit.
 
     Raises:
-        OptionError: The pattern is no regular expression, or none that a grammar can follow.
+        OptionError: The pattern is not a regular expression, or no grammar can follow it: also
+            where several parts of different lengths would have to share what ``lengths`` leaves.
     """
     if not isinstance(pattern, str):
         raise OptionError(f"{name}={pattern!r} must be a string.")
     if len(pattern) > MOST_CHARACTERS:
         raise OptionError(f"{name} has {len(pattern)} characters; at most {MOST_CHARACTERS}.")
-    part = _RegexParser(pattern, spell, name).parse()
-    return part.expression, part.size
+    return _RegexParser(pattern, spell, name, lengths).parse()
+
+
+def _joined(parts: Sequence[Pattern]) -> Pattern:
+    """Return ``parts`` one after the other."""
+    return Pattern(
+        " ".join(['""', *(part.expression for part in parts)]),
+        size=max(1, sum(part.size for part in parts)),
+        shortest=sum(part.shortest for part in parts),
+        longest=_total([part.longest for part in parts]),
+        variable=sum(part.variable for part in parts),
+        row=_longest_row(parts),
+    )
+
+
+def _longest_row(parts: Sequence[Pattern]) -> int:
+    longest = row = 0
+    for part in parts:
+        row = row + part.row if part.shortest == 0 else 0
+        longest = max(longest, row, part.row)
+    return longest
+
+
+def _either(parts: Sequence[Pattern]) -> Pattern:
+    """Return one of ``parts``."""
+    longest = [part.longest for part in parts]
+    known = [length for length in longest if length is not None]
+    shortest = min(part.shortest for part in parts)
+    optional = int(shortest == 0 and len(parts) > 1)
+    return Pattern(
+        alternatives(part.expression for part in parts),
+        size=sum(part.size for part in parts),
+        shortest=shortest,
+        longest=max(known) if len(known) == len(longest) else None,
+        variable=optional + sum(part.variable for part in parts),
+        row=max(optional, *(part.row for part in parts)),
+    )
+
+
+def _total(lengths: Sequence[int | None]) -> int | None:
+    known = [length for length in lengths if length is not None]
+    return sum(known) if len(known) == len(lengths) else None
+
+
+def _of_length(
+    branch: Sequence[_Repeated], least: int, most: int | None
+) -> Sequence[_Repeated] | None:
+    """Return a sequence whose texts have ``least`` to ``most`` characters; None for no text.
+
+    Raises:
+        ValueError: More than one part of it may have several lengths.
+    """
+    patterns = [part.pattern() for part in branch]
+    shortest = sum(pattern.shortest for pattern in patterns)
+    longest = _total([pattern.longest for pattern in patterns])
+    if shortest >= least and (most is None or (longest is not None and longest <= most)):
+        return branch
+    if (most is not None and shortest > most) or (longest is not None and longest < least):
+        return None
+    varied = [
+        index for index, pattern in enumerate(patterns) if pattern.shortest != pattern.longest
+    ]
+    part = branch[varied[0]]
+    unit = part.unit.shortest
+    if len(varied) > 1 or unit == 0 or unit != part.unit.longest:
+        raise ValueError("several parts share the length")
+    fixed = shortest - part.least * unit
+    fewest = max(part.least, -(-(least - fixed) // unit))
+    greatest = part.most if most is None else min(part.most or most, (most - fixed) // unit)
+    if greatest is not None and fewest > greatest:
+        return None
+    fitted = replace(part, least=fewest, most=greatest)
+    return [*branch[: varied[0]], fitted, *branch[varied[0] + 1 :]]
 
 
 _ESCAPED_SETS = {
@@ -64,23 +183,27 @@ _HEXADECIMAL = {"x": 2, "u": 4, "U": 8}
 class _RegexParser:
     """Recursive descent over a pattern; each method returns a part of the grammar."""
 
-    def __init__(self, pattern: str, spell: Spelling, name: str) -> None:
+    def __init__(
+        self, pattern: str, spell: Spelling, name: str, lengths: tuple[int, int | None]
+    ) -> None:
         self._pattern = pattern
         self._spell = spell
         self._name = name
+        self._lengths = lengths
         self._at = 0
         self._depth = 0
 
-    def parse(self) -> Part:
+    def parse(self) -> Pattern:
         found = self._alternatives()
         if self._at < len(self._pattern):
             self._fail("unbalanced ')'")
         return found
 
-    def _fail(self, why: str) -> None:
+    def _fail(self, why: str) -> NoReturn:
         raise OptionError(
             f"{self._name}={self._pattern[:200]!r}: {why} at position {self._at}. Supported are "
             "characters, classes, groups, alternatives and repetitions."
+            + ("" if self._name == "regex" else f" {WAY_OUT}")
         )
 
     def _peek(self, count: int = 1) -> str:
@@ -93,25 +216,47 @@ class _RegexParser:
         self._at += 1
         return character
 
-    def _limited(self, part: Part) -> Part:
+    def _limited(self, part: Pattern) -> Pattern:
         if part.size > MOST_REPETITIONS:
             self._fail(f"more than {MOST_REPETITIONS} characters when repetitions are written out")
-        if max(part.head, part.tail, part.through or 0) > MOST_LOOSE:
+        if part.variable > MOST_VARIABLE:
             self._fail(
-                "too many parts in a row that may take the same characters or none, such as .*.* "
-                "(put a character between them that must be there)"
+                f"more than {MOST_VARIABLE} parts of variable length when repetitions are written "
+                "out"
+            )
+        if part.row > MOST_IN_A_ROW:
+            self._fail(
+                f"more than {MOST_IN_A_ROW} parts in a row that may be empty (put a character "
+                "between them that must be there)"
             )
         return part
 
-    def _alternatives(self) -> Part:
+    def _alternatives(self) -> Pattern:
         branches = [self._sequence()]
         while self._peek() == "|":
             self._at += 1
             branches.append(self._sequence())
-        return self._limited(either(branches))
+        if self._depth == 0:
+            branches = self._fitted(branches)
+        parts = (_joined([part.pattern() for part in branch]) for branch in branches)
+        return self._limited(_either([self._limited(part) for part in parts]))
 
-    def _sequence(self) -> Part:
-        parts: list[Part] = []
+    def _fitted(self, branches: list[Sequence[_Repeated]]) -> list[Sequence[_Repeated]]:
+        """Return the alternatives of the whole pattern within its lengths."""
+        try:
+            fitted = [_of_length(branch, *self._lengths) for branch in branches]
+        except ValueError:
+            self._fail(
+                "several parts of different lengths share the length that is left by minLength "
+                "or maxLength; limit the repetitions in the pattern instead"
+            )
+        found = [branch for branch in fitted if branch is not None]
+        if not found:
+            self._fail("no text of the length that minLength and maxLength allow")
+        return found
+
+    def _sequence(self) -> Sequence[_Repeated]:
+        parts: list[_Repeated] = []
         if self._depth == 0 and self._peek() == "^":
             self._at += 1
         while (character := self._peek()) not in ("", "|", ")"):
@@ -119,19 +264,20 @@ class _RegexParser:
                 self._at += 1
                 continue
             parts.append(self._repeated())
-        return self._limited(joined(parts))
+        return parts
 
-    def _repeated(self) -> Part:
+    def _repeated(self) -> _Repeated:
         part = self._atom()
         found = self._quantifier()
         if found is None:
-            return part
-        part = self._limited(part.repeated(*found))
+            return _Repeated(part, 1, 1)
+        repeated = _Repeated(part, *found)
+        self._limited(repeated.pattern())
         if self._peek() == "?":  # lazy: the same texts
             self._at += 1
         elif self._peek() in ("+", "*", "{") and self._peek():
             self._fail("a repetition of a repetition")
-        return part
+        return repeated
 
     def _quantifier(self) -> tuple[int, int | None] | None:
         simple: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?": (0, 1)}
@@ -154,7 +300,7 @@ class _RegexParser:
         self._at += len(body) + 2
         return least, most
 
-    def _atom(self) -> Part:
+    def _atom(self) -> Pattern:
         character = self._take()
         if character == "(":
             return self._group()
@@ -169,7 +315,7 @@ class _RegexParser:
             self._fail(f"{character!r}, which cannot stand there,")
         return self._written(((ord(character), ord(character)),))
 
-    def _group(self) -> Part:
+    def _group(self) -> Pattern:
         if self._peek() == "?":
             if self._peek(2) != "?:":
                 self._fail("a group that looks around, has a name or sets flags")
@@ -184,7 +330,7 @@ class _RegexParser:
         self._depth -= 1
         return inner
 
-    def _class(self) -> Part:
+    def _class(self) -> Pattern:
         negated = self._peek() == "^"
         self._at += int(negated)
         members: list[Ranges] = []
@@ -227,9 +373,8 @@ class _RegexParser:
         character = _ESCAPED_CHARACTERS.get(character, character)
         return ((ord(character), ord(character)),)
 
-    def _written(self, ranges: Ranges) -> Part:
+    def _written(self, ranges: Ranges) -> Pattern:
         expression = self._spell(ranges) if common(ranges, ANY) else ""
         if not expression:
             self._fail("a class without any character that can be written")
-        wide = sum(high - low + 1 for low, high in ranges) >= _WIDE_FROM
-        return Part(expression, wide=wide, through=0 if wide else None)
+        return Pattern(expression)

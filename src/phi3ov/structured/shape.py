@@ -2,24 +2,26 @@
 
 `AnswerShape` is made from ``json_schema``, ``regex`` or ``choices`` of `GenerationOptions`. It
 holds the grammar that the engine enforces, and turns the text of a finished answer into its
-value. The grammars are ``grammar.py`` and ``json_grammar.py``, dataclasses ``answer_types.py``.
+value. Grammars of schemas are made in ``json_schema.py``, those of patterns in ``regex.py``;
+classes are read in ``types.py``, and those of pydantic in ``pydantic_types.py``.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal, get_args
 
 from ..errors import OptionError
 from ..plain_json import plain_json
 from .ebnf import alternatives, literal, rules
 from .json_schema import json_grammar
+from .pydantic_types import read_pydantic
 from .regex import regex_grammar
-from .types import build_value, dataclass_schema
+from .schema_check import schema_check
+from .types import is_structure, packages_in, read_class
 
 MOST_CHOICES = 1000
 """The most choices: each costs the matcher some time."""
@@ -40,25 +42,46 @@ class AnswerShape:
     parse: Callable[[str], Any]
 
 
-def answer_shape(*, json_schema: Any, regex: str | None, choices: Any) -> AnswerShape | None:
+Validation = Literal["grammar", "after"]
+"""Whether a grammar must enforce all of a schema, or a check of the finished answer the rest."""
+
+
+def answer_shape(
+    *, json_schema: Any, regex: str | None, choices: Any, validate: Validation = "grammar"
+) -> AnswerShape | None:
     """Return the shape that the options ask for; None if they ask for none.
+
+    Args:
+        json_schema: A schema as a dictionary, or a class.
+        regex: A pattern.
+        choices: Texts.
+        validate: ``"grammar"`` refuses a schema with a keyword that no grammar can enforce.
+            ``"after"`` enforces what it can, and ``parse`` of the shape checks all of it.
 
     Raises:
         OptionError: More than one is given, or one that no grammar can follow.
+        MissingDependencyError: ``validate="after"`` with a dictionary needs jsonschema.
     """
+    if validate not in get_args(Validation):
+        raise OptionError(f"validate={validate!r} is not 'grammar' or 'after'.")
+    if validate == "after" and json_schema is None:
+        raise OptionError(
+            "validate='after' has no effect without json_schema. Set json_schema, or leave "
+            "validate out."
+        )
     given = {"json_schema": json_schema, "regex": regex, "choices": choices}
     names = [name for name, value in given.items() if value is not None]
     if len(names) > 1:
         raise OptionError(f"{names[1]} contradicts {names[0]}: an answer has one shape. Leave one.")
     if isinstance(json_schema, type):
-        return _class_shape(json_schema)
+        return _class_shape(json_schema, validate)
     if json_schema is not None:
         if not isinstance(json_schema, dict):
             raise OptionError(
-                f"json_schema={json_schema!r:.200} must be a dictionary, a dataclass or a pydantic "
-                "model."
+                f"json_schema={json_schema!r:.200} must be a dictionary, a dataclass, a "
+                "TypedDict, a NamedTuple or a pydantic model."
             )
-        return _schema_shape(json.dumps(json_schema))
+        return _schema_shape(json.dumps(json_schema), validate)
     if regex is not None:
         if not isinstance(regex, str):
             raise OptionError(f"regex={regex!r:.200} must be a string.")
@@ -75,7 +98,7 @@ _remembered = lru_cache(maxsize=16)
 
 @_remembered
 def _regex_shape(regex: str) -> AnswerShape:
-    return AnswerShape(rules(regex_grammar(regex)[0]), str)
+    return AnswerShape(rules(regex_grammar(regex).expression), str)
 
 
 @_remembered
@@ -84,31 +107,39 @@ def _choices_shape(choices: tuple[str, ...]) -> AnswerShape:
 
 
 @_remembered
-def _schema_shape(text: str) -> AnswerShape:
-    return AnswerShape(json_grammar(json.loads(text)), json.loads)
+def _schema_shape(text: str, validate: Validation) -> AnswerShape:
+    schema = json.loads(text)
+    if validate == "grammar":
+        return AnswerShape(json_grammar(schema), json.loads)
+    check = schema_check(schema)
+    return AnswerShape(json_grammar(schema, lenient=True), lambda answer: check(json.loads(answer)))
 
 
 @_remembered
-def _class_shape(cls: type[Any]) -> AnswerShape:
-    schema, parse = _class_schema(cls)
-    return AnswerShape(json_grammar(copy_schema(schema)), parse)
+def _class_shape(cls: type[Any], validate: Validation) -> AnswerShape:
+    schema, parse = _read_class(cls)
+    return AnswerShape(json_grammar(copy_schema(schema), lenient=validate == "after"), parse)
 
 
-def _class_schema(cls: type[Any]) -> tuple[Any, Callable[[str], Any]]:
+def _read_class(cls: type[Any]) -> tuple[Any, Callable[[str], Any]]:
     """Return a class's schema and what makes an instance of a text."""
-    model: Any = cls
-    if hasattr(model, "model_json_schema") and hasattr(model, "model_validate_json"):  # pydantic's
-        try:
-            return model.model_json_schema(), model.model_validate_json
-        except Exception as error:  # pydantic's own, and whatever its users' hooks raise
+    packages = packages_in(cls)
+    if packages & {"pydantic", "pydantic_core", "annotated_types"}:
+        if "msgspec" in packages:
             raise OptionError(
-                f"json_schema={cls.__name__}: pydantic makes no schema of it: {error}"
-            ) from error
-    if dataclasses.is_dataclass(cls):
-        return dataclass_schema(model), lambda text: build_value(model, json.loads(text))
+                f"json_schema={cls.__name__} has bounds of msgspec.Meta beside pydantic, which "
+                "would ignore them. Use pydantic.Field for all."
+            )
+        return read_pydantic(cls)
+    model: Any = cls
+    if hasattr(model, "model_json_schema") and hasattr(model, "model_validate_json"):
+        return model.model_json_schema(), model.model_validate_json  # has pydantic's methods
+    if is_structure(cls):
+        schema, build = read_class(cls)
+        return schema, lambda text: build(json.loads(text))
     raise OptionError(
-        f"json_schema={cls.__name__} is neither a dataclass nor a pydantic model; give one of "
-        "these, or a dictionary."
+        f"json_schema={cls.__name__} is neither a dataclass, a TypedDict, a NamedTuple nor a "
+        "pydantic model; give one of these, or a dictionary."
     )
 
 

@@ -1,0 +1,64 @@
+"""Classes that pydantic reads: its models and dataclasses, and what has constraints of its.
+
+Whoever gives such a class has pydantic; phi3ov does not install it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from ..errors import MissingDependencyError, OptionError
+
+
+def read_pydantic(cls: type[Any]) -> tuple[dict[str, Any], Callable[[str], Any]]:
+    """Return the JSON schema of a class, and what makes an instance of a JSON text.
+
+    Raises:
+        OptionError: pydantic makes no schema of the class.
+        MissingDependencyError: The class has constraints of annotated_types, without pydantic.
+    """
+    try:
+        import pydantic
+    except ImportError as error:
+        raise MissingDependencyError(
+            "pydantic",
+            purpose=f"json_schema={cls.__name__}, whose annotations are of annotated_types,",
+            command="pip install pydantic",
+        ) from error
+    try:
+        adapter = pydantic.TypeAdapter(cls)
+        schema = adapter.json_schema(schema_generator=_schema_generator())
+    except Exception as error:  # pydantic's own, and those of its users' hooks
+        raise OptionError(
+            f"json_schema={cls.__name__}: pydantic makes no schema of it: {error}"
+        ) from error
+    return schema, adapter.validate_json
+
+
+@cache
+def _schema_generator() -> Any:
+    from pydantic.json_schema import GenerateJsonSchema
+
+    class NumbersForDecimal(GenerateJsonSchema):
+        """Asks for a Decimal as a number; pydantic's pattern for text looks ahead."""
+
+        def decimal_schema(self, schema: Any) -> dict[str, Any]:
+            found = super().decimal_schema(schema)
+            members = found.get("anyOf", [found])
+            number: dict[str, Any] = dict(next(one for one in members if one["type"] == "number"))
+            digits, places = schema.get("max_digits"), schema.get("decimal_places")
+            if places is not None:
+                known = number.setdefault("multipleOf", 10**-places)
+                if known != 10**-places:
+                    number["decimalPlaces"] = places  # not a keyword: refused
+            if digits is not None and places is not None:
+                most = 10 ** (digits - places) - 10**-places
+                number["maximum"] = min(number.get("maximum", most), most)
+                number["minimum"] = max(number.get("minimum", -most), -most)
+            elif digits is not None:
+                number["maxDigits"] = digits  # not a keyword: refused
+            return number
+
+    return NumbersForDecimal
