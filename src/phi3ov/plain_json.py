@@ -1,4 +1,4 @@
-"""A caller's values as JSON holds them: copied into plain dictionaries, lists, texts, numbers."""
+"""Deep copies of a caller's values in plain JSON types."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def plain_json(value: Any) -> Any:
-    """Return a copy of ``value`` that its caller cannot change any more.
+    """Return a deep copy of ``value`` in JSON's types.
 
     Mappings of every kind become dictionaries, tuples become lists.
 
@@ -17,8 +17,8 @@ def plain_json(value: Any) -> Any:
         {'a': [1, None]}
 
     Raises:
-        ValueError: JSON cannot hold it as it is: a type that JSON has not, a key that is no
-            string, NaN or an infinity, a lone surrogate, or parts nested too deeply.
+        ValueError: JSON cannot hold it unchanged: another type, a key that is not a string, NaN
+            or an infinity, a lone surrogate, or too deep nesting.
     """
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_as_dictionary)
@@ -32,8 +32,8 @@ def plain_json(value: Any) -> Any:
         part = waiting.pop()
         if isinstance(part, Mapping):
             odd = [name for name in part if not isinstance(name, str)]
-            if odd:  # `dumps` would write some of them as strings without a word
-                raise ValueError(f"the key {odd[0]!r:.80} is no string")
+            if odd:  # `dumps` would turn some of them into strings
+                raise ValueError(f"the key {odd[0]!r:.80} is not a string")
             waiting += part.values()
         elif isinstance(part, list | tuple):
             waiting += part

@@ -135,7 +135,7 @@ def test_upstream_genai_fails_when_threads_meet(zoo: Zoo) -> None:
 
 
 def test_upstream_genai_ignores_what_it_cannot_enforce_in_a_schema(zoo: Zoo) -> None:
-    """Answers that finished by themselves and do not fit, and not a word; phi3ov refuses it."""
+    """Answers that finished by themselves do not fit; phi3ov enforces the keyword."""
     schema = json.dumps({"type": "integer", "minimum": 100, "maximum": 999, "multipleOf": 97})
     pipeline = openvino_genai.LLMPipeline(str(zoo.artifact(ROW)), "CPU")
     config = openvino_genai.GenerationConfig(max_new_tokens=20, do_sample=True, temperature=100.0)

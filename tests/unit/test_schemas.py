@@ -231,7 +231,7 @@ UNENFORCED: list[tuple[Any, str]] = [
     ({"type": "array", "minItems": None}, "minItems=None"),
     ({"type": "array", "prefixItems": None}, "prefixItems=None"),
     ({"properties": {"a": {}}, "additionalProperties": None}, "additionalProperties=None"),
-    ({"properties": {1: {}}}, "the key 1 is no string"),
+    ({"properties": {1: {}}}, "the key 1 is not a string"),
     ({"properties": {"a": {}}, "required": [["a"]]}, "required="),
     ({"format": []}, r"format=\[\]"),
 ]

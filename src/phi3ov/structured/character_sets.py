@@ -1,16 +1,17 @@
 """Sets of characters, as ranges of their code points.
 
-``grammar.py`` writes them as the classes of a grammar.
+``ebnf.py`` writes them as classes of a grammar.
 """
 
 from __future__ import annotations
 
 Ranges = tuple[tuple[int, int], ...]
-"""Code points as inclusive ranges, sorted and apart."""
+"""Code points as inclusive ranges, sorted, with gaps between them."""
 
 _LAST = 0x10FFFF
 ANY: Ranges = ((1, 0xD7FF), (0xE000, _LAST))
-"""Every character that can be written: surrogates are none, and genai's matcher drops NUL."""
+"""Every character that an answer can hold: no surrogates, and no NUL, which
+genai's matcher drops."""
 DIGIT: Ranges = ((0x30, 0x39),)
 WORD: Ranges = ((0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A))
 SPACE: Ranges = ((0x09, 0x0D), (0x20, 0x20))
@@ -18,9 +19,9 @@ NEWLINE: Ranges = ((0x0A, 0x0A),)
 
 
 def unite(*parts: Ranges) -> Ranges:
-    """Return the characters that are in any of ``parts``: many of them cost one sorting."""
+    """Return the characters that are in any of ``parts``, in one sorting."""
     merged: list[tuple[int, int]] = []
-    for low, high in sorted(one for part in parts for one in part):
+    for low, high in sorted(pair for part in parts for pair in part):
         if merged and low <= merged[-1][1] + 1:
             merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
         else:

@@ -1,11 +1,9 @@
-r"""Grammars (EBNF) as openvino-genai enforces them: classes, strings, repetitions, rules.
+r"""Grammars (EBNF) for openvino-genai: classes, strings, repetitions, rules.
 
-genai's own conversions are not used. Its character classes let invalid UTF-8 through, a
-``pattern`` in its JSON strings may hold a bare quotation mark, its number ranges match any
-character for the point, and between JSON tokens it allows white space without end. So every
-grammar is written here, from ranges of characters that are split where the first bytes of
-their UTF-8 change, which is the form that genai's matcher treats rightly. Patterns are
-``regex_grammar.py``, schemas ``json_grammar.py``.
+genai can convert patterns and schemas itself, with defects that decision 29 lists. So every
+grammar is written here. A class is split where the first byte of its characters' UTF-8 changes,
+because genai's matcher lets invalid bytes through other classes. Patterns are converted in
+``regex.py``, schemas in ``json_schema.py``.
 """
 
 from __future__ import annotations
@@ -18,11 +16,11 @@ from ..errors import OptionError
 from .character_sets import ANY, Ranges, common, split_utf8
 
 MOST_REPETITIONS = 20_000
-"""How many characters an expression may have when its repetitions are written out, which is what
-the matcher does: more takes it seconds."""
+"""Most characters of an expression when its repetitions are written out. The matcher writes them
+out, and takes seconds for more."""
 
 _FEW = 16
-"""Up to how many more of something are left to the matcher."""
+"""Longest range of a repetition that is left to the matcher."""
 
 
 def characters(ranges: Ranges) -> str:
@@ -42,31 +40,31 @@ def characters(ranges: Ranges) -> str:
 def literal(text: str) -> str:
     r"""Return the grammar's string for ``text``, or several in a row.
 
-    A character that is not printable ASCII has one of its own: genai writes the grammar anew, with
-    such characters as ``\x..``, and takes hexadecimal digits behind them for part of that.
+    A character that is not printable ASCII has a string of its own: genai rewrites the grammar with
+    such characters as ``\x..``, and takes a hexadecimal digit behind one for part of it.
 
     Example:
         >>> print(literal('a"'), literal("aéb"))
         "a\u0022" "a" "\u00e9" "b"
 
     Raises:
-        OptionError: It holds NUL, which genai's matcher drops.
+        OptionError: ``text`` holds NUL, which genai's matcher drops.
     """
     if "\0" in text:
         raise OptionError(f"{text[:60]!r} holds the character NUL, which no answer can hold.")
     pieces = re.findall(r"[ -~]+|[^ -~]", text) or [""]
-    spelt = (re.sub(r"[^0-9A-Za-z]", lambda one: _escape(ord(one[0])), one) for one in pieces)
-    return " ".join(f'"{one}"' for one in spelt)
+    spelt = (
+        re.sub(r"[^0-9A-Za-z]", lambda found: _escape(ord(found[0])), piece) for piece in pieces
+    )
+    return " ".join(f'"{piece}"' for piece in spelt)
 
 
 def rules(answer: str, others: Mapping[str, str] | None = None) -> str:
     """Return the whole grammar: ``answer``, the ``others`` by name, and a rule for each class.
 
-    Classes must not stand in a sequence: after an optional one, genai's matcher takes the first
-    again and again where the next is of several bytes.
-
-    A class or rule that may come up to n times more is written out by `_up_to`: over its own
-    ``{0,n}``, and over ``{n,}``, genai's matcher takes minutes for some hundred characters.
+    A class is written once, however often it is used. A class or rule that may come up to n times
+    is written out by `_up_to`: with its own ``{0,n}`` and ``{n,}``, genai's matcher takes half a
+    minute for the first tokens (decision 29).
     """
     named = (f"{name} ::= {body}" for name, body in (others or {}).items())
     lines = [f"answer ::= {answer}", *named]
@@ -97,8 +95,8 @@ def rules(answer: str, others: Mapping[str, str] | None = None) -> str:
 def _up_to(name: str, most: int) -> dict[str, str]:
     """Return rules, the first of which is ``name`` at most ``most`` times.
 
-    Some whole blocks and a rest that is shorter than one, so that each count can be read in one
-    way only. Both are chains in which every rule ends or goes on, of about the same length.
+    The text is some whole blocks and a rest that is shorter than a block, so that each count can be
+    read in one way only. Both are chains of rules that end or go on, of about the same length.
     """
     block = math.isqrt(most)
     blocks, rest = divmod(most, block)

@@ -1,10 +1,9 @@
-"""JSON schemas to the grammars that openvino-genai enforces: a closed subset, and no guesses.
+"""JSON schemas to grammars for openvino-genai.
 
-Whatever a finished answer is, it fits the schema. A keyword that cannot be enforced is refused
-by its name; genai's own conversion ignores some in silence. Between tokens there is exactly
-the white space that ``json.dumps`` writes, so a model cannot go on with spaces for ever.
-Numbers have at most 15 digits, and the members of an object come in the schema's order.
-What keywords say is read in ``schema_keywords.py``.
+A finished answer fits its schema: a keyword that cannot be enforced is refused by name. Between
+JSON tokens stands exactly the white space of ``json.dumps``, so that a model cannot write spaces
+without end. Integers have at most 15 digits, and the members of an object come in the schema's
+order. ``keywords.py`` reads the keywords.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ _DEEPEST = 32
 _RESERVED = ("answer", "class", "json_")
 """What the names of all other rules begin with."""
 _CHARACTERS_PER_REPETITION = 5
-"""How many characters of constants take the matcher as long as one repetition."""
+"""Characters of constants that count as one repetition."""
 
 
 def json_grammar(schema: Any, *, lenient: bool = False) -> str:
@@ -69,8 +68,8 @@ def json_grammar(schema: Any, *, lenient: bool = False) -> str:
             also allows texts that do not fit, and finished ones are to be checked.
 
     Raises:
-        OptionError: The schema is none, has a keyword that cannot be enforced, no value at
-            all, or is too large: parts, or what they need to be written out.
+        OptionError: The schema is malformed or too large, has a keyword that cannot be enforced,
+            or allows no value.
     """
     compiler = _Compiler(schema, lenient=lenient)
     part = GrammarPart(compiler.compile(), compiler.rules, compiler.size)
@@ -95,8 +94,9 @@ def schema_part(schema: Any, name: str) -> GrammarPart:
         >>> print(grammar(sequence(text("go "), one_of(cities, years))))
         answer ::= "go\u0020" (city | year)
         city ::= ("\u0022Paris\u0022" | "\u0022Rome\u0022")
-        year ::= (year_part0)
-        year_part0 ::= (class0)
+        year ::= ((year_part1))
+        year_part0 ::= ("")
+        year_part1 ::= (class0 year_part0)
         class0 ::= [1-9]
     """
     if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) or name.startswith(_RESERVED):
@@ -136,7 +136,7 @@ class _Compiler:
         return answer
 
     def _rule(self, body: str, size: int = 0, where: str = "") -> str:
-        """Return the name of a rule: one for each body, whose size counts once."""
+        """Return the name of the rule with a body; the same body is written and counted once."""
         if re.fullmatch(r"\w+", body):
             return body
         if body not in self._names:
@@ -179,15 +179,15 @@ class _Compiler:
             return self._reference(schema["$ref"], where)
         if keyword in ("const", "enum"):
             values = read_constants(schema, where)
-            return alternatives([self._constant(one, where) for one in values])
+            return alternatives([self._constant(value, where) for value in values])
         if keyword == "oneOf":
             return self._tagged(schema, where, depth)
         schemas = read_list(schema, keyword, where)
         if keyword == "allOf" and len(schemas) > 1:
             raise refusal(where, f"has allOf of several; write them as one schema. {WAY_OUT}")
         parts = [
-            self._expression(one, f"{where}.{keyword}[{index}]", depth + 1)
-            for index, one in enumerate(schemas)
+            self._expression(member, f"{where}.{keyword}[{index}]", depth + 1)
+            for index, member in enumerate(schemas)
         ]
         return alternatives(parts)
 
@@ -208,7 +208,7 @@ class _Compiler:
     def _constant(self, value: Any, where: str) -> str:
         text = json.dumps(value, ensure_ascii=False)
         self._spend(1 + len(text) // _CHARACTERS_PER_REPETITION, where)
-        if any("\ud800" <= one <= "\udfff" for one in text):
+        if any("\ud800" <= character <= "\udfff" for character in text):
             raise refusal(where, "holds a lone surrogate, which no text has.")
         return literal(text)
 
@@ -226,18 +226,18 @@ class _Compiler:
         types = read_types(schema, where)
         require_enforceable(schema, types, where)
         parts = []
-        for one in dict.fromkeys(types):
-            if one == "object":
+        for kind in dict.fromkeys(types):
+            if kind == "object":
                 parts.append(self._object(schema, where, depth))
-            elif one == "array":
+            elif kind == "array":
                 parts.append(self._array(schema, where, depth))
-            elif one == "string":
+            elif kind == "string":
                 parts.append(self._text(schema, where))
-            elif one in ("integer", "number"):
-                if one == "number" or "number" not in types:  # each integer is a number
-                    parts.append(self._number(schema, where, whole=one == "integer"))
+            elif kind in ("integer", "number"):
+                if kind == "number" or "number" not in types:  # each integer is a number
+                    parts.append(self._number(schema, where, whole=kind == "integer"))
             else:
-                parts.append({"null": '"null"', "boolean": '("true" | "false")'}[one])
+                parts.append({"null": '"null"', "boolean": '("true" | "false")'}[kind])
         return alternatives(parts)
 
     def _object(self, schema: dict[str, Any], where: str, depth: int) -> str:
@@ -251,8 +251,8 @@ class _Compiler:
             return f"{literal('{')} {listed(member, 0, None)} {literal('}')}"
         members = [
             f"{self._constant(name, where)} {literal(': ')} "
-            + self._expression(one, f"{where}.{name}", depth + 1)
-            for name, one in properties.items()
+            + self._expression(part, f"{where}.{name}", depth + 1)
+            for name, part in properties.items()
         ]
         needed = [name in required for name in properties]
         # From the last to the first: which member may come next, and what may follow it. No part
@@ -275,8 +275,8 @@ class _Compiler:
             if not fixed or least > len(prefix) or (most is not None and most < len(prefix)):
                 raise refusal(where, "has prefixItems beside more or fewer items.")
             parts = [
-                self._expression(one, f"{where}.prefixItems[{index}]", depth + 1)
-                for index, one in enumerate(prefix)
+                self._expression(part, f"{where}.prefixItems[{index}]", depth + 1)
+                for index, part in enumerate(prefix)
             ]
             separator = f" {literal(', ')} "
             return f"{literal('[')} {separator.join(parts)} {literal(']')}"
@@ -354,13 +354,13 @@ class _Compiler:
         for pointer in self._pointers:
             waiting, seen = [pointer], set[str]()
             while waiting:
-                for one in next_ones[waiting.pop()] - seen:
-                    if one == pointer:
+                for pointed in next_ones[waiting.pop()] - seen:
+                    if pointed == pointer:
                         raise refusal(
                             pointer, "leads back to itself with no object or array between."
                         )
-                    seen.add(one)
-                    waiting.append(one)
+                    seen.add(pointed)
+                    waiting.append(pointed)
 
     def _require_finite(self) -> None:
         """Refuse references that could only be followed for ever."""
@@ -384,7 +384,7 @@ class _Compiler:
             return schema["$ref"] in finite
         for keyword in ("anyOf", "oneOf", "allOf"):
             if keyword in schema:
-                return any(self._is_finite(one, finite) for one in schema[keyword])
+                return any(self._is_finite(member, finite) for member in schema[keyword])
         if schema.keys() & {"const", "enum"}:
             return True
         for kind in read_types(schema, "schema"):
@@ -396,6 +396,6 @@ class _Compiler:
                 needed = schema.get("prefixItems", [])
                 if not needed and schema.get("minItems"):
                     needed = [schema.get("items", True)]
-            if all(self._is_finite(one, finite) for one in needed):
+            if all(self._is_finite(part, finite) for part in needed):
                 return True
         return False

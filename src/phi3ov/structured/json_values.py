@@ -1,6 +1,6 @@
 """JSON's values as grammar rules: strings, numbers, lists, and values of every kind.
 
-Schemas are put together from them in ``json_grammar.py``.
+``json_schema.py`` puts schemas together from them.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from .character_sets import ANY, Ranges, common, without
 from .ebnf import alternatives, characters, literal, repeat
 
 ANY_DEPTH = 6
-"""How deeply a value may be nested where a schema allows every value."""
+"""Depth of nesting where a schema allows every value."""
 
 _ESCAPES = {'"': '"', "\\": "\\", "\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t"}
 _BARE = without(ANY, ((0, 0x1F), (0x22, 0x22), (0x5C, 0x5C)))
 
 
 def spell_in_string(ranges: Ranges) -> str:
-    """Return the expression for one of ``ranges`` inside a JSON string; control characters go."""
+    """Return the expression for a character of ``ranges`` in a JSON string; empty for none."""
     bare = common(ranges, _BARE)
     parts = [characters(bare)] if bare else []
     parts += [

@@ -1,6 +1,6 @@
-"""Keywords of a JSON schema, read and checked: whoever takes a value from here knows its type.
+"""Keywords of a JSON schema, read and checked.
 
-The grammar of what they say is made in ``json_grammar.py``.
+``json_schema.py`` makes the grammar of what they say.
 """
 
 from __future__ import annotations
@@ -40,38 +40,38 @@ MOST_UNIQUE = 100
 
 
 def refusal(where: str, why: str) -> OptionError:
-    """Return the error for the schema at ``where``; whoever has found the reason raises it."""
+    """Return the error for the schema at ``where``, for the caller to raise."""
     place = where if len(where) <= 200 else f"{where[:100]} ... {where[-90:]}"
     return OptionError(f"json_schema: {place} {why}")
 
 
 def read_types(schema: dict[str, Any], where: str) -> list[str]:
-    """Return the types that ``schema`` names, or the one that its keywords belong to.
+    """Return the types that ``schema`` names, or else the type that its keywords are about.
 
     Raises:
-        OptionError: There are none, or a keyword cannot be enforced for each of them.
+        OptionError: There is no type, or an unknown one.
     """
     types = schema.get("type")
     if "type" not in schema:
-        types = [one for one, words in KEYWORDS.items() if words & schema.keys()][:1]
+        types = [name for name, words in KEYWORDS.items() if words & schema.keys()][:1]
         if not types:
             raise _unenforced(schema, ANNOTATIONS, where)
     types = [types] if isinstance(types, str) else types
     if not isinstance(types, list) or not types or not all(isinstance(t, str) for t in types):
         raise refusal(where, f"has type={schema.get('type')!r:.80}; give a type's name.")
-    unknown = [one for one in types if one not in KEYWORDS]
+    unknown = [name for name in types if name not in KEYWORDS]
     if unknown:
         raise refusal(where, f"has type={unknown[0]!r:.80}; types: {', '.join(KEYWORDS)}.")
     return types
 
 
 def require_enforceable(schema: dict[str, Any], types: list[str], where: str) -> None:
-    """Check that every keyword beside ``types`` can be enforced for the values that it is about.
+    """Check that every keyword can be enforced for values of ``types``.
 
     Raises:
         OptionError: One cannot.
     """
-    known = {"type"}.union(*(KEYWORDS[one] for one in types)) | ANNOTATIONS
+    known = {"type"}.union(*(KEYWORDS[name] for name in types)) | ANNOTATIONS
     if schema.keys() - known:
         raise _unenforced(schema, known, where)
 
@@ -86,10 +86,10 @@ def _unenforced(schema: dict[str, Any], known: set[str], where: str) -> OptionEr
 
 
 def require_alone(schema: dict[str, Any], keyword: str, where: str) -> None:
-    """Check that ``keyword`` has no other beside it that would have to be enforced, too.
+    """Check that no other keyword has to be enforced beside ``keyword``.
 
     Raises:
-        OptionError: There is one.
+        OptionError: Another has.
     """
     allowed = {keyword, "type"} if keyword in ("const", "enum") else {keyword}
     others = sorted(schema.keys() - ANNOTATIONS - allowed)
@@ -101,7 +101,7 @@ def read_list(schema: dict[str, Any], keyword: str, where: str) -> list[Any]:
     """Return the list that ``keyword`` must hold.
 
     Raises:
-        OptionError: It is none, or empty.
+        OptionError: It is not a list, or empty.
     """
     value = schema[keyword]
     if not isinstance(value, list) or not value:
@@ -110,16 +110,16 @@ def read_list(schema: dict[str, Any], keyword: str, where: str) -> list[Any]:
 
 
 def read_constants(schema: dict[str, Any], where: str) -> list[Any]:
-    """Return the values of ``const`` or ``enum`` that are of the ``type`` beside it, if any.
+    """Return the values of ``const`` or ``enum`` that are of the ``type`` beside it.
 
     Raises:
-        OptionError: There are none.
+        OptionError: No value is.
     """
     values = [schema["const"]] if "const" in schema else read_list(schema, "enum", where)
     if "type" not in schema:
         return values
     types = read_types(schema, where)
-    fitting = [value for value in values if any(_is_of_type(value, one) for one in types)]
+    fitting = [value for value in values if any(_is_of_type(value, name) for name in types)]
     if not fitting:
         raise refusal(where, f"has no value of type={schema['type']!r:.80} among {values!r:.80}.")
     return fitting
@@ -135,10 +135,10 @@ def _is_of_type(value: Any, kind: str) -> bool:
 
 
 def read_count(schema: dict[str, Any], keyword: str, where: str) -> int | None:
-    """Return a length or a number of items; None where ``schema`` has no such keyword.
+    """Return a length or a number of items; None without the keyword.
 
     Raises:
-        OptionError: It is no integer of 0 or more.
+        OptionError: It is not an integer of at least 0.
     """
     if keyword not in schema:
         return None
@@ -149,10 +149,10 @@ def read_count(schema: dict[str, Any], keyword: str, where: str) -> int | None:
 
 
 def read_counts(schema: dict[str, Any], what: str, where: str) -> tuple[int, int | None]:
-    """Return the least and the most of ``what``, ``"Items"`` or ``"Length"``; None is no limit.
+    """Return the least and the greatest count of ``"Items"`` or ``"Length"``; None for no limit.
 
     Raises:
-        OptionError: One is no integer of 0 or more, or they are the wrong way round.
+        OptionError: One is not an integer of at least 0, or the least exceeds the greatest.
     """
     least = read_count(schema, f"min{what}", where) or 0
     most = read_count(schema, f"max{what}", where)
@@ -236,13 +236,12 @@ def read_properties(schema: dict[str, Any], where: str) -> tuple[dict[str, Any],
     """Return the properties, and the names of those that are required.
 
     Raises:
-        OptionError: A keyword of objects is of a wrong type, or a property that is required
-            is not there.
+        OptionError: A keyword of objects has a wrong type, or a required property is missing.
     """
     properties, required = schema.get("properties", {}), schema.get("required", [])
     if not isinstance(properties, dict):
         raise refusal(where, f"has properties={properties!r:.80}, which must map names to schemas.")
-    if not isinstance(required, list) or not all(isinstance(one, str) for one in required):
+    if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
         raise refusal(where, f"has required={required!r:.80}, which must be a list of names.")
     missing = [name for name in required if name not in properties]
     if missing:
@@ -257,7 +256,7 @@ def resolve(root: Any, pointer: Any, where: str) -> Any:
     """Return what is at a JSON pointer within ``root``, such as ``#/$defs/name``.
 
     Raises:
-        OptionError: It is no such pointer (an anchor, another document), or there is nothing.
+        OptionError: It is another kind of reference (an anchor, a document), or leads nowhere.
     """
     from urllib.parse import unquote  # a pointer in a reference is part of a URL
 
@@ -282,16 +281,16 @@ def resolve(root: Any, pointer: Any, where: str) -> Any:
 
 
 def nested_id(where: str) -> OptionError:
-    """Return the error for an ``$id`` below the root, where references begin anew."""
+    """Return the error for an ``$id`` below the root, which gives references another base."""
     return refusal(where, "is in a part with an $id, where references mean others. Leave $id out.")
 
 
 def direct_references(schema: Any) -> set[str]:
-    """Return the pointers to what a value of ``schema`` may be, not to what it may hold."""
+    """Return the pointers to schemas of the value itself, not to those of its parts."""
     if not isinstance(schema, dict):
         return set()
     found = {schema["$ref"]} if "$ref" in schema else set()
-    parts = (one for keyword in ("anyOf", "oneOf", "allOf") for one in schema.get(keyword, ()))
+    parts = (part for keyword in ("anyOf", "oneOf", "allOf") for part in schema.get(keyword, ()))
     return found.union(*map(direct_references, parts))
 
 
@@ -299,7 +298,7 @@ def follow(root: Any, schema: Any, where: str) -> tuple[list[str], Any]:
     """Return the pointers of a chain of references, and what is at its end.
 
     Raises:
-        OptionError: One of them leads nowhere, or they go round in circles.
+        OptionError: A pointer leads nowhere, or they form a circle.
     """
     pointers: list[str] = []
     while isinstance(schema, dict) and "$ref" in schema:
@@ -313,16 +312,16 @@ def follow(root: Any, schema: Any, where: str) -> tuple[list[str], Any]:
 
 
 def require_tag(schema: Any, name: str) -> Any:
-    """Return the schema of an object that has the property ``name``, too."""
+    """Return the schema with the property ``name`` required as well."""
     return schema | {"required": [*schema.get("required", []), name]}
 
 
 def read_tagged(root: Any, schema: dict[str, Any], where: str) -> tuple[str, list[Any]]:
-    """Return the property that tells the schemas of ``oneOf`` apart, and these.
+    """Return the property that tells the members of ``oneOf`` apart, and the members.
 
     Raises:
-        OptionError: No discriminator names such a property, or it does not tell them apart: then
-            a grammar cannot keep an answer from fitting two of them.
+        OptionError: No discriminator names such a property, or it does not tell them apart. A
+            grammar could not keep an answer from fitting two members.
     """
     given = schema.get("discriminator")
     name = given.get("propertyName") if isinstance(given, dict) else None
@@ -348,7 +347,7 @@ def read_tagged(root: Any, schema: dict[str, Any], where: str) -> tuple[str, lis
 
 
 def _tags(root: Any, branch: Any, name: str, where: str) -> list[Any]:
-    """Return what the property ``name`` of a branch may be; nothing if that is not known."""
+    """Return the values of the property ``name`` of a member; empty if they are not known."""
     _, found = follow(root, branch, where)
     if not isinstance(found, dict) or found.get("type", "object") != "object":
         return []

@@ -47,7 +47,9 @@ def _schema_generator() -> Any:
         def decimal_schema(self, schema: Any) -> dict[str, Any]:
             found = super().decimal_schema(schema)
             members = found.get("anyOf", [found])
-            number: dict[str, Any] = dict(next(one for one in members if one["type"] == "number"))
+            number: dict[str, Any] = dict(
+                next(member for member in members if member["type"] == "number")
+            )
             digits, places = schema.get("max_digits"), schema.get("decimal_places")
             if places is not None:
                 known = number.setdefault("multipleOf", 10**-places)

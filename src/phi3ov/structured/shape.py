@@ -24,9 +24,9 @@ from .schema_check import schema_check
 from .types import is_structure, packages_in, read_class
 
 MOST_CHOICES = 1000
-"""The most choices: each costs the matcher some time."""
+"""Most choices: each costs the matcher time."""
 MOST_CHOICE_CHARACTERS = 100_000
-"""The most characters that all choices may have together."""
+"""Most characters of all choices together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +91,8 @@ def answer_shape(
     return None
 
 
-# The same shape is asked for again and again: twice in a turn, in every turn of a chat, for every
-# line of a batch. The last few are kept; a schema is known by its text, for the order counts.
+# The same shape is needed often: twice in a turn, in every turn of a chat, for every line of a
+# batch. The last few are kept; the key of a schema is its text, because the order counts.
 _remembered = lru_cache(maxsize=16)
 
 
@@ -103,7 +103,7 @@ def _regex_shape(regex: str) -> AnswerShape:
 
 @_remembered
 def _choices_shape(choices: tuple[str, ...]) -> AnswerShape:
-    return AnswerShape(rules(alternatives(literal(one) for one in choices)), str)
+    return AnswerShape(rules(alternatives(literal(choice) for choice in choices)), str)
 
 
 @_remembered
@@ -144,10 +144,10 @@ def _read_class(cls: type[Any]) -> tuple[Any, Callable[[str], Any]]:
 
 
 def copy_schema(json_schema: Any) -> Any:
-    """Return a schema that its caller cannot change any more.
+    """Return a copy of a schema, so that its caller cannot change it.
 
     Raises:
-        OptionError: It holds what JSON cannot.
+        OptionError: The schema holds something that JSON cannot.
     """
     if not isinstance(json_schema, dict):
         return json_schema
@@ -160,13 +160,13 @@ def copy_schema(json_schema: Any) -> Any:
 def _checked_choices(choices: Any) -> tuple[str, ...]:
     if isinstance(choices, str) or not isinstance(choices, tuple | list):
         raise OptionError(f"choices={choices!r} must be a tuple of strings.")
-    if not choices or not all(isinstance(one, str) and one for one in choices):
+    if not choices or not all(isinstance(choice, str) and choice for choice in choices):
         raise OptionError(f"choices={choices!r} must hold non-empty strings, one at least.")
     if len(choices) > MOST_CHOICES or sum(map(len, choices)) > MOST_CHOICE_CHARACTERS:
         raise OptionError(
             f"choices has {len(choices)} members of {sum(map(len, choices))} characters; at most "
             f"{MOST_CHOICES} of {MOST_CHOICE_CHARACTERS}."
         )
-    if any("\ud800" <= one <= "\udfff" for choice in choices for one in choice):
+    if any("\ud800" <= character <= "\udfff" for choice in choices for character in choice):
         raise OptionError("choices holds a lone surrogate, which no text has.")
     return tuple(choices)

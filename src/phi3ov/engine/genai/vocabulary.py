@@ -1,10 +1,10 @@
-"""The vocabulary as bytes, in the form in which openvino-genai's grammars take it.
+"""The vocabulary as bytes, in the form that openvino-genai's grammars need.
 
-genai reads the texts of tokens out of the detokenizer beside the model. That one serves to show
-text: control tokens stand in it as if somebody could write them, bytes of a byte-fallback
-vocabulary (Llama's, so Phi-3's) as ``<0x0A>``, and spaces as ``▁``. A grammar over such texts
-lets through what is then shown otherwise. So genai gets a detokenizer made here, in which each
-token is the bytes that `phi3ov.prompt.ChatTokenizer` shows for it, and control tokens are none.
+genai reads the texts of tokens from the detokenizer beside the model, which is made for showing
+text: it holds control tokens as if they could be written, bytes of a byte-fallback vocabulary
+(Llama's, so Phi-3's) as ``<0x0A>``, and spaces as ``▁``. A grammar over such texts would allow
+answers that look different when they are shown. So genai gets a detokenizer that is made here: each
+token is the bytes that `phi3ov.prompt.ChatTokenizer` shows for it, and a control token is empty.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _OPERATION_SETS = {
 
 
 def grammar_tokenizer(folder: Path, *, drafted: bool = False) -> Any:
-    """Return genai's tokenizer for the artifact in ``folder``, good for grammars alone.
+    """Return genai's tokenizer for the artifact in ``folder``, usable for grammars only.
 
     It is made in memory: a container may have no folder that can be written.
 

@@ -1,8 +1,7 @@
-"""The running batch in the worker engine's process: genai's continuous batching, step by step.
+"""The running batch in the worker's process: genai's continuous batching, step by step.
 
-Who talks to the parent is ``child.py``. `Batch` takes its commands, begins requests in
-the order in which they came, each only when the KV cache has room for its longest answer, and
-collects after every step what each of them got.
+`Batch` takes commands from ``child.py``. It begins requests in the order of their arrival, each
+only when the KV cache has room for its longest answer, and collects the results of each step.
 
 It also decides which prompts a step reads, because genai's own way is not safe. genai finds
 blocks of its cache by the ids that they shall hold, from the moment at which they are given to a
@@ -73,7 +72,7 @@ class Batch:
         """Answer on what ``open_pipeline`` returns, at most ``max_running`` requests at once.
 
         Args:
-            open_pipeline: Opens genai's pipeline, also anew.
+            open_pipeline: Opens genai's pipeline, also a second time.
             pool: Its KV cache.
             max_running: The most requests in the batch.
             prompt_tokens: The most prompt tokens that a step reads, beside the tokens that running
@@ -119,7 +118,11 @@ class Batch:
         """Fill free places, compute one step, and return what came out."""
         self._read_prompts()
         if self._pipeline.has_non_finished_requests():
-            sequences = [one.sequence for one in self._running.values() if one.sequence is not None]
+            sequences = [
+                running.sequence
+                for running in self._running.values()
+                if running.sequence is not None
+            ]
             self._cache.step(sequences, self._prompt_tokens)
             self._pipeline.step()
         progress, self._ended = self._ended, []
@@ -182,7 +185,7 @@ class Batch:
         if isinstance(command, Forget):
             # genai frees a cancelled request at the end of the next step
             return not self._running and not self._pipeline.has_non_finished_requests()
-        taken = sum(one.blocks for one in (*self._leaving, *self._running.values()))
+        taken = sum(running.blocks for running in (*self._leaving, *self._running.values()))
         enough = taken + self._blocks_for(command) <= self._pool.blocks
         return enough and len(self._running) < self._max_running
 
@@ -191,9 +194,9 @@ class Batch:
         return self._pool.blocks_for(len(request.prompt_ids) + request.max_new_tokens)
 
     def _end_of_piece(self, running: _Running, left: int) -> int:
-        """Return up to where a step reads a prompt that may read so many tokens.
+        """Return where a step that may read ``left`` tokens stops reading a prompt.
 
-        All of it, or up to the end of a block; 0 if that is nothing.
+        The end of the prompt or of a block; 0 if the step reads nothing of it.
         """
         prompt_ids = running.command.request.prompt_ids
         start = max(self._cache.reusable(prompt_ids), running.known_tokens)

@@ -39,7 +39,7 @@ MAX_RUNNING = 32
 
 CACHED_CONTEXTS = 16
 MOST_CACHE_BYTES = 4 * 1024**3
-"""The default KV cache: room for so many full contexts, but not more bytes than this."""
+"""Default size of the KV cache: this many full contexts, but at most this many bytes."""
 
 
 class WorkerEngine:
@@ -156,7 +156,7 @@ class WorkerEngine:
             return "ready" if child is not None and child.ready else "restarting"
 
     def forget_cache(self) -> None:
-        """Build the pipeline anew when the requests before this call have ended."""
+        """Rebuild the pipeline when the requests before this call have ended."""
         state = self._state
         with state.lock:
             if state.child is not None and state.child.usable:  # a new child has forgotten all
@@ -208,5 +208,5 @@ def _package_folders() -> tuple[str, ...]:
     try:
         here = Path.cwd()
     except FileNotFoundError:  # the current folder has been removed
-        return tuple(one for one in sys.path if Path(one).is_absolute())
-    return tuple(str(here / one) for one in sys.path)
+        return tuple(folder for folder in sys.path if Path(folder).is_absolute())
+    return tuple(str(here / folder) for folder in sys.path)
