@@ -83,6 +83,9 @@ RELAXED: list[tuple[Any, Any]] = [
     ({"type": "object", "additionalProperties": {"not": {}}},
      {"type": "object", "additionalProperties": {}}),
     ({"type": 3}, {"type": 3}),
+    ({"format": ["date"]}, {"format": ["date"]}),
+    ({"properties": {}, "required": [["a"]]}, {"properties": {}, "required": [["a"]]}),
+    ({"allOf": 3}, {}),
 ]  # fmt: skip
 
 
@@ -113,6 +116,19 @@ def test_every_answer_fits_or_is_refused(
     except ValueError:
         return
     assert fits(value, schema)
+
+
+def test_the_way_out_is_named_where_it_is_one() -> None:
+    """A schema without a value, or one that is malformed, is refused in either way."""
+    for schema, helps in (
+        (UNIQUE, True),
+        ({"type": "string", "pattern": "(?=a)b"}, True),
+        ({"type": "integer", "minimum": 3, "maximum": 2}, False),
+        ({"type": "strin"}, False),
+    ):
+        with pytest.raises(OptionError) as caught:
+            GenerationOptions(json_schema=schema)
+        assert ("validate='after'" in str(caught.value)) == helps
 
 
 def test_a_dictionary_needs_jsonschema(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,7 @@ from ..errors import OptionError
 from ..validation import is_integer, is_number
 from .numbers import DIGITS, NumberRange
 
-WAY_OUT = (
-    "Leave it out and check the answer yourself, or give validate='after' to have the finished "
-    "answer checked."
-)
+WAY_OUT = "Leave it out and check the answer yourself."
 MOST_REMAINDERS = 1000
 """Greatest step of numbers, in units of the last digit: the automaton has a state for each
 remainder and digit."""

@@ -9,7 +9,6 @@ from typing import NoReturn, Protocol
 from ..errors import OptionError
 from .character_sets import ANY, DIGIT, NEWLINE, SPACE, WORD, Ranges, common, unite, without
 from .ebnf import MOST_REPETITIONS, alternatives, characters, repeat
-from .keywords import WAY_OUT
 
 MOST_CHARACTERS = 20_000
 """The longest expression."""
@@ -203,7 +202,6 @@ class _RegexParser:
         raise OptionError(
             f"{self._name}={self._pattern[:200]!r}: {why} at position {self._at}. Supported are "
             "characters, classes, groups, alternatives and repetitions."
-            + ("" if self._name == "regex" else f" {WAY_OUT}")
         )
 
     def _peek(self, count: int = 1) -> str:

@@ -62,7 +62,8 @@ def _relaxed_type(schema: dict[str, Any], depth: int) -> dict[str, Any]:
             kept[keyword] = relaxed(kept[keyword], depth + 1)
     properties, required = kept.get("properties", {}), kept.get("required")
     if isinstance(properties, dict) and isinstance(required, list):
-        properties = properties | {name: {} for name in required if name not in properties}
+        names = [name for name in required if isinstance(name, str)]
+        properties = properties | {name: {} for name in names if name not in properties}
     if isinstance(properties, dict) and properties:
         kept["properties"] = {name: relaxed(part, depth + 1) for name, part in properties.items()}
     return kept
@@ -70,7 +71,7 @@ def _relaxed_type(schema: dict[str, Any], depth: int) -> dict[str, Any]:
 
 def _relax_text(kept: dict[str, Any]) -> None:
     """Leave one of pattern, format and lengths: the first that can be enforced."""
-    if "format" in kept and kept["format"] not in FORMATS:
+    if isinstance(kept.get("format"), str) and kept["format"] not in FORMATS:
         del kept["format"]
     if "pattern" in kept:
         _drop_refused(kept, "pattern", lambda: regex_grammar(kept["pattern"]))

@@ -110,15 +110,35 @@ def _choices_shape(choices: tuple[str, ...]) -> AnswerShape:
 def _schema_shape(text: str, validate: Validation) -> AnswerShape:
     schema = json.loads(text)
     if validate == "grammar":
-        return AnswerShape(json_grammar(schema), json.loads)
+        return AnswerShape(_grammar(schema, validate), json.loads)
     check = schema_check(schema)
-    return AnswerShape(json_grammar(schema, lenient=True), lambda answer: check(json.loads(answer)))
+    return AnswerShape(_grammar(schema, validate), lambda answer: check(json.loads(answer)))
 
 
 @_remembered
 def _class_shape(cls: type[Any], validate: Validation) -> AnswerShape:
     schema, parse = _read_class(cls)
-    return AnswerShape(json_grammar(copy_schema(schema), lenient=validate == "after"), parse)
+    return AnswerShape(_grammar(copy_schema(schema), validate), parse)
+
+
+def _grammar(schema: Any, validate: Validation) -> str:
+    try:
+        return json_grammar(schema, lenient=validate == "after")
+    except OptionError as error:
+        if validate == "grammar" and _has_grammar(schema):
+            raise OptionError(
+                f"{error} Or give validate='after' to have the finished answer checked."
+            ) from error
+        raise
+
+
+def _has_grammar(schema: Any) -> bool:
+    """Whether a schema has a grammar without the keywords that cannot be enforced."""
+    try:
+        json_grammar(schema, lenient=True)
+    except OptionError:
+        return False
+    return True
 
 
 def _read_class(cls: type[Any]) -> tuple[Any, Callable[[str], Any]]:
