@@ -236,13 +236,35 @@ def test_tokenizer_without_the_formats_tokens_is_refused() -> None:
         ChatTokenizer(llama_like(), PHI4_KIT.chat_format)
 
 
-def test_tokenizer_with_lstrip_is_refused() -> None:
-    """Lstrip on a format token would make messages depend on their neighbours."""
+def test_tokenizer_whose_messages_depend_on_their_neighbours_is_refused() -> None:
+    """With lstrip a role token would swallow the line break that ends the message before it."""
     definition = json.loads(llama_like())
     for token in definition["added_tokens"]:
-        token["lstrip"] = token["content"] == "<|end|>"
+        token["lstrip"] = token["content"] == "<|user|>"
     with pytest.raises(UnsupportedModelError, match="lstrip=true"):
         ChatTokenizer(json.dumps(definition), MINI.chat_format)
+
+
+@pytest.mark.parametrize("kit", [PHI4_KIT, PHI4_MINI_KIT], ids=lambda kit: kit.name)
+@given(texts=st.lists(CONTENT, min_size=3, max_size=3))
+@settings(max_examples=60)
+def test_tokens_that_strip_on_both_sides_equal_official_rendering(
+    kit: Kit, texts: list[str]
+) -> None:
+    """Phi-4's own added tokens all have lstrip and rstrip: white space around contents goes."""
+    definition = json.loads(kit.tokenizer_json)
+    if any(token["content"] in text for token in definition["added_tokens"] for text in texts):
+        return
+    for token in definition["added_tokens"]:
+        token["lstrip"] = token["rstrip"] = True
+    chat = ChatTokenizer(json.dumps(definition), kit.chat_format)
+    roles: list[Role] = ["user", "assistant", "user"]
+    messages = [Message(role, text) for role, text in zip(roles, texts, strict=True)]
+    rendered = render_template(
+        kit.template, [{"role": each.role, "content": each.content} for each in messages]
+    )
+    official = make_tokenizer(definition)
+    assert chat.encode_prompt(messages) == official.encode(rendered, add_special_tokens=False).ids
 
 
 def rewritten(scheme: str, **model: Any) -> str:

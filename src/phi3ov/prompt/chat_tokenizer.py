@@ -305,10 +305,15 @@ class ChatTokenizer(TextTokenizer):
                 f"tokenizer.json has no control token {', '.join(missing)}, which the chat format "
                 f"{self.format.name!r} needs."
             )
-        if any(self.control[token]["lstrip"] for token in needed):
+        first = {
+            self._segments(self.format.header.format(role=role))[1] for role in self.format.roles
+        }
+        strips = any(isinstance(token, int) and self._flag(token, "lstrip") for token in first)
+        if strips and self._segments(self.format.footer)[-1]:
             raise UnsupportedModelError(
-                f"tokenizer.json gives one of {sorted(needed)} lstrip=true; no Phi-3 tokenizer "
-                "does, and messages could not be encoded one by one."
+                f"tokenizer.json gives one of {sorted(needed)} lstrip=true, so it swallows the "
+                f"text {self._segments(self.format.footer)[-1]!r} at the end of the message before "
+                "it, and messages could not be encoded one by one. No Phi-3 tokenizer does."
             )
 
     def _check_segments(self) -> None:
