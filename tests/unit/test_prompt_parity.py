@@ -449,7 +449,7 @@ def test_format_renders_as_the_official_template() -> None:
         ("{", "tokenizer.json cannot be read: JSONDecodeError"),
         ("5", "tokenizer.json cannot be read: "),
         ('{"added_tokens": 5}', "tokenizer.json cannot be read: "),
-        ('{"model": {"type": "BPE"}}', "tokenizer.json is no tokenizer: "),
+        ('{"model": {"type": "BPE"}}', "tokenizer.json does not define a tokenizer: "),
     ],
 )
 def test_what_is_no_tokenizer_is_refused(content: str, said: str) -> None:

@@ -341,7 +341,7 @@ def test_bad_descriptions_are_refused() -> None:
         [{None: 1}],
         {3},
     ):
-        with pytest.raises(OptionError, match=r"parameters=.* of the tool 'x' is no JSON"):
+        with pytest.raises(OptionError, match=r"parameters=.* of the tool 'x' is not JSON"):
             Tool(name="x", description="x", parameters={"a": odd})
     bad: list[dict[str, Any]] = [
         {"name": "\ud800"}, {"name": 3}, {"name": None}, {"description": "\udc00"},

@@ -155,7 +155,7 @@ class AnswerText:
         stops_early: Whether there are stop strings, for which an engine does not stop by itself.
         stopped_by: The stop token's text or the stop string that ended it; None until then.
         tool_calls: The calls that the answer holds; complete after `finish`. What stands
-            between tool-call tokens is no text, unless it cannot be read as calls.
+            between tool-call tokens is not text, unless it cannot be read as calls.
     """
 
     def __init__(
@@ -278,7 +278,7 @@ class AnswerText:
         return self._end_call() if token_id == after else ""
 
     def _end_call(self) -> str:
-        """Read the ids of a tool call; return them as text if they are none."""
+        """Read the ids of a tool call; return their text if they are not one."""
         if self._call_ids is None:
             return ""
         text, self._call_ids = self._decoder.decode(self._call_ids), None

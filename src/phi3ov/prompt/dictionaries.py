@@ -191,7 +191,7 @@ def _read_call(here: str, value: object) -> ToolCall:
 
 
 def _read_arguments(here: str, arguments: object) -> Mapping[str, object]:
-    """Read the arguments of a call; none at all and an empty string are no arguments."""
+    """Read the arguments of a call; null, an empty string and a missing field mean no arguments."""
     if arguments is None or arguments == "":
         return {}
     if isinstance(arguments, str):

@@ -1,8 +1,8 @@
-"""Messages, and what each member of the Phi-3 family writes around them.
+"""Chat formats: what each member of the Phi-3 family writes around a message.
 
 `FORMATS` lists every chat format that phi3ov knows; `recognize_format` finds the one that a
 checkpoint's own template writes, by rendering the same conversations with both. To add a
-format, add its shape to `_SHAPES`. Turning messages into token ids is ``prompt.py``.
+format, add its shape to `_SHAPES`. Turning messages into token ids is ``chat_tokenizer.py``.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def recognize_format(render: RenderTemplate) -> ChatFormat:
         render: The checkpoint's template.
 
     Raises:
-        UnsupportedModelError: It is none of `FORMATS`; says where the nearest one differs.
+        UnsupportedModelError: It is not one of `FORMATS`; says where the nearest one differs.
     """
     probes = [[{"role": role, "content": text} for role, text in probe] for probe in _PROBES]
     probes.append([{"role": "system", "content": "s", "tools": "[1]"}, *probes[0]])
@@ -208,5 +208,5 @@ def recognize_format(render: RenderTemplate) -> ChatFormat:
         )
         nearest = max(nearest, (sum(equal), difference), key=lambda item: item[0])
     raise UnsupportedModelError(
-        f"chat_template is none of the formats that phi3ov knows. Nearest: {nearest[1]}."
+        f"chat_template is not one of the formats that phi3ov knows. Nearest: {nearest[1]}."
     )

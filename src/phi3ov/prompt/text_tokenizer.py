@@ -154,7 +154,7 @@ class TextTokenizer:
             skip_special_tokens: Whether control tokens give no text, or else their names.
         """
         if skip_special_tokens:
-            token_ids = [one for one in token_ids if one not in self.control_tokens]
+            token_ids = [each for each in token_ids if each not in self.control_tokens]
         if not self.byte_values:
             return self._decode(token_ids)
         text, first = "", True

@@ -1,4 +1,4 @@
-"""What a folder's files say of its tokenizer: ``tokenizer.json``, control tokens, stop ids."""
+"""Reads a folder's tokenizer files: ``tokenizer.json``, control tokens, stop ids."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def parse_definition(tokenizer_json: str) -> dict[str, Any]:
     """Return a ``tokenizer.json`` as a dict, with a list of added tokens in any case.
 
     Raises:
-        UnsupportedModelError: It is no JSON object.
+        UnsupportedModelError: It is not a JSON object.
     """
     try:
         definition = json.loads(tokenizer_json)
@@ -109,7 +109,9 @@ def make_tokenizer(definition: Mapping[str, Any]) -> Tokenizer:
     try:
         return Tokenizer.from_str(json.dumps(definition))
     except Exception as error:  # tokenizers raises Exception itself
-        raise UnsupportedModelError(f"tokenizer.json is no tokenizer: {error}.") from error
+        raise UnsupportedModelError(
+            f"tokenizer.json does not define a tokenizer: {error}."
+        ) from error
 
 
 def read_stop_ids(folder: Path) -> list[int]:

@@ -78,7 +78,8 @@ class Tool:
                 object.__setattr__(self, field_name, plain_json(value))
             except ValueError as error:
                 raise OptionError(
-                    f"{field_name}={value!r:.80} of the tool {self.name!r:.80} is no JSON: {error}."
+                    f"{field_name}={value!r:.80} of the tool {self.name!r:.80} is not JSON: "
+                    f"{error}."
                 ) from error
 
     @classmethod
