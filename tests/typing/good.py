@@ -108,8 +108,20 @@ def ask_for_a_class(model: phi3ov.Phi3Model, chat: phi3ov.Phi3Chat) -> list[str]
 def use_tools(model: phi3ov.Phi3Model) -> list[str]:
     """Offer a tool and read the calls."""
     tool = phi3ov.Tool(name="clock", description="Tells the time.", parameters={})
-    calls = phi3ov.Phi3Chat(model, tools=(tool,)).generate("What time is it?").tool_calls
+    chat = phi3ov.Phi3Chat(model, tools=[tool, say_twice, City])
+    calls = chat.generate("What time is it?", tool_choice="required").tool_calls
+    chat.generate("What time is it?", tool_choice={"name": "clock"})
+    results = [phi3ov.Message("tool", say_twice(**call.parse(say_twice))) for call in calls]
+    chat.generate(results)
+    asked: list[phi3ov.ChatMessage] = [{"role": "user", "content": "Name a city."}]
+    called = model.generate(asked, tools=[City], tool_choice={"name": "City"}).tool_calls
+    assert_type(called[0].parse(City), City)
     return [call.name for call in calls]
+
+
+def say_twice(text: str) -> str:
+    """Be a tool."""
+    return text * 2
 
 
 def catch(folder: Path) -> phi3ov.Artifact | None:
