@@ -89,9 +89,9 @@ PHI4_MINI_TOKENS = (
     "<|/tool|>",
     "<|tool_call|>",
     "<|/tool_call|>",
-    "<|tool_response|>",
     "<|end|>",
     "<|user|>",
+    "<|tool_response|>",
 )
 PHI4_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_sep|>", "<|im_end|>")
 FIRST_CONTROL_ID = 256
@@ -207,7 +207,8 @@ def build_checkpoint(
     _write_tokenizer(folder, row)
     if tokenizer_json is not None:
         (folder / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
-    stop_ids = [_id(row, "<|endoftext|>"), _id(row, row.control_tokens[-2])]
+    named = [token for token in row.control_tokens if token != "<|tool_response|>"]
+    stop_ids = [_id(row, "<|endoftext|>"), _id(row, named[-2])]
     _write_json(
         folder / "generation_config.json",
         {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": stop_ids},

@@ -230,10 +230,10 @@ def test_messages_travel() -> None:
 def test_a_hundred_thousand_messages_are_read_quickly() -> None:
     """In time that grows with their number, as dictionaries and as messages."""
     dictionaries = [{"role": ("user", "assistant")[n % 2], "content": "a"} for n in range(100_001)]
-    started = time.perf_counter()
+    started = time.thread_time()
     messages = read_messages(dictionaries)
     read_messages(messages)
-    assert time.perf_counter() - started < 10  # 0.4 s on a machine that does nothing else
+    assert time.thread_time() - started < 10  # 0.4 s without other work; not the clock on the wall
     assert len(messages) == 100_001
 
 
