@@ -64,13 +64,14 @@ def main() -> None:
             results.append(measure(name, [str(part) for part in command], options))
             shutil.rmtree(output, ignore_errors=True)
     print(f"{'exporter':12} {'seconds':>8} {'resident GB':>12} {'anonymous GB':>13} {'disk GB':>8}")
-    for one in results:
+    for result in results:
         print(
-            f"{one['exporter']:12} {one['seconds']:8.0f} {one['peak_resident_gb']:12.2f} "
-            f"{one['peak_anonymous_gb']:13.2f} {one['artifact_gb']:8.2f}  exit {one['exit_code']}"
+            f"{result['exporter']:12} {result['seconds']:8.0f} {result['peak_resident_gb']:12.2f} "
+            f"{result['peak_anonymous_gb']:13.2f} {result['artifact_gb']:8.2f}  "
+            f"exit {result['exit_code']}"
         )
-    for one in results:
-        for phase in one["phases"]:
+    for result in results:
+        for phase in result["phases"]:
             print(
                 f"  {phase['phase']:14} {phase['seconds']:6.0f} s  "
                 f"{phase['peak_anonymous_gb']:5.2f} GB anonymous"

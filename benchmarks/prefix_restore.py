@@ -216,7 +216,7 @@ def stateful(options: argparse.Namespace) -> dict[str, Any]:
     for start in range(0, len(prefix), PREFILL_CHUNK_TOKENS):
         feed(prefix[start : start + PREFILL_CHUNK_TOKENS], start)
     clock = Clock()
-    states = {one.name: one.state.data for one in request.query_state()}
+    states = {variable.name: variable.state.data for variable in request.query_state()}
     with path.open("wb") as file:
         for data in states.values():
             file.write(data.astype(np.float16).data)
@@ -228,8 +228,8 @@ def stateful(options: argparse.Namespace) -> dict[str, Any]:
     request.reset_state()
     clock = Clock()
     mapped = np.memmap(path, np.float16, "c", shape=(len(states), *shape))
-    for number, one in enumerate(request.query_state()):
-        one.state = openvino.Tensor(mapped[number], shared_memory=True)
+    for number, variable in enumerate(request.query_state()):
+        variable.state = openvino.Tensor(mapped[number], shared_memory=True)
     restoring = clock.read("restore")
     answer, first_token = answer_to(question, past=len(prefix))
     return {
@@ -273,17 +273,20 @@ def file_speed(path: Path, *, cold: bool) -> int:
 
 def summarize(rounds: list[dict[str, dict[str, Any]]], kind: str) -> dict[str, str | float]:
     """Return the medians of one row."""
-    own = [one[kind] for one in rounds]
-    totals = [one["restore_seconds"] + one["first_token_seconds"] for one in own]
-    cpu = [one["restore_cpu_seconds"] + one["first_token_cpu_seconds"] for one in own]
+    own = [measured[kind] for measured in rounds]
+    totals = [measured["restore_seconds"] + measured["first_token_seconds"] for measured in own]
+    cpu = [
+        measured["restore_cpu_seconds"] + measured["first_token_cpu_seconds"] for measured in own
+    ]
     ratios = [
-        one["read"]["first_token_seconds"] / total
-        for one, total in zip(rounds, totals, strict=True)
+        measured["read"]["first_token_seconds"] / total
+        for measured, total in zip(rounds, totals, strict=True)
     ]
     megabytes = own[0].get("file_bytes", 0) / 1e6
-    restoring = statistics.median(one["restore_seconds"] for one in own)
+    restoring = statistics.median(measured["restore_seconds"] for measured in own)
     same = sum(
-        one[kind]["answer"] == one[kind].get("expected", one["read"]["answer"]) for one in rounds
+        measured[kind]["answer"] == measured[kind].get("expected", measured["read"]["answer"])
+        for measured in rounds
     )
     return {
         "prefix": kind,

@@ -86,7 +86,7 @@ def _measure(name: str, root: Path, options: argparse.Namespace) -> dict[str, An
         options.source, root / name, max_tokens=options.max_tokens, prompts=(), progress=False
     )
     return {
-        "megabytes": round(sum(one.size_bytes for one in report.weights) / 1e6, 1),
+        "megabytes": round(sum(kind.size_bytes for kind in report.weights) / 1e6, 1),
         "bits_per_weight": round(quality.bits_per_weight, 2),
         "mean_kl": round(quality.mean_kl, 5),
         "p99_kl": round(quality.p99_kl, 5),

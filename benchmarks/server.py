@@ -143,7 +143,7 @@ def report(idle: list[float], busy: list[float], said: dict[str, Any]) -> None:
     print("|---|---|---|---|---|")
     for name, late in (("without clients", idle), ("with clients", busy)):
         p99 = statistics.quantiles(late, n=100)[-1]
-        row = [len(late), *(round(one, 1) for one in (statistics.median(late), p99, max(late)))]
+        row = [len(late), *(round(value, 1) for value in (statistics.median(late), p99, max(late)))]
         result[name] = dict(zip(("naps", "median_ms", "p99_ms", "longest_ms"), row, strict=True))
         print(f"| {name} | " + " | ".join(map(str, row)) + " |")
     print(json.dumps(result))

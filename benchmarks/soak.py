@@ -41,7 +41,7 @@ class Soak:
     def __init__(
         self, model: phi3ov.Phi3Model, *, turns: int, new_tokens: int, minutes: float
     ) -> None:
-        """Prepare so many turns, or those that are taken in so many minutes."""
+        """Prepare a number of turns, or a number of minutes of them."""
         self._model = model
         self._turns = turns
         self._new_tokens = new_tokens
@@ -54,7 +54,7 @@ class Soak:
         self.tokens = 0
 
     def run(self, chats: int) -> float:
-        """Take the turns with so many chats at once; return the seconds."""
+        """Take the turns with ``chats`` at once; return the seconds."""
         started = time.perf_counter()
         with ThreadPoolExecutor(chats) as threads:
             for done in [threads.submit(self._converse, seed) for seed in range(chats)]:
@@ -99,7 +99,7 @@ class Soak:
     def _note(self, ending: str) -> None:
         with self._lock:
             family = [self._process, *self._process.children(recursive=True)]
-            self.megabytes.append(sum(one.memory_info().rss for one in family) / 1e6)
+            self.megabytes.append(sum(process.memory_info().rss for process in family) / 1e6)
             self.endings[ending] = self.endings.get(ending, 0) + 1
 
 

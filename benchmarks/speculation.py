@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def measure(model: phi3ov.Phi3Model, prompt: str, new_tokens: int) -> dict[str, float]:
-    """Answer once, up to so many tokens."""
+    """Answer once."""
     reply = phi3ov.Phi3Chat(model).generate(prompt, max_new_tokens=new_tokens)
     return {
         "tokens_per_pass": reply.usage.tokens_per_pass,
@@ -77,17 +77,21 @@ def measure(model: phi3ov.Phi3Model, prompt: str, new_tokens: int) -> dict[str, 
 
 def summarize(rounds: list[Any], task: str, kind: str) -> dict[str, str | float]:
     """Return the medians of one row."""
-    own = [one[task, kind] for one in rounds]
+    own = [measured[task, kind] for measured in rounds]
     ratios = [
-        one[task, kind]["tokens_per_second"] / one[task, "none"]["tokens_per_second"]
-        for one in rounds
-        if one[task, "none"]["tokens_per_second"]  # 0 of an answer that stopped at once
+        measured[task, kind]["tokens_per_second"] / measured[task, "none"]["tokens_per_second"]
+        for measured in rounds
+        if measured[task, "none"]["tokens_per_second"]  # 0 of an answer that stopped at once
     ]
     return {
         "task": task,
         "speculation": kind,
-        "tokens_per_pass": round(statistics.median(one["tokens_per_pass"] for one in own), 2),
-        "tokens_per_second": round(statistics.median(one["tokens_per_second"] for one in own), 1),
+        "tokens_per_pass": round(
+            statistics.median(measured["tokens_per_pass"] for measured in own), 2
+        ),
+        "tokens_per_second": round(
+            statistics.median(measured["tokens_per_second"] for measured in own), 1
+        ),
         "ratio": round(statistics.median(ratios), 2) if ratios else "no answer",
     }
 

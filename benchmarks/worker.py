@@ -130,7 +130,7 @@ def main() -> None:
 def measure(
     model: phi3ov.Phi3Model, chats: int, new_tokens: int, numbers: Iterator[int]
 ) -> dict[str, float]:
-    """Let so many chats ask at once; each question is a new one."""
+    """Let ``chats`` ask at once; each question is a new one."""
     questions = [
         f"Story {number}. Write a very long story about {SUBJECTS[number % len(SUBJECTS)]}."
         for number in (next(numbers) for _ in range(chats))
@@ -156,26 +156,35 @@ def measure(
 def cpu_seconds() -> float:
     """Return the processor time that this process and its children have taken."""
     this = psutil.Process()
-    times = [one.cpu_times() for one in (this, *this.children(recursive=True))]
-    return sum(one.user + one.system for one in times)
+    times = [process.cpu_times() for process in (this, *this.children(recursive=True))]
+    return sum(spent.user + spent.system for spent in times)
 
 
 def summarize(rounds: list[Any], engine: EngineName, chats: int) -> dict[str, str | float]:
     """Return the medians of one row."""
-    own = [one[engine, chats] for one in rounds]
+    own = [measured[engine, chats] for measured in rounds]
     least = min(chats for _, chats in rounds[0])
     ratios = [
-        one[engine, chats]["tokens_per_second"] / one["pipeline", least]["tokens_per_second"]
-        for one in rounds
+        measured[engine, chats]["tokens_per_second"]
+        / measured["pipeline", least]["tokens_per_second"]
+        for measured in rounds
     ]
     return {
         "engine": engine,
         "chats": chats,
-        "tokens_per_second": round(statistics.median(one["tokens_per_second"] for one in own)),
+        "tokens_per_second": round(
+            statistics.median(measured["tokens_per_second"] for measured in own)
+        ),
         "ratio": round(statistics.median(ratios), 2),
-        "cpu_ms_per_token": round(statistics.median(one["cpu_ms_per_token"] for one in own), 1),
-        "ticks_per_second": round(statistics.median(one["ticks_per_second"] for one in own)),
-        "longest_stall_ms": round(1000 * max(one["longest_stall_seconds"] for one in own), 1),
+        "cpu_ms_per_token": round(
+            statistics.median(measured["cpu_ms_per_token"] for measured in own), 1
+        ),
+        "ticks_per_second": round(
+            statistics.median(measured["ticks_per_second"] for measured in own)
+        ),
+        "longest_stall_ms": round(
+            1000 * max(measured["longest_stall_seconds"] for measured in own), 1
+        ),
     }
 
 

@@ -20,8 +20,8 @@ def main(folder: str) -> None:
             logprobs=True,
             max_new_tokens=24,
         )
-        for one in reply.candidates:
-            print(f"[seed {one.seed}, {mean_logprob(one):.2f} per token] {one}")
+        for candidate in reply.candidates:
+            print(f"[seed {candidate.seed}, {mean_logprob(candidate):.2f} per token] {candidate}")
         chat.choose(max(reply.candidates, key=mean_logprob))
         print(chat.generate("Why that one?", max_new_tokens=32))
 

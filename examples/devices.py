@@ -10,9 +10,9 @@ import phi3ov
 
 def main(folder: str) -> None:
     """List the devices, then ask for an NPU or a GPU before the CPU."""
-    for one in phi3ov.describe_devices():
-        memory = "" if one.memory_bytes is None else f"{one.memory_bytes / 1e9:.1f} GB"
-        print(f"{one.name:8} {memory:>9}  {', '.join(one.precisions)}  {one.full_name}")
+    for device in phi3ov.describe_devices():
+        memory = "" if device.memory_bytes is None else f"{device.memory_bytes / 1e9:.1f} GB"
+        print(f"{device.name:8} {memory:>9}  {', '.join(device.precisions)}  {device.full_name}")
     with phi3ov.load_model(folder, device=("NPU", "GPU", "CPU")) as model:
         for refusal in model.device.refused:
             print(f"not {refusal.device}: {refusal.reason}")

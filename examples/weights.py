@@ -14,8 +14,9 @@ def main(folder: str) -> None:
     """Draw a bar for each precision; nothing is loaded, the manifest knows."""
     artifact = phi3ov.Artifact.open(folder)
     size = {
-        f"{one.precision}, group {one.group_size or 'row'}": one.parameters * BITS[one.precision]
-        for one in artifact.manifest.weights
+        f"{each.precision}, group {each.group_size or 'row'}": each.parameters
+        * BITS[each.precision]
+        for each in artifact.manifest.weights
     }
     for name, bits in size.items():
         share = bits / sum(size.values())

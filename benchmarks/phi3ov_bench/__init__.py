@@ -14,7 +14,7 @@ The physics, which the cases of ``cases.py`` refer to:
   weights read once per chunk, so it is bound by arithmetic.
 - *The first token after loading* waits for more: the interpreter's imports, reading the graph,
   compiling it, and repacking the weights for the processor's kernels.
-- *A growing chat* repeats its history. Whoever keeps the KV cache reads the new message alone.
+- *A growing chat* repeats its history. With a kept KV cache only the new message is read.
 
 Files: ``peers.py`` (environments), ``models.py`` (the same weights in each peer's format),
 ``adapters/`` (one small script per peer, run in its environment), ``session.py`` (the other end

@@ -194,7 +194,7 @@ CASES = (
 
 def _alike(prompts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Check that prompts are equally long, so that static batches need no padding."""
-    lengths = {len(one["ids"]) for one in prompts}
+    lengths = {len(prompt["ids"]) for prompt in prompts}
     _require(len(lengths) == 1, "prompts of one length", lengths, 1)
     return prompts
 

@@ -94,7 +94,7 @@ def bytes_per_token(file: Path) -> int:
     That is all but the table of embeddings, of which it reads one row, unless the table is the
     output matrix as well.
     """
-    sizes = {str(one.name): int(one.n_bytes) for one in gguf.GGUFReader(file).tensors}
+    sizes = {str(tensor.name): int(tensor.n_bytes) for tensor in gguf.GGUFReader(file).tensors}
     if "output.weight" in sizes:
         del sizes["token_embd.weight"]
     return sum(sizes.values())

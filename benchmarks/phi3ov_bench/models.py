@@ -118,7 +118,7 @@ def _quantize(checkpoint: Path, target: Path, form: str, threads: int) -> dict[s
     finally:
         record = peak.stop()
         session.close()
-    if all(target.with_name(f"{one}.gguf").exists() for one in ("q4_0", "q4_k_m")):
+    if all(target.with_name(f"{form}.gguf").exists() for form in ("q4_0", "q4_k_m")):
         source.unlink()
     return record
 
@@ -135,7 +135,7 @@ def weight_bytes(model: ModelName, form: str) -> dict[str, int]:
         return {"on_disk": target.stat().st_size, "per_token": bytes_per_token(target)}
     if form == "openvino":
         weights: list[dict[str, Any]] = json.loads((target / "phi3ov.json").read_text())["weights"]
-        total = sum(one["size_bytes"] for one in weights)
+        total = sum(kind["size_bytes"] for kind in weights)
         table = values + 3 * config["vocab_size"]  # int8, a float16 scale and a zero point a row
     else:
         total = sum(file.stat().st_size for file in target.glob("*.onnx.data"))

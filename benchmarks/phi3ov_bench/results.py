@@ -70,7 +70,7 @@ class Results:
     def bandwidth(self) -> float:
         """Return bytes per second: the faster kind of read, the median of the run's readings."""
         rates: dict[str, list[float]] = self.raw["bandwidth_bytes_per_second"]
-        return max(median(one) for one in rates.values())
+        return max(median(readings) for readings in rates.values())
 
     def bound(self, peer: str) -> float:
         """Return how many tokens per second the bandwidth allows a peer's weights."""

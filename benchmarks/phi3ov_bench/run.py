@@ -212,7 +212,7 @@ def _rounded(value: Any) -> Any:
         return float(f"{value:.6g}")
     if isinstance(value, dict):
         return {key: _rounded(one) for key, one in value.items()}
-    return [_rounded(one) for one in value] if isinstance(value, list) else value
+    return [_rounded(item) for item in value] if isinstance(value, list) else value
 
 
 def _say(text: str) -> None:

@@ -35,7 +35,7 @@ class Work:
         self._seeds = count()
 
     def prompts(self, number: int, tokens: int) -> list[dict[str, Any]]:
-        """Return raw prompts of exactly so many tokens each."""
+        """Return raw prompts with exactly this many tokens each."""
         texts = [self._words(tokens) for _ in range(number)]
         encoded = self._encode(texts, False)
         for ids in encoded["ids"]:
@@ -44,7 +44,7 @@ class Work:
         return [{"text": text, "ids": ids} for text, ids in zip(texts, encoded["ids"], strict=True)]
 
     def messages(self, number: int, tokens: int) -> list[dict[str, Any]]:
-        """Return user messages of so many words, in the chat's format, with the answer opened."""
+        """Return user messages of this many words in the chat's format, the answer opened."""
         texts = [f"The{self._words(tokens - 1)}" for _ in range(number)]
         encoded = self._encode(texts, True)
         return [

@@ -27,7 +27,7 @@ def replace_file(path: str | Path) -> Iterator[BinaryIO]:
 def replace_by_path(path: str | Path) -> Iterator[Path]:
     """Give the path of a file to write that becomes ``path`` when the block ends without an error.
 
-    The file is written in a hidden folder beside ``path``, flushed to the disk and renamed. So a
+    The file is written in a hidden folder next to ``path``, flushed to the disk and renamed. So a
     crash, a full disk or an error in the block leave ``path`` as it was. On POSIX only the owner
     can read the file.
 
@@ -39,7 +39,7 @@ def replace_by_path(path: str | Path) -> Iterator[Path]:
         temporary = Path(folder, target.name)
         temporary.touch(mode=0o600)
         yield temporary
-        temporary.chmod(0o600)  # a writer may have made the file anew
+        temporary.chmod(0o600)  # a writer may have replaced the file
         with temporary.open("r+b") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)

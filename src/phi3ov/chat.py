@@ -79,7 +79,7 @@ class Phi3Chat:
         Raises:
             PromptError: The messages are out of order; the checkpoint's own template would drop
                 the system message; or the model was trained without tools.
-            OptionError: ``system`` is given beside a system message in ``messages``, or
+            OptionError: ``system`` is given together with a system message in ``messages``, or
                 ``options`` are not `GenerationOptions`.
         """
         if not isinstance(options, GenerationOptions):
@@ -269,7 +269,7 @@ class Phi3Chat:
             candidate: One of the last reply's `Reply.candidates`.
 
         Raises:
-            OptionError: It is no candidate of the last turn.
+            OptionError: It is not a candidate of the last turn.
             StateError: A turn is open.
         """
         with self._open_turn():
@@ -300,7 +300,7 @@ class Phi3Chat:
             self._candidates = ()
 
     def fork(self) -> Phi3Chat:
-        """Return a second conversation with the same past; the two go on independently."""
+        """Return a second conversation with the same past; the two continue independently."""
         twin = Phi3Chat(self.model, options=self.options)
         twin._system, twin._tools = self._system, self._tools
         twin._beginning_ids = self._beginning_ids
@@ -308,17 +308,17 @@ class Phi3Chat:
         return twin
 
     def save(self, path: str | Path) -> None:
-        """Write the conversation to a file, from which `restore` makes it again.
+        """Save the conversation to a file; `restore` reads it.
 
         The file is JSON: the history as ids and as text, system message, tools, options and the
-        model's fingerprint. It replaces the file that is there, if any, all at once. A turn
-        that is still open is not in it.
+        model's fingerprint. An existing file is overwritten atomically. A turn that is still open
+        is not in it.
 
         Args:
-            path: The file to write. On POSIX its owner alone may read it.
+            path: The file to write. On POSIX only its owner may read it.
 
         Raises:
-            OptionError: An option or a tool holds what JSON cannot.
+            OptionError: An option or a tool holds a value that JSON cannot.
             OSError: The file cannot be written.
 
         Example:
@@ -342,11 +342,10 @@ class Phi3Chat:
 
     @classmethod
     def restore(cls, model: Phi3Model, path: str | Path) -> Phi3Chat:
-        """Return the conversation that `save` wrote; its next answer is what it would have been.
+        """Return the conversation that `save` wrote; it answers as the saved one would have.
 
-        What is in the file is checked, not believed: texts must encode to the ids beside them,
-        and no answer may hold a token that ends one. Device, precision and context are those of
-        ``model``.
+        The file is checked: texts must encode to the ids stored with them, and no answer may hold a
+        token that ends one. Device, precision and context are those of ``model``.
 
         Args:
             model: The model that the conversation was held with, loaded again.
@@ -371,16 +370,16 @@ class Phi3Chat:
         return chat
 
     def save_kv_cache(self, path: str | Path) -> None:
-        """Write what the model has read of this conversation, so that nobody reads it again.
+        """Save the KV cache of this conversation, so that it need not be read again.
 
-        For a fixed beginning, such as a long system prompt or a document: save it once, and
+        Meant for a fixed beginning, such as a long system prompt or a document: save it once, and
         call `Phi3Model.restore_kv_cache` in any process that loads the same model with the same
-        settings. Every prompt that begins with `token_ids` as they are now then starts there.
-        The model must be loaded with ``engine="paged"``. What is not in its cache is read first.
+        settings. Every prompt that begins with the present `token_ids` then reads only the rest.
+        Needs ``engine="paged"``. Tokens that are not in the cache are read first.
 
         Args:
-            path: The file; it replaces one that is there, all at once. It holds the ids, hence
-                the text. On POSIX its owner alone may read it.
+            path: The file; an existing one is overwritten atomically. It contains the ids, so the
+                text. On POSIX only its owner may read it.
 
         Raises:
             PromptError: The conversation is empty.
@@ -415,7 +414,7 @@ class Phi3Chat:
                 0 <= token_id < vocabulary_size and token_id not in tokenizer.stop_tokens
                 for token_id in answer_ids
             ):
-                raise ValueError(f"token_ids of turn {number} hold what no answer can hold.")
+                raise ValueError(f"token_ids of turn {number} hold an id that no answer can hold.")
             text = AnswerText.of(tokenizer, answer_ids, offered=self._offered)
             if not text.startswith(turn.answer.content):  # a stop string may have cut its end off
                 raise ValueError(f"token_ids of turn {number} are not those of its answer.")

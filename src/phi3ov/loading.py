@@ -80,7 +80,7 @@ def load_model(
             export, where it has run; what ``config`` sets stays. A path names the file, ``"off"``
             takes none. `Phi3Model.settings` says what came from there.
         verify: Compare every file, a draft model's included, with its SHA-256 in the manifest,
-            beside the compilation. Without it only presence and size are checked. A folder that
+            while the model compiles. Without it only presence and size are checked. A folder that
             phi3ov did not export has no checksums; that is logged as a warning.
         warm_up: Generate two tokens before returning, for which weights are repacked: the
             first answer does not wait for that. `Phi3Model.load_timings` says how long it took.
@@ -229,7 +229,7 @@ def _open_first(
 
 
 def _wait_for(checked: Future[None] | None, running: Engine) -> None:
-    """Wait until the files have been compared; close the engine if they are not as exported."""
+    """Wait until the files have been compared; close the engine if they differ."""
     try:
         if checked is not None:
             checked.result()
@@ -265,5 +265,5 @@ def _require_bytes(name: str, value: int | None) -> None:
 
 def _require_type(name: str, value: object, *types: type) -> None:
     if not isinstance(value, types):
-        names = [f"phi3ov.{one.__name__}" for one in types if one is not type(None)]
+        names = [f"phi3ov.{each.__name__}" for each in types if each is not type(None)]
         raise OptionError(f"{name} must be a {' or '.join(names)}, got {value!r}.")

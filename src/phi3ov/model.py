@@ -537,7 +537,7 @@ class Phi3Model:
         """Forget the KV cache of all conversations; each is read again with its next turn.
 
         Waits for the requests before this call. openvino-genai cannot empty its cache, so the
-        engines ``"pipeline"`` and ``"worker"`` build their pipeline anew, which takes as long as
+        engines ``"pipeline"`` and ``"worker"`` build a new pipeline, which takes as long as
         it did when the model was loaded. ``"paged"`` lets its cache go at once, also what
         `restore_kv_cache` read; ``"transformers"`` keeps none between requests. Then the model
         is warmed up.

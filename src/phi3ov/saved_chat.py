@@ -1,8 +1,8 @@
 """A conversation as a file: the JSON that `Phi3Chat.save` writes and `Phi3Chat.restore` reads.
 
 The file holds the ids of every turn, because the history is ids, and the texts, to be shown.
-Nothing in a file is believed: `SavedChat.from_json` checks size, checksum, version and the type
-of each value, and `Phi3Chat.restore` that model and ids are right. JSON holds no code.
+`SavedChat.from_json` checks size, checksum, version and the type of each value;
+`Phi3Chat.restore` checks model and ids. JSON holds no code.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Turn:
     Attributes:
         question: The user's message, or the results of the calls before it.
         answer: The assistant's message.
-        token_ids: The ids of both, from the question's header to the answer's footer.
+        token_ids: Ids of both, from the question's header to the answer's footer.
     """
 
     question: tuple[Message, ...]
@@ -70,7 +70,7 @@ class SavedChat:
         """Return the file's text: the same for the same conversation.
 
         Raises:
-            ValueError: An option is nothing that JSON can hold, or the text is too large.
+            ValueError: JSON cannot hold an option, or the text is too large.
         """
         chat = {
             "model": self.fingerprint.to_values(),
@@ -104,12 +104,12 @@ class SavedChat:
         """Parse the text of a file.
 
         Raises:
-            ValueError: It is no conversation, is damaged, or is of another version.
+            ValueError: It is not a conversation, is damaged, or has another version.
         """
         try:
             document = json.loads(text)
             if type(document) is not dict or document.get("format") != FORMAT:
-                raise ValueError("it is no conversation that phi3ov saved.")
+                raise ValueError("it is not a conversation that phi3ov saved.")
             version = document.get("format_version")
             if version != FORMAT_VERSION:
                 raise ValueError(
@@ -119,7 +119,7 @@ class SavedChat:
             if document.get("sha256") != _checksum(chat):
                 raise ValueError("it is damaged: its content does not match its checksum.")
         except json.JSONDecodeError as error:
-            raise ValueError(f"it is no JSON, or was cut off: {error}.") from error
+            raise ValueError(f"it is not JSON, or was cut off: {error}.") from error
         except RecursionError as error:
             raise ValueError("it is nested too deeply.") from error
         names = ("model", "options", "system", "tools", "beginning_ids", "turns")
@@ -128,9 +128,9 @@ class SavedChat:
             fingerprint=ModelFingerprint.from_values(values["model"]),
             options=_options(values["options"]),
             system=None if values["system"] is None else _of_type(str, "system", values["system"]),
-            tools=tuple(_tool(one) for one in _of_type(list, "tools", values["tools"])),
+            tools=tuple(_tool(tool) for tool in _of_type(list, "tools", values["tools"])),
             beginning_ids=_ids("beginning_ids", values["beginning_ids"]),
-            turns=tuple(_turn(one) for one in _of_type(list, "turns", values["turns"])),
+            turns=tuple(_turn(turn) for turn in _of_type(list, "turns", values["turns"])),
         )
 
 
@@ -153,7 +153,7 @@ def _object(name: str, value: object, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _ids(name: str, value: object) -> tuple[int, ...]:
-    return tuple(_of_type(int, name, one) for one in _of_type(list, name, value))
+    return tuple(_of_type(int, name, token_id) for token_id in _of_type(list, name, value))
 
 
 def _options(value: object) -> GenerationOptions:
@@ -176,7 +176,7 @@ def _tool(value: object) -> Tool:
 def _turn(value: object) -> Turn:
     values = _object("a turn", value, ("question", "answer", "token_ids"))
     return Turn(
-        question=tuple(_message(one) for one in _of_type(list, "question", values["question"])),
+        question=tuple(map(_message, _of_type(list, "question", values["question"]))),
         answer=_message(values["answer"]),
         token_ids=_ids("token_ids", values["token_ids"]),
     )

@@ -185,14 +185,14 @@ def test_a_hostile_header_is_refused(name: str, saved: bytes, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "no KV cache"),
-        (b"phi3ovK", "no KV cache"),
-        (bytes(100), "no KV cache"),
+        (b"", "not a KV cache"),
+        (b"phi3ovK", "not a KV cache"),
+        (bytes(100), "not a KV cache"),
         ((2**63).to_bytes(8, "little") + b"{}", "(?i)header ?too ?large"),
         ((2**30).to_bytes(8, "little") + b"{}", "(?i)header ?too ?large"),
-        ((2).to_bytes(8, "little") + b"{}", "no KV cache"),
-        (save({"weight": np.zeros(4)}, {"format": "pt"}), "no KV cache"),
-        (save({}), "no KV cache"),
+        ((2).to_bytes(8, "little") + b"{}", "not a KV cache"),
+        (save({"weight": np.zeros(4)}, {"format": "pt"}), "not a KV cache"),
+        (save({}), "not a KV cache"),
     ],
 )
 def test_what_is_no_cache_file_is_refused(content: bytes, reason: str, tmp_path: Path) -> None:

@@ -197,11 +197,11 @@ def test_a_damaged_file_is_refused_or_says_the_same(
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "no JSON"),
+        (b"", "not JSON"),
         (b"\xff\xfe", "decode"),
         (pickle.dumps({"format": "phi3ov chat"}), "decode|JSON"),
         (b"[" * 100_000, "nested too deeply"),
-        (b"[]", "no conversation"),
+        (b"[]", "not a conversation"),
         (b'{"format": "phi3ov chat", "format_version": 1}', "format_version=1"),
         (b'{"format": "phi3ov chat", "format_version": 2, "chat": {}}', "checksum"),
     ],

@@ -57,10 +57,10 @@ class GenAI(Adapter):
     def together(self, prompts: list[dict[str, Any]], new_tokens: int) -> int:
         """Give all prompts to continuous batching."""
         results = self.loaded.generate(
-            [self._tensor(one["ids"]) for one in prompts],
+            [self._tensor(prompt["ids"]) for prompt in prompts],
             [self._config(new_tokens)] * len(prompts),
         )
-        return sum(len(one.m_generation_ids[0]) for one in results)
+        return sum(len(result.m_generation_ids[0]) for result in results)
 
     def _tensor(self, ids: list[int]) -> Any:
         return self.openvino.Tensor(self.numpy.array([ids], dtype=self.numpy.int64))

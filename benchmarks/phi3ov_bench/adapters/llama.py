@@ -48,7 +48,7 @@ class Llama(Adapter):
     def together(self, prompts: list[dict[str, Any]], new_tokens: int) -> int:
         """Answer groups of 16, a sequence each."""
         return sum(
-            self._answer_group([one["ids"] for one in group], new_tokens)
+            self._answer_group([prompt["ids"] for prompt in group], new_tokens)
             for group in groups(prompts, MOST_AT_ONCE)
         )
 
@@ -62,7 +62,7 @@ class Llama(Adapter):
             places += [(token, position, sequence) for position, token in enumerate(ids)]
         following: dict[int, int] = {}
         for part in groups(places, _BATCH_TOKENS):
-            wanted = [position == len(prompts[one]) - 1 for _, position, one in part]
+            wanted = [position == len(prompts[prompt]) - 1 for _, position, prompt in part]
             following |= self._decode(part, wanted)
         made = len(following)
         for step in range(new_tokens - 1):

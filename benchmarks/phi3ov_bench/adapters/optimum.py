@@ -43,7 +43,7 @@ class Optimum(Adapter):
     def together(self, prompts: list[dict[str, Any]], new_tokens: int) -> int:
         """Generate static batches."""
         return sum(
-            self._generate([one["ids"] for one in group], new_tokens, None)
+            self._generate([prompt["ids"] for prompt in group], new_tokens, None)
             for group in groups(prompts, MOST_AT_ONCE)
         )
 
@@ -71,7 +71,7 @@ class _Streamer:
     def put(self, value: Any) -> None:
         """Take the prompt's or the next token's ids."""
         if self._prompt_seen:
-            self.clock.note([int(one) for one in value.reshape(-1)])
+            self.clock.note([int(token_id) for token_id in value.reshape(-1)])
         self._prompt_seen = True
 
     def end(self) -> None:

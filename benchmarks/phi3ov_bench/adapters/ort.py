@@ -52,7 +52,7 @@ class OnnxRuntime(Adapter):
         """Generate static batches."""
         made = 0
         for group in groups(prompts, MOST_AT_ONCE):
-            ids = self.numpy.array([one["ids"] for one in group], dtype=self.numpy.int32)
+            ids = self.numpy.array([prompt["ids"] for prompt in group], dtype=self.numpy.int32)
             generator = self._generator(ids.shape[1] + new_tokens, batch=len(group))
             generator.append_tokens(ids)
             for _ in range(new_tokens):

@@ -77,9 +77,9 @@ class Phi3OV(Adapter):
         """Take the first turn of as many chats, all at once; above 16, as one batch."""
         _, _, _, chat_class, message_class = self.names
         if len(prompts) > MOST_AT_ONCE:
-            conversations = [[message_class("user", one["text"])] for one in prompts]
+            conversations = [[message_class("user", prompt["text"])] for prompt in prompts]
             results = self.loaded.generate_batch(conversations, max_new_tokens=new_tokens)
-            return sum(one.reply.usage.completion_tokens for one in results)
+            return sum(result.reply.usage.completion_tokens for result in results)
 
         def ask(prompt: dict[str, Any]) -> int:
             reply = chat_class(self.loaded).generate(prompt["text"], max_new_tokens=new_tokens)

@@ -63,7 +63,7 @@ class Clock:
 class Adapter:
     """What each peer can do; prompts are ``{"text": ..., "ids": ...}``, either may be used.
 
-    Nobody stops at a stop token, so that answers are equally long everywhere.
+    No program stops at a stop token, so all answers are equally long.
     """
 
     variant = ""
@@ -88,7 +88,7 @@ class Adapter:
         raise NotImplementedError
 
     def answer(self, prompt_ids: list[int], new_tokens: int) -> Timed:
-        """Generate so many tokens greedily; for peers that take ids."""
+        """Generate this many tokens greedily; for peers that take ids."""
         raise NotImplementedError
 
     def generate(self, prompt: dict[str, Any], new_tokens: int) -> Timed:

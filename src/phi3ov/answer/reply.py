@@ -28,11 +28,11 @@ class Usage:
 
     Attributes:
         prompt_tokens: Tokens of the whole prompt, history included.
-        cached_tokens: How many of those the engine did not have to read again; with speculation
-            at most too low (docs/how-it-works.md, "Cached tokens").
+        cached_tokens: How many of those the engine did not read again; with speculation this is a
+            lower bound (docs/how-it-works.md, "Cached tokens").
         completion_tokens: Tokens that the model produced, a stop token included.
-        accepted_tokens: How many of those were proposed by `PromptLookup` or a `DraftModel`, and
-            so took no pass over the weights of their own.
+        accepted_tokens: How many of those were proposed by `PromptLookup` or a `DraftModel` and
+            needed no pass over the weights of their own.
     """
 
     prompt_tokens: int
@@ -55,7 +55,7 @@ class Timings:
         first_token_seconds: Until the first token; waiting for other requests is part of it.
         total_seconds: Until the last token.
         tokens_per_second: Rate of decoding: tokens after the first over the time after it;
-            0.0 when there was at most one token.
+            0.0 with fewer than two tokens.
     """
 
     first_token_seconds: float
@@ -70,7 +70,7 @@ class LoadTimings:
     Attributes:
         read_seconds: Manifest, tokenizer and choice of the device.
         compile_seconds: The engine: reading the IR and compiling it for the device.
-        verify_seconds: Waiting for the checksums after that; they run beside it.
+        verify_seconds: Waiting for the checksums after that; they run at the same time.
         warm_up_seconds: The first tokens, for which weights are repacked; 0.0 without warm-up.
     """
 
@@ -81,7 +81,7 @@ class LoadTimings:
 
     @property
     def total_seconds(self) -> float:
-        """All of it."""
+        """The sum."""
         return self.read_seconds + self.compile_seconds + self.verify_seconds + self.warm_up_seconds
 
 
@@ -92,7 +92,7 @@ class Reply(Generic[Parsed]):
     Attributes:
         text: The answer, without control tokens and without the stop string.
         token_ids: The ids that the model produced, without the stop token.
-        prompt_ids: The ids of the whole prompt. An answer that was cut off goes on from
+        prompt_ids: The ids of the whole prompt. An incomplete answer continues from
             ``(*reply.prompt_ids, *reply.token_ids)`` (`Phi3Model.stream_ids`).
         finish_reason: ``"stop"`` (the model or a stop string ended it); or the answer is
             incomplete: ``"length"`` (``max_new_tokens`` was reached), ``"cancelled"`` or
@@ -100,8 +100,7 @@ class Reply(Generic[Parsed]):
         stopped_by: The control token or the stop string that ended it; None otherwise.
         usage: Token counts.
         timings: Durations.
-        max_new_tokens: The limit in force, which is lower than the one asked for when
-            ``on_overflow="clamp"`` had to act.
+        max_new_tokens: The limit in force; ``on_overflow="clamp"`` may have lowered it.
         dropped_turns: How many of the oldest turns ``on_overflow="drop_oldest"`` left out.
         seed: The seed that the tokens were drawn with; None for greedy decoding.
         tool_calls: The calls that the model asked for; see `Tool`.
@@ -116,7 +115,7 @@ class Reply(Generic[Parsed]):
             the schema allows) or as an instance of the class that was given. With ``regex``
             and ``choices``: the text. Type checkers know the class: ``json_schema=City`` gives a
             ``Reply[City]``. None where the answer was cut off, which
-            ``finish_reason`` says, because then it is no whole value.
+            ``finish_reason`` says, because then the value is incomplete.
         candidates: With ``candidates=n``: all n answers in the order of their seeds, this one
             first. Empty otherwise.
     """

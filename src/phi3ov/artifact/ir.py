@@ -87,7 +87,7 @@ def read_weights(model_xml: Path) -> tuple[WeightLayer, ...]:
     """Return every weight matrix (two dimensions or more) of the IR at ``model_xml``.
 
     NNCF stores a compressed matrix of shape [rows, columns] as [rows, groups, group_size]
-    when it is grouped, with ``<name>/scale`` and ``<name>/zero_point`` constants beside it.
+    when it is grouped, with ``<name>/scale`` and ``<name>/zero_point`` constants next to it.
 
     Example:
         >>> read_weights(Path("phi3-int4/openvino_model.xml"))[0].precision  # doctest: +SKIP
@@ -110,7 +110,8 @@ def read_weights(model_xml: Path) -> tuple[WeightLayer, ...]:
                 group_size=constant.shape[2] if grouped else 0,
                 symmetric=companions[1] is None,
                 parameters=math.prod(constant.shape),
-                size_bytes=constant.size_bytes + sum(one.size_bytes for one in companions if one),
+                size_bytes=constant.size_bytes
+                + sum(companion.size_bytes for companion in companions if companion),
             )
         )
     return tuple(layers)
@@ -162,7 +163,7 @@ def summarize(layers: Iterable[WeightLayer]) -> tuple[WeightSummary, ...]:
 def bits_per_weight(weights: Iterable[WeightSummary]) -> float:
     """Return the average bits that one parameter takes, scales and zero points included."""
     weights = tuple(weights)
-    return 8 * sum(one.size_bytes for one in weights) / sum(one.parameters for one in weights)
+    return 8 * sum(each.size_bytes for each in weights) / sum(each.parameters for each in weights)
 
 
 def _read_constants(model_xml: Path) -> dict[str, _Constant]:

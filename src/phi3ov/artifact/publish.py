@@ -100,8 +100,8 @@ def model_card(artifact: Artifact, repo_id: str) -> str:
     origin = manifest.source
     base_model = f"base_model: {manifest.source}\n" if manifest.commit else ""
     rows = "".join(
-        f"| {one.precision} | {one.group_size or 'row'} | {one.layers} | {one.parameters:,} |\n"
-        for one in manifest.weights
+        f"| {kind.precision} | {kind.group_size or 'row'} | {kind.layers} | {kind.parameters:,} |\n"
+        for kind in manifest.weights
     )
     tools = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
     return (

@@ -16,7 +16,7 @@ with ``type``, ``message`` and ``partial_text``.
 
 A record is written as one line when its answer is complete. So a run that is killed leaves whole
 records and at most one incomplete line. The next run removes that line and continues with the
-input lines that have no record. A job file beside the output (``OUTPUT.job``) holds what the
+input lines that have no record. A job file next to the output (``OUTPUT.job``) holds what the
 records depend on: the input's SHA-256, the options, the context and the model's fingerprint. If
 one of them differs, the run is refused. An option that the job file does not know, because an
 older phi3ov wrote it, counts as having its default.
@@ -126,12 +126,12 @@ def _answer(
     asked: dict[int, _Line] = {}
 
     def requests() -> Iterator[BatchRequest]:
-        pending = (one for one in _raw_lines(lines) if one[0] not in done)
+        pending = (line for line in _raw_lines(lines) if line[0] not in done)
         for index, (number, raw) in enumerate(pending):
             asked[index] = _parse(number, raw)
             yield asked[index].request
 
-    changes = {one.name: getattr(options, one.name) for one in fields(options)}
+    changes = {field.name: getattr(options, field.name) for field in fields(options)}
     changes["on_full_queue"] = "wait"
     for result in model.iter_batch(requests(), **cast("Options", changes)):
         line = asked.pop(result.index)
@@ -197,12 +197,12 @@ def _read_messages(values: dict[str, Any]) -> list[Message]:
     messages = values["messages"]
     if not isinstance(messages, list):
         raise PromptError(f"messages={_short(messages)} is not a JSON array.")
-    for one in messages:
-        if not isinstance(one, dict) or one.keys() != {"role", "content"}:
+    for message in messages:
+        if not isinstance(message, dict) or message.keys() != {"role", "content"}:
             raise PromptError(
-                f"{_short(one)} is not a message: it needs 'role' and 'content' alone."
+                f"{_short(message)} is not a message: it needs 'role' and 'content' alone."
             )
-    return [Message(one["role"], one["content"]) for one in messages]
+    return [Message(message["role"], message["content"]) for message in messages]
 
 
 def _short(value: object) -> str:

@@ -21,7 +21,7 @@ def describe_reply(reply: Reply) -> dict[str, Any]:
     """Return a reply as plain JSON values; fields that were not requested are left out."""
     record = _describe_answer(reply)
     if reply.candidates:
-        record["candidates"] = [_describe_answer(one) for one in reply.candidates]
+        record["candidates"] = [_describe_answer(candidate) for candidate in reply.candidates]
     return record
 
 
@@ -66,7 +66,7 @@ def encode_record(line: int, identity: str | int | None, outcome: Reply | Phi3OV
 
 
 def claim_output(target: Path, job: dict[str, Any], defaults: dict[str, Any]) -> None:
-    """Check that ``target`` is new or belongs to ``job``, and write the job file beside it.
+    """Check that ``target`` is new or belongs to ``job``, and write the job file next to it.
 
     Args:
         target: The output.
@@ -107,7 +107,7 @@ def _read_claim(claim: Path, target: Path) -> dict[str, Any]:
         before = json.loads(claim.read_bytes())
     except (OSError, ValueError) as error:
         raise OptionError(
-            f"{target} exists, and {claim.name} beside it does not say that a batch began it. "
+            f"{target} exists, and {claim.name} next to it does not say that a batch began it. "
             "Choose another output."
         ) from error
     if not isinstance(before, dict):

@@ -215,17 +215,17 @@ class Batch:
             pending = list(self._open)  # the engine does not report a time limit that has passed
         else:
             pending = [index]
-        for one in pending:
-            if one not in self._open:
+        for position in pending:
+            if position not in self._open:
                 continue
-            job, stream = self._open[one]
+            job, stream = self._open[position]
             try:
                 if not stream.poll():
                     continue
                 outcome: Reply | Phi3OVError = stream.reply
             except Phi3OVError as error:
                 outcome = error
-            del self._open[one]
+            del self._open[position]
             self._end(job, outcome)
 
     def _end(self, job: _Job, outcome: Reply | Phi3OVError) -> None:

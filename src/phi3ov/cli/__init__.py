@@ -38,7 +38,7 @@ COMMANDS = (
     "devices",
     "reference",
 )
-"""The commands in the order in which the help lists them, each a module beside this one."""
+"""The commands in the order in which the help lists them, each a module of this package."""
 
 _HELP_NAMES = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 

@@ -108,8 +108,8 @@ def _gather_info(artifact: Artifact) -> dict[str, Any]:
         "most_context_tokens": artifact.config.max_position_embeddings,
         "longrope": _describe_longrope(artifact),
         "versions": dict(manifest.versions),
-        "weights": [asdict(one) for one in manifest.weights],
-        "layers": [asdict(one) for one in manifest.layers],
+        "weights": [asdict(kind) for kind in manifest.weights],
+        "layers": [asdict(layer) for layer in manifest.layers],
     }
 
 

@@ -102,7 +102,7 @@ class AnswerOptions:
     top_p: Annotated[
         float | None, answer_option("sample from the likeliest tokens of this joint probability")
     ] = None
-    top_k: Annotated[int | None, answer_option("sample from so many likeliest tokens")] = None
+    top_k: Annotated[int | None, answer_option("sample from this many likeliest tokens")] = None
     min_p: Annotated[
         float | None,
         answer_option("leave out tokens below this share of the likeliest one's probability"),

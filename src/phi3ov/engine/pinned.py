@@ -35,13 +35,13 @@ _READ_BY_GENAI = (
     "tokenizer.json",
     "tokenizer_config.json",
 )
-"""What openvino-genai looks for beside a graph. Other files, however large, stay where they are."""
+"""Files that openvino-genai looks for next to a graph; other files are not copied."""
 
 
 class PinnedModel(NamedTuple):
     """An IR in two parts.
 
-    Whoever compiles it must keep ``weights`` alive as long as the compiled model: openvino keeps
+    The caller must keep ``weights`` alive as long as the compiled model: openvino keeps
     pointers into that memory and does not own it.
     """
 

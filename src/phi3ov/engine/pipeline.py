@@ -1,7 +1,7 @@
 """The default engine: openvino-genai's `LLMPipeline` in this process, one answer at a time.
 
 Paged attention with prefix caching is asked for explicitly, because without that genai falls
-back to another attention back end in silence. Prompts go in as token ids, so genai neither
+back to another attention back end silently. Prompts go in as token ids, so genai neither
 templates nor tokenizes anything, and needs no tokenizer files.
 """
 
@@ -36,10 +36,10 @@ PREFILL_CHUNK_TOKENS = 512
 
 CACHED_CONTEXTS = 4
 MOST_CACHE_BYTES = 2 * 1024**3
-"""The default KV cache: room for so many full contexts, but not more bytes than this."""
+"""The default KV cache: contexts that it holds, and the most bytes that it takes."""
 
 ANSWERS_PER_DROP = 16
-"""How often the weights' mapped pages are dropped: after the first answer and each so many.
+"""How often the weights' mapped pages are dropped: after the first answer and then every 16th.
 
 Answers read the embedding table's rows again, and bringing those back took 6 % of the time to
 the first token of a short prompt when pages were dropped after every answer.
@@ -82,7 +82,7 @@ class PipelineEngine(SerialEngine):
         return super().submit(request, timeout_seconds=timeout_seconds, wait=wait)
 
     def forget_cache(self) -> None:
-        """Build the pipeline anew, after the requests before this call.
+        """Build a new pipeline, after the requests before this call.
 
         genai cannot empty its cache.
         """
@@ -196,7 +196,7 @@ def adapter_properties(adapter: AdapterFile | None) -> dict[str, Any]:
 
 
 def scheduler_config(blocks: int, batched_tokens: int) -> openvino_genai.SchedulerConfig:
-    """Return genai's scheduler settings: prefix caching in a KV cache of so many blocks."""
+    """Return genai's scheduler settings: prefix caching in a KV cache of fixed size."""
     scheduler = openvino_genai.SchedulerConfig()
     scheduler.enable_prefix_caching = True
     scheduler.max_num_batched_tokens = batched_tokens
@@ -236,7 +236,7 @@ class _Streamer(openvino_genai.StreamerBase):  # type: ignore[misc]
         self.error: BaseException | None = None
 
     def write(self, token: int | list[int]) -> openvino_genai.StreamingStatus:
-        token_ids = [token] if isinstance(token, int) else [int(one) for one in token]
+        token_ids = [token] if isinstance(token, int) else [int(each) for each in token]
         try:
             self._stream.put(token_ids)
         except BaseException as error:  # noqa: BLE001 - genai aborts the process if it gets out

@@ -1,7 +1,7 @@
 """Engines: token ids in, token ids out.
 
 An engine knows nothing of roles, templates or text. It takes a `TokenRequest` and returns a
-`TokenStream`, which it fills from a thread of its own; whoever reads the stream waits there.
+`TokenStream`, which it fills from its own thread; the reader of the stream waits there.
 To add an engine, write a class with the methods of `Engine` and name it in `ENGINES`.
 """
 

@@ -134,7 +134,7 @@ class _Task(TokenStream):
     def run(self) -> None:
         try:
             self._work()
-        except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits
+        except BaseException as error:  # noqa: BLE001 - the waiting caller raises it
             self.error = error
         self.done = True
 

@@ -11,7 +11,7 @@ The steps, each a phase that progress reports:
 7. verify: read the result back and compare it with what was asked for; write the manifest, and
    rename the folder into place.
 
-All work happens in a folder beside the target. An export either is what was asked for, or it
+All work happens in a hidden folder next to the target. An export is what was asked for, or it
 raises and leaves nothing behind but the empty file of its lock.
 """
 
@@ -113,7 +113,7 @@ def export_model(
             ``"fp16"`` (no compression).
         revision: Branch, tag or commit of a hub id.
         overwrite: Replace ``output`` if it is an artifact already.
-        progress: True shows on stderr a bar per phase, or a line where that is no terminal; a
+        progress: True shows on stderr a bar per phase, or a line if that is not a terminal; a
             callable gets `ExportProgress`, and what it raises ends the export and comes out.
         log: A file to append to what optimum, NNCF and transformers log and warn of meanwhile;
             None drops it, errors excepted.
@@ -122,7 +122,7 @@ def export_model(
         ExportError: Source or target cannot be used, disk or memory is too small (checked
             before the work starts), or a tool failed.
         CompressionError: The recipe does not fit the model; names the layers.
-        UnsupportedModelError: The checkpoint is no Phi-3 that phi3ov supports.
+        UnsupportedModelError: The checkpoint is not a Phi-3 that phi3ov supports.
         MissingDependencyError: ``phi3ov[export]`` is not installed.
 
     Example:

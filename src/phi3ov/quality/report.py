@@ -149,7 +149,7 @@ def compare(
             encode it alike.
         ArtifactError: The exported folder is incomplete or changed.
         ExportError: The source cannot be used, or a tool failed.
-        UnsupportedModelError: The source is no Phi-3 that phi3ov supports.
+        UnsupportedModelError: The source is not a Phi-3 that phi3ov supports.
         MissingDependencyError: ``phi3ov[export]`` is not installed.
 
     Example:

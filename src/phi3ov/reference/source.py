@@ -122,7 +122,7 @@ def _weights_file() -> Path:
     except metadata.PackageNotFoundError as exc:
         raise _missing_weights() from exc
     files = [file for file in package.files or () if file.suffix == ".gguf"]
-    # The learned rows belong to these very weights, so another version is no substitute.
+    # The learned rows belong to these very weights, so another version cannot replace it.
     if package.version != WEIGHTS_VERSION or not files:
         raise _missing_weights()
     return Path(str(package.locate_file(files[0])))

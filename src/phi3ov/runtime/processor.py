@@ -121,7 +121,7 @@ def _limit_of(folder: Path) -> float | None:
         if (folder / "cpu.max").is_file():  # version 2: "QUOTA PERIOD" or "max PERIOD"
             quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
             return None if quota == "max" else int(quota) / int(period)
-        if (folder / "cpu.cfs_quota_us").is_file():  # version 1: -1 is no limit
+        if (folder / "cpu.cfs_quota_us").is_file():  # version 1: -1 means no limit
             quota = (folder / "cpu.cfs_quota_us").read_text(encoding="ascii")
             period = (folder / "cpu.cfs_period_us").read_text(encoding="ascii")
             return int(quota) / int(period) if int(quota) > 0 else None

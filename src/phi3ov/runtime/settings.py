@@ -223,7 +223,7 @@ def largest_group(weights: Iterable[WeightSummary], limit: int) -> int | None:
         >>> largest_group([], 128)
         128
     """
-    sizes = {one.group_size for one in weights if one.precision in ("int4", "int8")} - {0}
+    sizes = {kind.group_size for kind in weights if kind.precision in ("int4", "int8")} - {0}
     for group in _GROUP_SIZES:
         if group <= limit and all(size % group == 0 for size in sizes):
             return group
@@ -315,5 +315,5 @@ def _why_own(name: str, situation: Situation) -> str:
 
 
 def _weight_kind(weights: Iterable[WeightSummary]) -> str:
-    kinds = {one.precision for one in weights}
+    kinds = {kind.precision for kind in weights}
     return next((kind for kind in ("int4", "int8") if kind in kinds), "float")

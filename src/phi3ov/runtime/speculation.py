@@ -1,6 +1,6 @@
 """More than one token per pass over the weights: where the candidates come from.
 
-Each pass of a decoder reads all weights, for one token or for six. So somebody cheap proposes
+Each pass of a decoder reads all weights, for one token or for six. So a cheap method proposes
 the next tokens, the model reads them in one pass, and those that it would have produced itself
 are kept: greedy text stays the same. When that pays is measured in ``docs/speculative.md``.
 """
@@ -23,7 +23,7 @@ class PromptLookup:
 
     Attributes:
         candidate_tokens: Tokens that are proposed for each pass, at least 1.
-        ngram_tokens: So many last tokens are looked for, then fewer, at least 1.
+        ngram_tokens: How many of the last tokens to look for; fewer if not found, at least 1.
 
     Raises:
         OptionError: A number is out of its range.

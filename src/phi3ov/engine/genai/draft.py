@@ -27,8 +27,8 @@ class SpeculationPlan:
     """What an engine needs to know of it, in plain values that can be sent to a child.
 
     Attributes:
-        candidate_tokens: Tokens proposed for each pass; 0 is no speculation.
-        ngram_tokens: Longest run that prompt lookup looks for; 0 is no prompt lookup.
+        candidate_tokens: Tokens proposed for each pass; 0 turns speculation off.
+        ngram_tokens: Longest run that prompt lookup looks for; 0 turns prompt lookup off.
         draft_folder: The draft model's folder; empty is none.
         draft_factors: The LongRoPE factors of the draft model.
     """
@@ -145,7 +145,7 @@ def _require_same_tokens(model: Artifact, draft: Artifact) -> None:
             f"The draft model {draft.path} has vocab_size={theirs}, the model has {ours}. "
             "A draft model needs the model's own tokenizer."
         )
-    ours, theirs = (_read_tokens(one.path) for one in (model, draft))
+    ours, theirs = (_read_tokens(artifact.path) for artifact in (model, draft))
     if ours != theirs:
         raise OptionError(
             f"The draft model {draft.path} has another tokenizer than {model.path}. A draft model "

@@ -20,7 +20,7 @@ _LOGGER = logging.getLogger("phi3ov")
 
 _STEP_TOKENS = 64
 _ANSWER_TOKENS = 128
-"""Room for an answer beside the longest prompt."""
+"""Tokens reserved for an answer, in addition to the longest prompt."""
 _GROUPED_PARAMETERS = 5_000_000_000
 """OpenVINO's guide for NPUs recommends groups of 128 up to about this size, and rows above."""
 
@@ -84,13 +84,13 @@ def _advise(artifact: Artifact) -> None:
 def _recipe_problems(artifact: Artifact) -> list[str]:
     """Return what in the export an NPU does not take: it takes symmetric int4, rows or 128s."""
     way_out = "export it with Int4Compression.npu()"
-    packed = [one for one in artifact.manifest.weights if one.precision == "int4"]
+    packed = [kind for kind in artifact.manifest.weights if kind.precision == "int4"]
     if not packed:
         return [f"an NPU takes int4 weights, and {artifact.path} has none; {way_out}"]
     problems = []
-    if not all(one.symmetric for one in packed):
+    if not all(kind.symmetric for kind in packed):
         problems.append(f"an NPU takes symmetric int4 weights only; {way_out}")
-    sizes = {one.group_size for one in packed} - {0, 128}  # 0 is a whole row
+    sizes = {kind.group_size for kind in packed} - {0, 128}  # 0 is a whole row
     if sizes:
         problems.append(f"an NPU takes rows or groups of 128, not {sorted(sizes)}; {way_out}")
     ratio = artifact.manifest.recipe.get("ratio")

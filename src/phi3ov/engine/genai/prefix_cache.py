@@ -44,7 +44,7 @@ class CachedSequence:
     """A request as the cache knows it.
 
     Attributes:
-        ids: The prompt, and what was generated so far; whoever runs it adds to them.
+        ids: The prompt and the tokens generated so far; the caller appends to them.
         prompt_tokens: How many of them are the prompt.
         reused: Prompt ids that need not be read: never the last, which is needed.
         read: How many ids have been read, the reused ones included.
@@ -62,7 +62,7 @@ class CachedSequence:
         self._full_keys = [b""]
 
     def key(self, end: int) -> bytes:
-        """Return what the block is found by that ends after so many ids."""
+        """Return the key of the block that ends after this many ids."""
         size, keys = self._block_tokens, self._full_keys
         full = end // size
         while len(keys) <= full:
@@ -74,7 +74,7 @@ class PrefixCache:
     """The blocks of a cache of fixed size, and which of them a prompt finds."""
 
     def __init__(self, block_tokens: int, blocks: int) -> None:
-        """Model an empty cache of so many blocks with so many tokens each."""
+        """Model an empty cache."""
         self._block_tokens = block_tokens
         self._blocks = blocks
         self._clock = count(blocks)
@@ -128,8 +128,8 @@ class PrefixCache:
         for sequence in running:  # `free_empty_physical_blocks`: a prompt that was found whole
             while len(sequence.table) > -(-sequence.read // self._block_tokens):
                 self._give_up(sequence.table.pop())
-        prompts = [one for one in running if one.read < one.prompt_tokens]
-        answers = [one for one in running if one.read >= one.prompt_tokens]
+        prompts = [sequence for sequence in running if sequence.read < sequence.prompt_tokens]
+        answers = [sequence for sequence in running if sequence.read >= sequence.prompt_tokens]
         for sequence in answers:
             self._append(sequence)
         for sequence in prompts:

@@ -196,7 +196,7 @@ def _open(path: Path) -> Any:
         return safe_open(path, "numpy")
     except SafetensorError as error:
         raise ValueError(
-            f"it was cut off, is damaged or is no KV cache that phi3ov saved: {error}."
+            f"it was cut off, is damaged or is not a KV cache that phi3ov saved: {error}."
         ) from error
 
 
@@ -213,7 +213,7 @@ def _parse_metadata(metadata: dict[str, str]) -> dict[str, Any]:
         ValueError: It is damaged, or not that of a KV cache; says how.
     """
     if metadata.get("format") != FORMAT:
-        raise ValueError("it is no KV cache that phi3ov saved.")
+        raise ValueError("it is not a KV cache that phi3ov saved.")
     if metadata.get("format_version") != str(FORMAT_VERSION):
         raise ValueError(
             f"it has format_version={metadata.get('format_version')}; this phi3ov reads "

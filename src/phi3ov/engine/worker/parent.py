@@ -42,7 +42,7 @@ _LOGGER = logging.getLogger("phi3ov")
 _PATIENCE_SECONDS = 2.0
 """How long a child that shall end has, before it is terminated and then killed."""
 _LAST_WORDS = 12
-_START = (  # phi3ov's folder last: what else is installed beside it must not shadow Python's own
+_START = (  # phi3ov's folder last: packages installed next to it must not shadow Python's own
     "import sys; sys.path[:] = [*filter(None, sys.path), sys.argv[1]]; "
     "from phi3ov.engine.worker.startup import main; main()"
 )
@@ -304,7 +304,7 @@ class WorkerChild:
             self._send_more()
             failed = progress.error is not None
             stream.end(GenerationError(f"The engine failed: {progress.error}") if failed else None)
-        stream.expire()  # also where nobody reads
+        stream.expire()  # also without a reader
 
     def _bury(self, why: str) -> None:
         """End what is open; runs when the child has closed its end, which only its end does."""
@@ -314,7 +314,7 @@ class WorkerChild:
             self.process.kill()
             code = self.process.wait()
         self._remove_work_folder()
-        if self._work_folder:  # the child makes it again while it builds its pipeline anew
+        if self._work_folder:  # the child makes it again while it builds a new pipeline
             shutil.rmtree(self._work_folder, ignore_errors=True)
         self._keeper.join(_PATIENCE_SECONDS)  # longer only if the child has left children
         self.outbox.put(None)
