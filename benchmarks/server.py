@@ -1,22 +1,28 @@
-"""Sixteen clients on the FastAPI example: is its event loop ever held up?
+"""The server beside the model it serves: throughput, time to the first token, event loop, memory.
 
     make install
     .venv/bin/python benchmarks/server.py                    # builds the reference if need be
-    .venv/bin/python benchmarks/server.py --artifact FOLDER --clients 16
+    .venv/bin/python benchmarks/server.py --artifact FOLDER --clients 16 --llama URL
 
-This process serves ``examples/fastapi_server.py`` with uvicorn; the clients are another process,
-so that their work does not count. In the server's event loop a task sleeps 5 ms at a time and
-notes by how much it wakes up late: that is how long any other request would have been held up.
-The same is measured before any client comes, which is what the machine itself does.
+This process serves `phi3ov.server.create_app` with uvicorn; the clients are another process, so
+that their work does not count as the server's. In turn, several rounds of
 
-Prints a Markdown table; the last line is the same as JSON.
+- `iter_batch` of the same model on the same requests, without HTTP,
+- openvino-genai's ContinuousBatchingPipeline itself in a process of its own,
+- whole answers through HTTP, and streamed ones,
+- the same requests to another server of the same protocol, if ``--llama`` names one.
+
+In the server's event loop a task sleeps 5 ms at a time and notes by how much it wakes up late: that
+is how long any other request would have been held up. It does so without clients, with them, and
+while prompts of the whole context arrive. Last come many short requests, for the memory.
+
+Prints Markdown tables; the last line is the same as JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib.util
 import json
 import os
 import statistics
@@ -27,11 +33,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import uvicorn
 from reference_artifact import make_reference_artifact
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "fastapi_server.py"
+import phi3ov
+from phi3ov.server import ServerSettings, create_app
+
 NAP_SECONDS = 0.005
+PATH = "/v1/chat/completions"
 
 
 def main() -> None:
@@ -39,55 +49,162 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--artifact", type=Path, default=Path("build/reference-int4"))
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--requests", type=int, default=4, help="of each client")
+    parser.add_argument("--requests", type=int, default=4, help="of each client and round")
     parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--short-requests", type=int, default=2000, help="for the memory")
+    parser.add_argument("--llama", help="address of another server, such as llama.cpp's")
     parser.add_argument("--ask", help=argparse.SUPPRESS)  # the address: be the clients
+    parser.add_argument("--raw", action="store_true", help=argparse.SUPPRESS)  # be raw genai
+    parser.add_argument("--stream", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.ask is not None:
         asyncio.run(ask_all(options.ask, options))
-        return
-    make_reference_artifact(options.artifact)
-    os.environ["PHI3OV_MODEL"] = str(options.artifact)
-    asyncio.run(serve(options))
+    elif options.raw:
+        run_raw(options)
+    else:
+        make_reference_artifact(options.artifact)
+        asyncio.run(measure_all(options))
 
 
-async def serve(options: argparse.Namespace) -> None:
-    """Run the server and measure its loop, without clients and with them."""
-    spec = importlib.util.spec_from_file_location("fastapi_server", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules["fastapi_server"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    server = uvicorn.Server(uvicorn.Config(module.app, port=0, log_level="error"))
-    serving = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.05)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    url = f"http://127.0.0.1:{port}/chat"
-    idle = await measure(asyncio.sleep(3))
-    await run_clients(url, options, requests=1)  # the first answers repack weights
-    said: list[dict[str, Any]] = []
-
-    async def run() -> None:
-        said.append(await run_clients(url, options, requests=options.requests))
-
-    busy = await measure(run())
-    server.should_exit = True
-    await serving
-    report(idle, busy, said[0])
+def questions(options: argparse.Namespace) -> list[str]:
+    """Return what is asked in a round."""
+    return [
+        f"Story {number}: write about a lighthouse."
+        for number in range(options.clients * options.requests)
+    ]
 
 
-async def run_clients(url: str, options: argparse.Namespace, *, requests: int) -> dict[str, Any]:
-    """Start the clients' process and return what it says."""
-    command = [sys.executable, __file__, "--ask", url, "--clients", str(options.clients)]
-    command += ["--requests", str(requests), "--new-tokens", str(options.new_tokens)]
-    clients = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
-    said, _ = await clients.communicate()
-    result: dict[str, Any] = json.loads(said)
+async def measure_all(options: argparse.Namespace) -> None:
+    """Run every measurement and print what came out."""
+    with phi3ov.load_model(options.artifact, engine="worker", device="CPU") as model:
+        app = create_app(model, settings=ServerSettings(model_name="phi3"))
+        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+        serving = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.05)
+        url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        rounds: dict[str, list[dict[str, float]]] = {}
+        idle = await watch_loop(asyncio.sleep(2))
+        busy: list[float] = []
+        for _ in range(options.rounds):
+            found = await asyncio.to_thread(run_batch, model, options)
+            rounds.setdefault("iter_batch", []).append(found)
+            for name, flags in (("whole", []), ("streamed", ["--stream"])):
+                said: list[dict[str, float]] = []
+
+                async def run(flags: list[str] = flags, said: list[Any] = said) -> None:
+                    said.append(await run_clients(url, options, flags))
+
+                late = await watch_loop(run())
+                busy += late if name == "streamed" else []
+                rounds.setdefault(name, []).append(said[0])
+            rounds.setdefault("raw genai", []).append(await run_process(options, ["--raw"]))
+            if options.llama:
+                for name, flags in (("other, whole", []), ("other, streamed", ["--stream"])):
+                    found = await run_clients(options.llama, options, flags)
+                    rounds.setdefault(name, []).append(found)
+        large = await watch_loop(send_whole_contexts(url, model))
+        memory = await measure_memory(url, options)
+        server.should_exit = True
+        await serving
+    report(rounds, {"no clients": idle, "streaming": busy, "whole contexts": large}, memory)
+
+
+def run_batch(model: phi3ov.Phi3Model, options: argparse.Namespace) -> dict[str, float]:
+    """Answer the round's requests without HTTP, as many at once as there are clients."""
+    asked = [[phi3ov.Message("user", question)] for question in questions(options)]
+    started = time.perf_counter()
+    tokens = sum(
+        result.reply.usage.completion_tokens
+        for result in model.iter_batch(asked, max_new_tokens=options.new_tokens)
+        if result.reply is not None
+    )
+    return {"tokens_per_second": tokens / (time.perf_counter() - started)}
+
+
+def run_raw(options: argparse.Namespace) -> None:
+    """Answer the round's requests with openvino-genai alone; print the rate."""
+    import openvino_genai
+    from openvino import Tensor
+
+    from phi3ov.prompt.chat_tokenizer import ChatTokenizer
+
+    artifact = phi3ov.Artifact.open(options.artifact)
+    tokenizer = ChatTokenizer.from_folder(artifact.path, artifact.chat_format)
+    scheduler = openvino_genai.SchedulerConfig()
+    scheduler.max_num_seqs = 32
+    pipeline = openvino_genai.ContinuousBatchingPipeline(str(artifact.path), scheduler, "CPU")
+    config = openvino_genai.GenerationConfig(max_new_tokens=options.new_tokens)
+    config.stop_token_ids = set(tokenizer.stop_tokens)
+    prompts = [
+        Tensor([tokenizer.encode_prompt([phi3ov.Message("user", question)])])
+        for question in questions(options)
+    ]
+    pipeline.generate(prompts[:1], [config])
+    started = time.perf_counter()
+    results = pipeline.generate(prompts, [config] * len(prompts))
+    tokens = sum(len(result.m_generation_ids[0]) for result in results)
+    print(json.dumps({"tokens_per_second": tokens / (time.perf_counter() - started)}))
+
+
+async def run_clients(url: str, options: argparse.Namespace, flags: list[str]) -> dict[str, float]:
+    """Let the clients' process ask; return what it says."""
+    return await run_process(options, ["--ask", url, *flags])
+
+
+async def run_process(options: argparse.Namespace, flags: list[str]) -> dict[str, float]:
+    """Run this file again in another part; return the JSON that it prints last."""
+    command = [sys.executable, __file__, "--artifact", str(options.artifact), *flags]
+    command += ["--clients", str(options.clients), "--requests", str(options.requests)]
+    command += ["--new-tokens", str(options.new_tokens)]
+    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+    said, _ = await process.communicate()
+    result: dict[str, float] = json.loads(said.splitlines()[-1])
     return result
 
 
-async def measure(work: Any) -> list[float]:
+async def ask_all(url: str, options: argparse.Namespace) -> None:
+    """Be the clients: each sends its requests one after the other; print what they saw."""
+    first_seconds: list[float] = []
+    tokens = 0
+    waiting = questions(options)[::-1]
+
+    async def visit(client: httpx.AsyncClient) -> None:
+        nonlocal tokens
+        while waiting:
+            body: dict[str, Any] = {
+                "messages": [{"role": "user", "content": waiting.pop()}],
+                "max_tokens": options.new_tokens,
+                "temperature": 0,
+            }
+            if not options.stream:
+                response = await client.post(url + PATH, json=body)
+                response.raise_for_status()
+                tokens += response.json()["usage"]["completion_tokens"]
+                continue
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+            started = time.perf_counter()
+            first = None
+            async with client.stream("POST", url + PATH, json=body) as response:
+                response.raise_for_status()
+                async for line in response.aiter_lines():
+                    if first is None and '"content":"' in line and '"content":""' not in line:
+                        first = time.perf_counter() - started
+                    if '"completion_tokens"' in line:
+                        tokens += json.loads(line[6:])["usage"]["completion_tokens"]
+            first_seconds.append(first or time.perf_counter() - started)
+
+    started = time.perf_counter()
+    async with httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=None)) as client:
+        await asyncio.gather(*(visit(client) for _ in range(options.clients)))
+    result = {"tokens_per_second": tokens / (time.perf_counter() - started)}
+    if first_seconds:
+        result["first_token_seconds"] = statistics.median(first_seconds)
+    print(json.dumps(result))
+
+
+async def watch_loop(work: Any) -> list[float]:
     """Return by how many milliseconds each nap was late while ``work`` ran."""
     late: list[float] = []
     task = asyncio.ensure_future(work)
@@ -99,53 +216,65 @@ async def measure(work: Any) -> list[float]:
     return late
 
 
-async def ask_all(url: str, options: argparse.Namespace) -> None:
-    """Be the clients: each sends its requests one after the other; print what they saw."""
-    first_seconds: list[float] = []
-    characters = 0
+async def send_whole_contexts(url: str, model: phi3ov.Phi3Model) -> None:
+    """Send four prompts that fill the context, and give each a few seconds.
 
-    async def one(client: httpx.AsyncClient, number: int) -> None:
-        nonlocal characters
-        for turn in range(options.requests):
-            question = f"Story {number} of {turn}: write about a lighthouse."
-            body = {
-                "messages": [{"role": "user", "content": question}],
-                "max_new_tokens": options.new_tokens,
-            }
-            started = time.perf_counter()
-            async with client.stream("POST", url, json=body) as response:
+    What could hold up the loop is their arrival: parsing, encoding, sending them to the engine.
+    Reading them is the engine's work, in another process, and is cut off.
+    """
+    text = "word " * (model.context.tokens - 64)
+    async with httpx.AsyncClient(timeout=900) as client:
+        for number in range(4):
+            messages = [{"role": "user", "content": f"{number} {text}"}]
+            body = {"messages": messages, "max_tokens": 4, "timeout_seconds": 4}
+            response = await client.post(url + PATH, json=body)
+            if response.status_code != 503:  # its time was over before the first token
                 response.raise_for_status()
-                texts = response.aiter_text()
-                characters += len(await anext(texts))
-                first_seconds.append(time.perf_counter() - started)
-                async for text in texts:
-                    characters += len(text)
-
-    started = time.perf_counter()
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(timeout=300, limits=limits) as client:
-        await asyncio.gather(*(one(client, number) for number in range(options.clients)))
-    seconds = time.perf_counter() - started
-    result = {
-        "answers": len(first_seconds),
-        "seconds": round(seconds, 2),
-        "characters_per_second": round(characters / seconds),
-        "first_text_seconds_median": round(statistics.median(first_seconds), 3),
-        "first_text_seconds_worst": round(max(first_seconds), 3),
-    }
-    print(json.dumps(result))
 
 
-def report(idle: list[float], busy: list[float], said: dict[str, Any]) -> None:
-    """Print both distributions and what the clients saw."""
-    result: dict[str, Any] = {"clients": said}
-    print("| event loop | naps | late by, median, ms | 99 % | longest |")
-    print("|---|---|---|---|---|")
-    for name, late in (("without clients", idle), ("with clients", busy)):
+async def measure_memory(url: str, options: argparse.Namespace) -> dict[str, float]:
+    """Return this process's memory after a tenth of many short requests, and after all of them."""
+    own = psutil.Process(os.getpid())
+    body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
+    found: dict[str, float] = {}
+    done = 0
+
+    async def visit(client: httpx.AsyncClient) -> None:
+        nonlocal done
+        while done < options.short_requests:
+            done += 1
+            if done == options.short_requests // 10:
+                found["after_a_tenth_mb"] = own.memory_info().rss / 1e6
+            streamed = body | {"stream": done % 2 == 0}
+            (await client.post(url + PATH, json=streamed)).raise_for_status()
+
+    async with httpx.AsyncClient(timeout=600) as client:
+        await asyncio.gather(*(visit(client) for _ in range(options.clients)))
+    found["after_all_mb"] = own.memory_info().rss / 1e6
+    return found
+
+
+def report(
+    rounds: dict[str, list[dict[str, float]]], loops: dict[str, list[float]], memory: dict[str, Any]
+) -> None:
+    """Print the tables and the JSON."""
+    result: dict[str, Any] = {"memory": memory}
+    print("| way | tokens/s, each round | of iter_batch | first token, s |\n|---|---|---|---|")
+    base = [each["tokens_per_second"] for each in rounds["iter_batch"]]
+    for name, found in rounds.items():
+        rates = [each["tokens_per_second"] for each in found]
+        share = statistics.median(rate / other for rate, other in zip(rates, base, strict=True))
+        firsts = [each["first_token_seconds"] for each in found if "first_token_seconds" in each]
+        first = f"{statistics.median(firsts):.3f}" if firsts else ""
+        print(f"| {name} | {', '.join(f'{rate:.0f}' for rate in rates)} | {share:.2f} | {first} |")
+        result[name] = {"tokens_per_second": rates, "of_iter_batch": share, "first": first}
+    print("\n| event loop | naps | late by, median, ms | 99 % | longest |\n|---|---|---|---|---|")
+    for name, late in loops.items():
         p99 = statistics.quantiles(late, n=100)[-1]
         row = [len(late), *(round(value, 1) for value in (statistics.median(late), p99, max(late)))]
         result[name] = dict(zip(("naps", "median_ms", "p99_ms", "longest_ms"), row, strict=True))
         print(f"| {name} | " + " | ".join(map(str, row)) + " |")
+    print(f"\nMemory of the server's process: {memory}")
     print(json.dumps(result))
 
 
