@@ -395,7 +395,7 @@ def test_a_broken_index_is_refused(folder: Path, text: str) -> None:
     """An index that is none is named."""
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
-    with pytest.raises(ExportError, match="no index of weights"):
+    with pytest.raises(ExportError, match="not an index of weights"):
         Checkpoint.resolve(folder)
 
 

@@ -100,8 +100,8 @@ class Manifest:
                     f"{FORMAT_VERSION}. Export the checkpoint again, or install the phi3ov that "
                     "made it."
                 )
-            values["weights"] = tuple(WeightSummary(**one) for one in values["weights"])
-            values["layers"] = tuple(WeightLayer(**one) for one in values.get("layers", ()))
+            values["weights"] = tuple(WeightSummary(**entry) for entry in values["weights"])
+            values["layers"] = tuple(WeightLayer(**entry) for entry in values.get("layers", ()))
             values["files"] = {name: FileRecord(**one) for name, one in values["files"].items()}
             values["notes"] = tuple(map(str, values.get("notes", ())))
             unknown = values.keys() - {field.name for field in fields(cls)}

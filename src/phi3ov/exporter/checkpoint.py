@@ -219,7 +219,7 @@ def _check_folder(folder: Path) -> tuple[Phi3Config, bool]:
 def weight_files(folder: Path) -> tuple[Path, ...]:
     """Return the files that transformers reads weights from, in its order of preference.
 
-    Others may lie beside them, such as another library's copy of the same weights.
+    Other files may lie in the folder, such as another library's copy of the same weights.
     """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
@@ -259,7 +259,7 @@ def _read_index(index: Path) -> list[str]:
         named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
         return sorted({str(name) for name in named})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ExportError(f"{index} is no index of weights: {error!r}.") from error
+        raise ExportError(f"{index} is not an index of weights: {error!r}.") from error
 
 
 def _hint(folder: Path, name: str) -> str:

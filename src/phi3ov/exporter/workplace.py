@@ -37,7 +37,7 @@ Measured on Phi-3-mini (1.62 GB at the peak) and with Phi-4-mini's vocabulary (5
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _CACHED = ("active_file", "inactive_file")
-"""Bytes of files that count as used and that the kernel gives back when somebody needs them."""
+"""Bytes of cached files, which count as used although the kernel frees them on demand."""
 
 _LOGGER = logging.getLogger("phi3ov")
 

@@ -86,7 +86,7 @@ def list_devices() -> dict[str, str]:
         >>> "CPU" in list_devices()
         True
     """
-    return {one.name: one.full_name for one in describe_devices()}
+    return {device.name: device.full_name for device in describe_devices()}
 
 
 def describe_devices(source: DeviceSource | None = None) -> list[DeviceInfo]:
@@ -176,7 +176,7 @@ def _ask_device(name: str, source: DeviceSource) -> DeviceInfo:
         name=name,
         full_name=str(source.get_property(name, "FULL_DEVICE_NAME")),
         memory_bytes=memory,
-        precisions=tuple(sorted(one for one in able if one in _PRECISIONS)),
+        precisions=tuple(sorted(precision for precision in able if precision in _PRECISIONS)),
     )
 
 
@@ -239,7 +239,7 @@ def choose_device(
                 refused=tuple(refused),
             )
     if failed:
-        reasons = "".join(f"\n  - {one.device}: {one.reason}" for one in refused)
+        reasons = "".join(f"\n  - {refusal.device}: {refusal.reason}" for refusal in refused)
         raise DeviceError(f"device={requested!r}: none runs the model:{reasons}")
     raise DeviceError(
         f"device={requested!r}: {' and '.join(missing)} "
@@ -262,7 +262,7 @@ def _find(name: str, available: Mapping[str, str]) -> str | None:
     """Return OpenVINO's name for ``name``, or None where the machine has no such device."""
     wanted = name.upper()
     kind, _, number = wanted.partition(".")
-    same_kind = [one for one in available if one.partition(".")[0] == kind]
+    same_kind = [name for name in available if name.partition(".")[0] == kind]
     if wanted in available:
         return wanted
     if not number and same_kind:
@@ -287,7 +287,7 @@ def _reason(
         verb = "is" if len(missing) == 1 else "are"
         found = ", ".join(available)
         parts.append(f"{' and '.join(missing)} {verb} not there (OpenVINO finds {found})")
-    tried = [one.device for one in refused if one.device not in missing]
+    tried = [refusal.device for refusal in refused if refusal.device not in missing]
     if tried:
         verb = "does" if len(tried) == 1 else "do"
         parts.append(f"{' and '.join(tried)} {verb} not run the model")
