@@ -456,7 +456,7 @@ class _Bench:
     def _generate(
         self, engine: Engine, *, chats: int, prompt_tokens: int, answer_tokens: int
     ) -> float:
-        """Return the seconds for so many answers, to prompts that no cache has seen."""
+        """Return the seconds for several answers, to prompts that no cache has seen."""
         requests = [
             TokenRequest(
                 prompt_ids=tuple(

@@ -29,7 +29,7 @@ def is_number(value: object) -> TypeGuard[int | float]:
 
 
 def require_integer(name: str, value: object, *, least: int, most: int | None = None) -> None:
-    """Refuse what is no integer from ``least`` to ``most`` (None: without end).
+    """Refuse a value that is not an integer from ``least`` to ``most`` (None: no limit).
 
     Raises:
         OptionError: It is not; the error names the option, the value and the bound.
@@ -41,7 +41,7 @@ def require_integer(name: str, value: object, *, least: int, most: int | None = 
 
 
 def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Refuse what is none of ``choices``.
+    """Refuse a value that is not one of ``choices``.
 
     Raises:
         OptionError: It is not; the error names the option, the value and the choices.

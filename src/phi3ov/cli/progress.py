@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..exporter.progress import ExportProgress, ProgressCallback
 
 _REPORT_EVERY_SECONDS = 10.0
-"""Between lines where there is no bar."""
+"""Seconds between lines of output without a bar."""
 
 
 @contextmanager

@@ -36,7 +36,7 @@ _ENCODERS = ThreadPoolExecutor(max_workers=2, thread_name_prefix="phi3ov-server-
 
 
 class ClientGoneError(Exception):
-    """The client has left; nobody reads the answer."""
+    """The client has left."""
 
 
 class Answers:

@@ -1,6 +1,6 @@
 """Classes that pydantic reads: its models and dataclasses, and what has constraints of its.
 
-Whoever gives such a class has pydantic; phi3ov does not install it.
+A caller with such a class has pydantic; phi3ov does not install it.
 """
 
 from __future__ import annotations

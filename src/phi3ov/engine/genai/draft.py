@@ -29,7 +29,7 @@ class SpeculationPlan:
     Attributes:
         candidate_tokens: Tokens proposed for each pass; 0 turns speculation off.
         ngram_tokens: Longest run that prompt lookup looks for; 0 turns prompt lookup off.
-        draft_folder: The draft model's folder; empty is none.
+        draft_folder: The draft model's folder; empty without one.
         draft_factors: The LongRoPE factors of the draft model.
     """
 

@@ -48,7 +48,7 @@ class KVPool:
     spare_tokens: int = 0
 
     def blocks_for(self, tokens: int) -> int:
-        """Return how many blocks a request of so many tokens, answer included, takes at most."""
+        """Return the most blocks that a request takes, its answer included."""
         return -(-(tokens + self.spare_tokens) // self.block_tokens) + 1
 
 
