@@ -213,7 +213,7 @@ def test_engines_without_grammars_refuse(
 ) -> None:
     """Before anything is generated, with the engines that have them."""
     model = load(artifacts["byte-level"], engine=engine)
-    with pytest.raises(OptionError, match="engine='pipeline' or 'worker'"):
+    with pytest.raises(OptionError, match="engine='pipeline' or engine='worker'"):
         model.complete(PROMPT, choices=("yes",), max_new_tokens=4)
 
 
