@@ -164,8 +164,8 @@ def test_chats_at_once_share_forward_passes(zoo: Zoo, monkeypatch: pytest.Monkey
     assert (produced, steps) == (8 * 16, 16)
 
 
-PACKAGES = {"archspec", "numpy", "openvino", "openvino_genai", "openvino_telemetry",
-            "openvino_tokenizers", "packaging", "phi3ov", "tokenizers",
+PACKAGES = {"archspec", "msgspec", "numpy", "openvino", "openvino_genai", "openvino_telemetry",
+            "openvino_tokenizers", "packaging", "phi3ov", "platformdirs", "tokenizers",
             "typing_extensions"}  # fmt: skip
 """What a chat may import beside Python's own library."""
 

@@ -160,7 +160,7 @@ def test_penalties_equal_a_slow_reference(
     options, rule = PENALTIES[name]
     model = load(zoo.artifact(ROW), engine=engine)
     if engine == "transformers" and name != "repetition":
-        able = "engine='pipeline' or 'worker' or 'paged'"
+        able = "engine='pipeline' or engine='worker' or engine='paged'"
         with pytest.raises(OptionError, match=f"{next(iter(options))}=.*{able}"):
             model.complete(PROMPT, max_new_tokens=40, **options)
         return
