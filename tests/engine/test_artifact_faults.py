@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 import phi3ov
 from phi3ov import ArtifactError, DeviceError, OptionError, Phi3OVError, load_model
 from phi3ov.artifact.folder import MODEL_BIN, MODEL_XML
+from phi3ov.engine.protocol import EngineName
 
 from .conftest import EXACT, LoadModel, Zoo
 from .truth import prompt_text
@@ -122,3 +125,40 @@ def test_a_sampled_answer_is_repeatable_with_its_seed(zoo: Zoo, load: LoadModel)
     assert first.seed is not None
     again = model.complete(prompt_text(30), max_new_tokens=24, temperature=1.5, seed=first.seed)
     assert again.token_ids == first.token_ids
+
+
+@pytest.mark.trap(
+    "A checkpoint's generation_config.json does not change answers: the call's options alone do.",
+    about="Answers",
+)
+@pytest.mark.parametrize("engine", ["pipeline", "worker", "paged", "transformers"])
+def test_foreign_generation_settings_do_not_change_an_answer(
+    engine: EngineName, zoo: Zoo, copy: Path, load: LoadModel
+) -> None:
+    """Beams, repetition rules and lengths of the checkpoint's file decide nothing."""
+    options: phi3ov.Options = {
+        "max_new_tokens": 24,
+        "repetition_penalty": 0.5,
+    }  # repeats what it may
+    expected = load(zoo.artifact(ROW), engine=engine).complete(prompt_text(20), **options)
+    path = copy / "generation_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    settings |= {
+        "no_repeat_ngram_size": 1,
+        "min_new_tokens": 20,
+        "num_beams": 3,
+        "repetition_penalty": 9.0,
+        "do_sample": True,
+        "temperature": 2.0,
+    }
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    manifest = copy / "phi3ov.json"
+    kept = json.loads(manifest.read_text(encoding="utf-8"))
+    kept["files"]["generation_config.json"] = {
+        "size_bytes": path.stat().st_size,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+    manifest.write_text(json.dumps(kept), encoding="utf-8")
+    assert load(copy, engine=engine).complete(prompt_text(20), **options).token_ids == (
+        expected.token_ids
+    )

@@ -61,7 +61,7 @@ def _load(setup: EngineSetup) -> tuple[Any, tuple[Setting, ...]]:
     """Return the compiled model, and the OpenVINO properties in force."""
     try:
         from optimum.intel import OVModelForCausalLM
-        from transformers import AutoConfig
+        from transformers import AutoConfig, GenerationConfig
     except ImportError as error:
         raise MissingDependencyError(
             "optimum-intel",
@@ -88,6 +88,9 @@ def _load(setup: EngineSetup) -> tuple[Any, tuple[Setting, ...]]:
         if context.factors != "none":
             model.model = core.read_model(pinned.xml.encode(), pinned.weights)
             model.phi3ov_pinned = pinned  # its weights must outlive the compiled model
+        # generate() fills what a call leaves open from the checkpoint's generation_config.json,
+        # such as no_repeat_ngram_size. The options of the call alone decide.
+        model.generation_config = GenerationConfig()
         model.compile()
     return model, settings
 
