@@ -55,7 +55,10 @@ def test_wrong_files_are_named_before_the_model_is_loaded(
 ) -> None:
     """An input that is not there, and an output that is the input."""
     (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n', encoding="utf-8")
-    for files, message in ((("no", "out"), "no is no file"), (("in.jsonl",) * 2, "is the input")):
+    for files, message in (
+        (("no", "out"), "no is not a file"),
+        (("in.jsonl",) * 2, "is the input"),
+    ):
         done = run_python("-m", "phi3ov", "batch", "no-model", *files)
         assert done.returncode == 1
         assert message in done.stderr
