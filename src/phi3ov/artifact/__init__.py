@@ -1,4 +1,4 @@
-"""The exported folder: its manifest, the contents of its IR, how it is fetched and published.
+"""The exported folder: its manifest, the contents of its IR, download and publishing.
 
 `exporter` creates such a folder, `loading` opens it.
 """

@@ -1,6 +1,6 @@
 """Downloads from the model hub, with errors that name the way out.
 
-Which files to download is the caller's to say; what they must hold is checked there as well.
+The caller chooses the files to download and checks their contents.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _WAY_OUT = (
 
 
 def is_hub_id(source: str | Path) -> bool:
-    """Whether ``source`` reads like a hub id: ``owner/name``.
+    """Whether ``source`` has the form of a hub id: ``owner/name``.
 
     Example:
         >>> is_hub_id("microsoft/Phi-3-mini-4k-instruct"), is_hub_id("models/a/b")
@@ -37,19 +37,18 @@ def is_hub_id(source: str | Path) -> bool:
 
 
 def download(repo_id: str, *, revision: str | None, files: Sequence[str]) -> Path:
-    """Return a local folder with those ``files`` of a hub repository; its name is the commit.
+    """Download ``files`` of a hub repository; return the local folder, named for the commit.
 
-    Files that are in the local cache already are not fetched again, and a download that was
-    cut off goes on where it stopped.
+    Files in the local cache are not fetched again, and an interrupted download resumes.
 
     Args:
         repo_id: Such as ``microsoft/Phi-3-mini-4k-instruct``.
         revision: Branch, tag or commit; None for the default branch.
-        files: Names or patterns of the files that are needed. Files in sub-folders are not, by
-            whatever name.
+        files: Names or patterns of files at the top of the repository. Files in sub-folders are
+            never downloaded.
 
     Raises:
-        ExportError: The repository is not there, gated, or cannot be reached.
+        ExportError: The repository does not exist, is gated, or cannot be reached.
     """
     import huggingface_hub
     from huggingface_hub import errors
@@ -60,7 +59,7 @@ def download(repo_id: str, *, revision: str | None, files: Sequence[str]) -> Pat
                 repo_id,
                 revision=revision,
                 allow_patterns=list(files),
-                ignore_patterns=["*/*"],  # to the hub's patterns a slash is a letter
+                ignore_patterns=["*/*"],  # in the hub's patterns, * also matches a slash
             )
         )
     except errors.GatedRepoError as error:
@@ -90,16 +89,16 @@ def download(repo_id: str, *, revision: str | None, files: Sequence[str]) -> Pat
         raise ExportError(
             f"{repo_id} could not be downloaded ({type(error).__name__}: {error}). {_WAY_OUT}"
         ) from error
-    except Exception as error:  # httpx's, xet's, the disk's: the hub's client has many underneath
+    except Exception as error:  # the hub's client lets errors of httpx, xet and the disk through
         raise ExportError(
             f"{repo_id} could not be downloaded ({type(error).__name__}: {error}). {_WAY_OUT}"
         ) from error
 
 
 def _refuse_token(repo_id: str, error: HfHubHTTPError) -> None:
-    """Raise where the hub refuses the token that was sent, also to read a public model.
+    """Raise `ExportError` if the hub rejected the access token, even for a public model.
 
-    The hub then answers 401, which its client takes for a repository that is not there.
+    The hub then answers 401, which its client reports as a repository that does not exist.
     """
     import huggingface_hub
 

@@ -1,9 +1,9 @@
-"""Which model a saved file belongs to: checksums of all that token ids and answers depend on.
+"""Model fingerprint: ties a saved file to the model whose token ids and answers it holds.
 
-A manifest holds the SHA-256 of every file, and `phi3ov.load_model` compares them, so the
-fingerprint of an export costs nothing. With ``verify=False`` they are not compared: the
-fingerprint is that of the export, even if files have changed since. A folder without a manifest
-is hashed when its fingerprint is first asked for, which takes seconds for a full-size model.
+A manifest holds the SHA-256 of every file, and `phi3ov.load_model` verifies them, so the
+fingerprint of an export costs nothing. With ``verify=False`` nothing is verified: the fingerprint
+is that of the export, even if files have changed since. A folder without a manifest is hashed
+when its fingerprint is first needed, which takes seconds for a full-size model.
 
 Device, precision and context are left out: they belong to a run, not to the model.
 """
@@ -23,12 +23,12 @@ _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "generation_config.json
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFingerprint:
-    """What makes two models the same one; each part is compared by itself.
+    """Identity of a model, in three parts that are compared separately.
 
     Attributes:
         weights: SHA-256 over the graph, the weights and the checkpoint's config.
         tokenizer: SHA-256 over tokenizer and stop tokens.
-        chat_format: Name of the chat format, and what it does with system messages.
+        chat_format: Name of the chat format, and its treatment of system messages.
     """
 
     weights: str
@@ -40,7 +40,7 @@ class ModelFingerprint:
         """Return the fingerprint of an exported folder.
 
         Raises:
-            OSError: The folder has no manifest, and a file of it cannot be read.
+            OSError: The folder has no manifest, and one of its files cannot be read.
         """
         manifest = artifact.manifest
         return cls(
@@ -51,10 +51,10 @@ class ModelFingerprint:
 
     @classmethod
     def from_values(cls, values: object) -> ModelFingerprint:
-        """Return the fingerprint that a saved file holds.
+        """Parse the fingerprint in a saved file.
 
         Raises:
-            ValueError: These are not the values of a fingerprint.
+            ValueError: ``values`` do not describe a fingerprint.
         """
         if (
             not isinstance(values, Mapping)
@@ -65,19 +65,19 @@ class ModelFingerprint:
         return cls(**values)
 
     def to_values(self) -> dict[str, Any]:
-        """Return what `from_values` takes."""
+        """Return plain values for JSON, as `from_values` reads them."""
         return asdict(self)
 
     def require(self, loaded: ModelFingerprint) -> None:
-        """Check that the ``loaded`` model is the one of this fingerprint.
+        """Check that the ``loaded`` model has this fingerprint.
 
         Raises:
-            ValueError: It is another; names the parts that differ.
+            ValueError: It has another fingerprint; names the parts that differ.
 
         Example:
-            >>> one = ModelFingerprint(weights="1a", tokenizer="2b", chat_format="phi3")
-            >>> other = ModelFingerprint(weights="3c", tokenizer="2b", chat_format="phi3")
-            >>> one.require(other)
+            >>> saved = ModelFingerprint(weights="1a", tokenizer="2b", chat_format="phi3")
+            >>> loaded = ModelFingerprint(weights="3c", tokenizer="2b", chat_format="phi3")
+            >>> saved.require(loaded)
             Traceback (most recent call last):
                 ...
             ValueError: it was saved with another model: weights differ. Load the model that it \
@@ -94,7 +94,7 @@ was saved with.
 
 
 def _digest(artifact: Artifact, names: tuple[str, ...]) -> str:
-    """Return one SHA-256 over names and checksums of those of the files that are there."""
+    """Return one SHA-256 over names and checksums of those of the files that exist."""
     if artifact.has_checksums:
         records = artifact.manifest.files
         found = {name: records[name].sha256 for name in names if name in records}

@@ -1,9 +1,9 @@
-"""What an exported folder contains: the manifest ``phi3ov.json`` and the check against it.
+"""Artifact folder: its manifest ``phi3ov.json`` and the check of its files against it.
 
 An artifact is a folder that `phi3ov.export_model` made. It holds the OpenVINO model and
-tokenizer, the checkpoint's own tokenizer and configs, and the manifest, which records where it
-came from, what was asked for, what the model really holds, and size and SHA-256 of every file.
-`exporter` creates it, `loading` opens it.
+tokenizer, the checkpoint's own tokenizer and configs, and the manifest. The manifest records the
+source, the recipe, the weights that the model holds, and size and SHA-256 of every file.
+`exporter` creates an artifact, `loading` opens it.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ MANIFEST_NAME = "phi3ov.json"
 MODEL_XML = "openvino_model.xml"
 MODEL_BIN = "openvino_model.bin"
 FORMAT_VERSION = 1
-"""Version of the manifest; a folder of another version is refused."""
+"""Version of the manifest format; a folder with another version is refused."""
 
 _CHUNK_BYTES = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileRecord:
-    """Size and SHA-256 of one file, as they were when the export finished.
+    """Size and SHA-256 of one file when the export finished.
 
     Attributes:
-        size_bytes: Its size.
-        sha256: Its SHA-256, as 64 hexadecimal digits.
+        size_bytes: Size in bytes.
+        sha256: SHA-256 as 64 hexadecimal digits.
     """
 
     size_bytes: int
@@ -51,19 +51,19 @@ class Manifest:
     """The content of ``phi3ov.json``.
 
     Attributes:
-        source: Hub id that was exported, or the name of the folder.
-        revision: Branch, tag or commit that was asked for; None for a folder.
-        commit: The commit that the revision stood for; None for a folder.
+        source: Hub id of the exported checkpoint, or the name of its folder.
+        revision: Requested branch, tag or commit; None for a folder.
+        commit: The commit that the revision resolved to; None for a folder.
         source_bytes: Bytes of the checkpoint's weights.
-        recipe: The compression asked for, by its field names.
-        weights: What the model really holds, by precision and group size.
+        recipe: The requested compression, by its field names.
+        weights: The weights that the model holds, by precision and group size.
         chat_format: Name of the chat format that the checkpoint's own template writes.
-        system_messages: What that template does with system messages.
+        system_messages: How that template treats system messages.
         versions: Versions of the tools that made the export.
         files: Every other file of the folder, by its path with forward slashes.
         layers: Every weight of the model, one by one.
-        notes: What the folder lacks, why, and who needs it; a sentence each.
-        format_version: Version of this manifest.
+        notes: Files that the folder lacks, the reason, and who needs them; a sentence each.
+        format_version: Version of this manifest's format.
     """
 
     source: str
@@ -81,7 +81,7 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
-        """Return the manifest as the text of ``phi3ov.json``: the same for the same content."""
+        """Return the text of ``phi3ov.json``, which is the same for the same content."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -89,7 +89,7 @@ class Manifest:
         """Parse the text of ``phi3ov.json``.
 
         Raises:
-            ArtifactError: It is not a manifest, or one of another version.
+            ArtifactError: The text is not a manifest, or has another format version.
         """
         try:
             values = json.loads(text)
@@ -120,7 +120,7 @@ class Artifact:
 
     Attributes:
         path: The folder.
-        manifest: What ``phi3ov.json`` says.
+        manifest: The content of ``phi3ov.json``.
         config: The model's dimensions, from the checkpoint's ``config.json``.
     """
 
@@ -130,9 +130,9 @@ class Artifact:
 
     @classmethod
     def open(cls, path: str | Path) -> Artifact:
-        """Read the manifest of an exported folder and check that every file is there, whole.
+        """Read the manifest of an exported folder and check that all its files are present.
 
-        Sizes are compared; `verify` compares contents.
+        File sizes are compared; `verify` compares contents.
 
         Raises:
             ArtifactError: phi3ov did not export the folder, or files are missing or of another
@@ -182,7 +182,7 @@ checkpoint into it first: phi3ov.export_model(source, 'models/no-such-folder').
         """The chat format that the manifest names.
 
         Raises:
-            ArtifactError: This phi3ov does not know it.
+            ArtifactError: This version of phi3ov does not know the chat format.
         """
         for chat_format in FORMATS:
             if (chat_format.name, chat_format.system_messages) == (
@@ -197,32 +197,32 @@ checkpoint into it first: phi3ov.export_model(source, 'models/no-such-folder').
 
     @property
     def vocabulary_size(self) -> int:
-        """Number of token ids that the model knows: rows of its embedding matrix."""
+        """Number of token ids: rows of the embedding matrix."""
         return self.config.vocab_size
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all files together, the manifest left out."""
+        """Total bytes of all files except the manifest."""
         if not self.has_checksums:
             return sum(path.stat().st_size for path in self.path.iterdir() if path.is_file())
         return sum(record.size_bytes for record in self.manifest.files.values())
 
     @property
     def has_checksums(self) -> bool:
-        """Whether there is a manifest to compare the files with; phi3ov's own exports have one."""
+        """Whether a manifest holds checksums of the files, as in every export of phi3ov."""
         return bool(self.manifest.files)
 
     @property
     def bits_per_weight(self) -> float:
-        """Average bits that one parameter takes, scales and zero points included."""
+        """Average bits per parameter, scales and zero points included."""
         return bits_per_weight(self.manifest.weights)
 
     def verify(self) -> None:
         """Read every file and compare it with its SHA-256 in the manifest.
 
         Raises:
-            ArtifactError: Something is missing or changed; lists every problem. Or there is
-                no manifest to compare with.
+            ArtifactError: Files are missing or changed, listing every problem; or there is no
+                manifest to compare with.
         """
         if not self.has_checksums:
             raise ArtifactError(
@@ -241,10 +241,10 @@ checkpoint into it first: phi3ov.export_model(source, 'models/no-such-folder').
 
 
 def _describe_foreign(folder: Path) -> Manifest:
-    """Describe a folder without a manifest as far as that can be done.
+    """Build the manifest of a folder without one, from its IR and templates.
 
     Raises:
-        ArtifactError: It is not an OpenVINO export.
+        ArtifactError: The folder is not an OpenVINO export.
         UnsupportedModelError: phi3ov does not know its chat format.
     """
     if not (folder / MODEL_XML).is_file():
@@ -275,7 +275,7 @@ def _describe_foreign(folder: Path) -> Manifest:
 
 
 def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file as a hexadecimal string; the interpreter lock is free."""
+    """Return the SHA-256 of a file as a hexadecimal string; hashing releases the GIL."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         while chunk := file.read(_CHUNK_BYTES):
@@ -284,7 +284,7 @@ def hash_file(path: Path) -> str:
 
 
 def record_files(folder: Path) -> dict[str, FileRecord]:
-    """Return size and SHA-256 of every file below ``folder``, the manifest left out."""
+    """Return size and SHA-256 of every file below ``folder`` except the manifest."""
     return {
         path.relative_to(folder).as_posix(): FileRecord(
             size_bytes=path.stat().st_size, sha256=hash_file(path)

@@ -1,8 +1,7 @@
 """Exported folders that phi3ov did not make, such as OpenVINO's own int4 repositories.
 
 They have no manifest. The weights are read from the IR and the chat format from the folder's own
-template. Where the folder came from, how it was made, and whether a file has changed since stay
-unknown.
+template. The folder's source, its recipe and later changes to its files stay unknown.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ _NEEDED = ("openvino_model.xml", "openvino_model.bin", "config.json", "tokenizer
 
 
 def describe_layers(folder: Path) -> tuple[WeightLayer, ...]:
-    """Return what the IR in ``folder`` holds.
+    """Return the weights of the IR in ``folder``.
 
     Raises:
         ArtifactError: Files are missing or damaged, or the IR holds no weights that phi3ov
@@ -48,7 +47,7 @@ def render_format(folder: Path) -> ChatFormat:
     """Return the chat format that the folder's own template writes, rendered by openvino-genai.
 
     Raises:
-        UnsupportedModelError: phi3ov does not know it.
+        UnsupportedModelError: phi3ov does not know this chat format.
         ArtifactError: There is no template, or tokenizer or template cannot be read.
     """
     import openvino_genai
@@ -64,7 +63,7 @@ def render_format(folder: Path) -> ChatFormat:
         )
     except Phi3OVError:
         raise
-    except Exception as error:  # genai's; RuntimeError as a rule
+    except Exception as error:  # raised by genai, usually RuntimeError
         raise ArtifactError(
             f"{folder}: openvino-genai cannot use its tokenizer or chat template: {error}"
         ) from error

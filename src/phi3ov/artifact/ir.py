@@ -1,4 +1,4 @@
-"""What an OpenVINO IR really holds: the precision of every weight, read from its XML.
+"""Reads the precision of every weight from the XML of an OpenVINO IR.
 
 The XML names each constant with its element type, shape and size, so this needs neither
 openvino nor the weights themselves.
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 Precision = Literal["int4", "int8", "fp16", "bf16", "fp32"]
-"""How the values of a weight matrix are stored."""
+"""Storage type of a weight matrix."""
 
 _PRECISIONS: dict[str, Precision] = {
     "i4": "int4",
@@ -29,7 +29,7 @@ _PRECISIONS: dict[str, Precision] = {
 }
 
 _WEIGHT_NAME = re.compile(r"\.(_openvino_orig_)?weight$")
-"""How openvino's PyTorch frontend calls weights: the longer form for 16-bit checkpoints."""
+"""Weight names of openvino's PyTorch frontend; the longer form is for 16-bit checkpoints."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,10 +38,10 @@ class WeightLayer:
 
     Attributes:
         name: Its name in the checkpoint, such as ``model.layers.0.mlp.down_proj.weight``.
-        precision: How its values are stored.
-        group_size: How many values of a row share one scale; 0 where a whole row does, and
+        precision: Storage type of its values.
+        group_size: Number of values in a row that share one scale; 0 for one scale per row, and
             for floating-point weights.
-        symmetric: Whether it has no zero points.
+        symmetric: True if it has no zero points.
         parameters: Number of values.
         size_bytes: Bytes of values, scales and zero points.
     """
@@ -56,13 +56,13 @@ class WeightLayer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightSummary:
-    """All weight matrices of one precision and group size, counted.
+    """Totals over all weight matrices of one precision, group size and symmetry.
 
     Attributes:
-        precision: How their values are stored.
-        group_size: How many values of a row share one scale; 0 where a whole row does, and
+        precision: Storage type of their values.
+        group_size: Number of values in a row that share one scale; 0 for one scale per row, and
             for floating-point weights.
-        symmetric: Whether they have no zero points.
+        symmetric: True if they have no zero points.
         layers: Number of matrices.
         parameters: Number of values in all of them.
         size_bytes: Bytes of values, scales and zero points.
@@ -120,14 +120,15 @@ def read_weights(model_xml: Path) -> tuple[WeightLayer, ...]:
 def exported_kv_precision(model_xml: Path) -> str | None:
     """Return the KV_CACHE_PRECISION that optimum-intel wrote into an IR, if any.
 
-    It is among the ``runtime_options``, which OpenVINO obeys unless the caller says otherwise.
+    It is one of the IR's ``runtime_options``, which OpenVINO applies unless the caller sets the
+    same property.
     """
     found = re.search(r'<KV_CACHE_PRECISION value="(\w+)"', model_xml.read_text(encoding="utf-8"))
     return found and found.group(1)
 
 
 def layer_name(name: str) -> str:
-    """Return the checkpoint's name of the layer that a weight, by any of its names, is of.
+    """Return the checkpoint's layer name for any of the names that a weight can have.
 
     Example:
         >>> layer_name("self.model.layers.0.mlp.down_proj._openvino_orig_weight")
@@ -137,7 +138,7 @@ def layer_name(name: str) -> str:
 
 
 def is_weight(name: str, shape: Iterable[int]) -> bool:
-    """Whether a constant of an IR is a weight matrix, not a norm's vector or a helper value."""
+    """Whether a constant of an IR is a weight matrix, not a norm's vector or another constant."""
     return bool(_WEIGHT_NAME.search(name)) and len([size for size in shape if size > 1]) >= 2
 
 
@@ -161,13 +162,13 @@ def summarize(layers: Iterable[WeightLayer]) -> tuple[WeightSummary, ...]:
 
 
 def bits_per_weight(weights: Iterable[WeightSummary]) -> float:
-    """Return the average bits that one parameter takes, scales and zero points included."""
+    """Return the average bits per parameter, scales and zero points included."""
     weights = tuple(weights)
     return 8 * sum(each.size_bytes for each in weights) / sum(each.parameters for each in weights)
 
 
 def _read_constants(model_xml: Path) -> dict[str, _Constant]:
-    """Return the named constants of an IR, freeing the XML tree as it is read."""
+    """Return the named constants of an IR; frees the XML tree while reading."""
     constants = {}
     for _, element in ET.iterparse(model_xml):
         if element.tag != "layer":

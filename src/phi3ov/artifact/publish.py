@@ -1,4 +1,4 @@
-"""Exported folders on the model hub: fetched, and published with a model card."""
+"""Downloads exported folders from the model hub, and publishes them with a model card."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _ARTIFACT_FILES = ("*.json", "*.jinja", "*.xml", "openvino_*.bin", "tokenizer.mo
 def fetch_artifact(repo_id: str, *, revision: str | None = None) -> Artifact:
     """Download an exported folder and return it, for ``load_model(artifact.path)``.
 
-    A folder that phi3ov exported has a manifest with checksums. One that it did not, such as
-    OpenVINO's own int4 repositories, is read as far as it can be; its source and recipe, and
-    whether a file has changed since, are unknown, and `Artifact.manifest` says so.
+    A folder that phi3ov exported has a manifest with checksums. Other OpenVINO exports, such as
+    OpenVINO's own int4 repositories, can be read too. Their source, their recipe and later changes
+    to their files are unknown, and `Artifact.manifest` says so.
 
     Args:
         repo_id: The hub repository.
         revision: Branch, tag or commit; None for the default branch.
 
     Raises:
-        ExportError: The repository is not there, gated, or cannot be reached.
-        ArtifactError: It holds no exported model, or files are missing.
+        ExportError: The repository does not exist, is gated, or cannot be reached.
+        ArtifactError: The repository holds no exported model, or files are missing.
 
     Example:
         >>> artifact = fetch_artifact("me/phi3-int4-ov")  # doctest: +SKIP
@@ -37,16 +37,16 @@ def fetch_artifact(repo_id: str, *, revision: str | None = None) -> Artifact:
 def push_to_hub(
     artifact: Artifact, repo_id: str, *, private: bool = False, revision: str | None = None
 ) -> str:
-    """Publish an artifact, verified first, with a model card, and return the commit's address.
+    """Verify an artifact, publish it with a model card, and return the commit's URL.
 
     Args:
-        artifact: What to publish.
-        repo_id: Where to; it is made if it is not there.
-        private: Whether a repository that is made is private.
+        artifact: The artifact to publish.
+        repo_id: The hub repository; created if it does not exist.
+        private: Whether a newly created repository is private.
         revision: The branch to commit to; None for the default branch.
 
     Raises:
-        ArtifactError: The artifact is not as it was exported.
+        ArtifactError: The artifact's files have changed since the export.
         ExportError: The hub refused.
 
     Example:
@@ -84,9 +84,9 @@ def push_to_hub(
 
 
 def _public_manifest(artifact: Artifact) -> Manifest:
-    """Return the manifest without the path of a local checkpoint, which is private.
+    """Return the manifest without the private path of a local checkpoint.
 
-    Exports record the folder's name alone; those of earlier versions hold the whole path.
+    Exports record the folder's name only; those of earlier versions hold the whole path.
     """
     manifest = artifact.manifest
     if manifest.commit:
@@ -95,7 +95,7 @@ def _public_manifest(artifact: Artifact) -> Manifest:
 
 
 def model_card(artifact: Artifact, repo_id: str) -> str:
-    """Return the text of a model card: where the artifact is from and what it really holds."""
+    """Return the text of a model card: the artifact's source and the weights that it holds."""
     manifest = _public_manifest(artifact)
     origin = manifest.source
     base_model = f"base_model: {manifest.source}\n" if manifest.commit else ""

@@ -1,10 +1,10 @@
-"""Text for data-aware compression, and for measuring what a compression cost.
+"""Calibration text for data-aware compression, and evaluation text for measuring its loss.
 
-Both come from Python's language reference (``pydoc_data.topics``), English with code in it. Every
-other topic is for calibration. Measuring takes the paragraphs that only the other topics have, so
-that no recipe is measured on the text that it was fitted to. A model with another purpose is
-better calibrated on text of that purpose. The topics differ between versions of Python, so the
-manifest records the SHA-256 of what was used.
+Both come from Python's language reference (``pydoc_data.topics``), which is English with code.
+Every other topic is calibration text. The evaluation text is made of paragraphs that only the
+remaining topics have, so no recipe is measured on text that it was fitted to. For another
+purpose, calibrate on text of that purpose. The topics differ between versions of Python, so the
+manifest records the SHA-256 of the text.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Calibration:
 
     Attributes:
         texts: The text; None for `default_texts`.
-        num_samples: Runs of text, at most.
-        sample_tokens: Length of each run.
+        num_samples: Maximum number of samples.
+        sample_tokens: Length of each sample in tokens.
     """
 
     texts: tuple[str, ...] | None
@@ -35,7 +35,7 @@ class Calibration:
     sample_tokens: int
 
     def draw_samples(self, tokenizer: ChatTokenizer, *, context_tokens: int) -> list[list[int]]:
-        """Return the runs of text as token ids.
+        """Return the samples as token ids.
 
         Args:
             tokenizer: The checkpoint's tokenizer.
@@ -74,8 +74,8 @@ def default_texts() -> tuple[str, ...]:
 def evaluation_text() -> str:
     """Return the text that quality is measured on when none is given.
 
-    No paragraph of it is in `default_texts`: topics quote each other, so whole topics are not
-    enough to keep the two apart.
+    It shares no paragraph with `default_texts`. Topics quote each other, so a split by whole
+    topics would not keep the two apart.
     """
     seen = {paragraph for text in default_texts() for paragraph in text.split("\n\n")}
     paragraphs = dict.fromkeys(part for text in _topics(1) for part in text.split("\n\n"))
@@ -94,7 +94,7 @@ def _topics(first: int) -> tuple[str, ...]:
 
 
 def hash_texts(texts: Sequence[str]) -> str:
-    """Return one hexadecimal SHA-256 of ``texts``; it depends on where each text ends."""
+    """Return one hexadecimal SHA-256 over ``texts`` and their boundaries."""
     digest = hashlib.sha256()
     for text in texts:
         encoded = text.encode("utf-8")
@@ -105,10 +105,10 @@ def hash_texts(texts: Sequence[str]) -> str:
 def cut_samples(
     tokenizer: ChatTokenizer, texts: Sequence[str], *, num_samples: int, sample_tokens: int
 ) -> list[list[int]]:
-    """Cut ``texts`` into at most ``num_samples`` runs of exactly ``sample_tokens`` tokens.
+    """Cut ``texts`` into at most ``num_samples`` samples of exactly ``sample_tokens`` tokens.
 
-    The texts are joined by empty lines and encoded as ordinary text. Where there are more runs
-    than asked for, they are taken evenly from beginning to end: nothing is random.
+    The texts are joined by empty lines and encoded as ordinary text. If they hold more samples
+    than asked for, the samples are spaced evenly from beginning to end; nothing is random.
 
     Raises:
         CompressionError: The texts together are shorter than one sample.
@@ -126,9 +126,9 @@ def cut_samples(
 
 
 def decoder_inputs(model: Any, samples: Sequence[Sequence[int]]) -> Iterator[dict[str, Any]]:
-    """Yield what an OpenVINO stateful decoder reads for each sample, as a batch of one.
+    """Yield the inputs of an OpenVINO stateful decoder for each sample, with batch size 1.
 
-    NNCF resets the state before every sample, so each one begins a sequence of its own.
+    NNCF resets the state before every sample, so each sample starts a new sequence.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""A Phi-3 checkpoint on disk: found, downloaded if need be, and checked before any work.
+"""A Phi-3 checkpoint on disk: located, downloaded if needed, and checked before any work.
 
 `Checkpoint.resolve` takes a folder or a hub id and returns a folder whose config describes a model
 that phi3ov supports and whose weights are safetensors. `export` converts it.
@@ -34,10 +34,10 @@ TRAVELLING_FILES = (
     "tokenizer.model",
     "tokenizer_config.json",
 )
-"""The files beside the weights that an artifact keeps."""
+"""Files that an artifact keeps from the checkpoint, besides the weights."""
 
 _DOWNLOADED = ("*.safetensors", "*.safetensors.index.json", "*.jinja", *TRAVELLING_FILES)
-"""What is fetched from the hub: no pickled weights, no code, no ONNX, no pictures."""
+"""Patterns of files to download: no pickled weights, code, ONNX models or pictures."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +47,9 @@ class Checkpoint:
     Attributes:
         path: The folder.
         config: Its dimensions.
-        source: What the caller named: a hub id, or a folder.
-        revision: The revision that was asked for; None for a folder.
-        commit: The commit that it stands for; None for a folder.
+        source: The hub id or folder that the caller passed.
+        revision: The requested revision; None for a folder.
+        commit: The commit that the revision resolves to; None for a folder.
         llama: Whether its weights and config.json are in Llama's layout.
     """
 
@@ -65,7 +65,7 @@ class Checkpoint:
         """Find the checkpoint, downloading it if ``source`` is a hub id, and check it.
 
         Raises:
-            ExportError: It is not there, cannot be downloaded, or lacks a file.
+            ExportError: The checkpoint does not exist, cannot be downloaded, or lacks a file.
             UnsupportedModelError: phi3ov does not support this model, or it is quantized already.
         """
         folder = Path(source)
@@ -94,7 +94,7 @@ class Checkpoint:
 
     @property
     def public_source(self) -> str:
-        """The hub id, or the folder's name without the path that leads there."""
+        """The hub id, or the folder's name without its parent path."""
         return self.source if self.revision else self.path.resolve().name
 
     @property
@@ -104,7 +104,7 @@ class Checkpoint:
 
     @property
     def tensors(self) -> CheckpointTensors:
-        """The tensors that transformers reads, as the weight files' headers tell.
+        """The tensors that transformers reads, from the headers of the weight files.
 
         Raises:
             ExportError: A weight file is damaged.
@@ -118,21 +118,21 @@ class Checkpoint:
 
     @property
     def source_bits(self) -> float:
-        """Bits that a value takes in the weight files, on average."""
+        """Average bits per value in the weight files."""
         return 8 * self.weights_bytes / self.parameters
 
     def check_tensors(self) -> Checkpoint:
-        """Check names, shapes, types and values of all weights; takes as long as reading them.
+        """Check names, shapes, types and values of all weights. Reads every weight file once.
 
-        transformers reads no file that its index does not name, so neither does this.
+        Like transformers, this reads only the files that the index names.
 
         Returns:
-            The checkpoint as it really is: its embeddings are not tied where config.json says
-            so and both matrices are stored and differ, as transformers reads it too.
+            The checkpoint, with embeddings untied if config.json says that they are tied but the
+            files hold two different matrices. transformers reads such a checkpoint the same way.
 
         Raises:
-            ExportError: Tensors are missing, too many, of another shape, or hold values that are
-                not finite; names them.
+            ExportError: Tensors are missing, unexpected, of another shape, or hold values that
+                are not finite; names them.
             UnsupportedModelError: A tensor is quantized already.
         """
         tensors = self.tensors
@@ -151,10 +151,10 @@ class Checkpoint:
     def write_phi3(
         self, folder: Path, follow: Callable[[Iterable[str], str], Iterable[str]]
     ) -> None:
-        """Write a checkpoint in Llama's layout as the Phi-3 that it is.
+        """Convert a checkpoint in Llama's layout to Phi-3's layout.
 
         Args:
-            folder: An existing, empty folder, which is then in Phi-3's layout.
+            folder: An existing, empty folder to write the result to.
             follow: As in `llama.write_phi3`.
         """
         for name in TRAVELLING_FILES:
@@ -163,7 +163,7 @@ class Checkpoint:
         write_phi3(self.tensors, self.phi3_values(), self.config, folder, follow)
 
     def phi3_values(self) -> dict[str, Any]:
-        """Return config.json in Phi-3's layout, of a checkpoint in Llama's."""
+        """Return the config.json of a checkpoint in Llama's layout, converted to Phi-3's."""
         return as_phi3(json.loads((self.path / "config.json").read_text(encoding="utf-8")))
 
 
@@ -176,7 +176,7 @@ def _read_config(path: Path) -> tuple[Phi3Config, bool]:
 
 
 def _refuse_quantized(values: object) -> None:
-    """Refuse weights that were quantized before, by whichever tool: what was rounded is gone."""
+    """Refuse weights that any tool has already quantized: rounding twice would lose more."""
     if not isinstance(values, dict):
         return
     for name in ("quantization_config", "quantization", "compression_config"):
@@ -219,7 +219,7 @@ def _check_folder(folder: Path) -> tuple[Phi3Config, bool]:
 def weight_files(folder: Path) -> tuple[Path, ...]:
     """Return the files that transformers reads weights from, in its order of preference.
 
-    Other files may lie in the folder, such as another library's copy of the same weights.
+    The folder may hold more files, such as another library's copy of the same weights.
     """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
@@ -228,7 +228,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def _check_weight_files(folder: Path) -> None:
-    """Check that the weights are whole safetensors files, and all in this folder."""
+    """Check that all weight files are in this folder and are complete safetensors files."""
     present = {file.name for file in folder.glob("*.safetensors")}
     index = folder / "model.safetensors.index.json"
     strange = set(_read_index(index)) - present if index.is_file() else set()
@@ -254,7 +254,7 @@ def _check_weight_files(folder: Path) -> None:
 
 
 def _read_index(index: Path) -> list[str]:
-    """Return the names of the files that an index of weights names, sorted."""
+    """Return the sorted names of the files that a weight index lists."""
     try:
         named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
         return sorted({str(name) for name in named})

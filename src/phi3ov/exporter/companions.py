@@ -1,6 +1,6 @@
-"""The files that an artifact keeps beside the model: configs, tokenizer, and OpenVINO's pair of it.
+"""Files that an artifact keeps beside the model: configs, tokenizer, and OpenVINO's tokenizer pair.
 
-They are gathered first, in seconds: whatever is wrong with them is known before the long work.
+They are gathered first, which takes seconds, so errors in them show before the long work.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TOKENIZER_PAIR = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
 _PATH_FIELDS = frozenset(
     {"_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file", "vocab_file"}
 )
-"""Where transformers writes the folder that a file was loaded from."""
+"""JSON fields in which transformers records the folder that a file was loaded from."""
 
 _LOGGER = logging.getLogger("phi3ov")
 
@@ -32,8 +32,8 @@ _LOGGER = logging.getLogger("phi3ov")
 def gather_files(checkpoint: Checkpoint, folder: Path) -> None:
     """Copy the checkpoint's configs and tokenizer files into an existing folder.
 
-    config.json is written in Phi-3's layout, tokenizer.json as the family released it where a
-    tool has rewritten it, and folders of this machine are left out.
+    config.json is written in Phi-3's layout. A tokenizer.json that a tool has rewritten is
+    restored to the family's release. Local paths are removed.
 
     Raises:
         UnsupportedModelError: tokenizer.json cannot be read.
@@ -62,10 +62,10 @@ def _write_json(file: Path, values: Any) -> None:
 
 
 def _remove_local_paths(file: Path) -> None:
-    """Drop folders of this machine from a JSON file: an artifact may be published."""
+    """Remove local paths from a JSON file, because an artifact may be published."""
     if file.suffix != ".json":
         return
-    with contextlib.suppress(ValueError, RecursionError):  # another check names a broken file
+    with contextlib.suppress(ValueError, RecursionError):  # another check reports a broken file
         values = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             return
@@ -83,11 +83,11 @@ def _is_absolute(path: str) -> bool:
 
 
 def load_tokenizer(folder: Path, source: str) -> Any:
-    """Return transformers' tokenizer of gathered files.
+    """Load the gathered tokenizer files with transformers.
 
     Args:
-        folder: Where they are.
-        source: What to call the checkpoint in an error.
+        folder: The folder with the files.
+        source: The checkpoint's name in error messages.
 
     Raises:
         ExportError: transformers cannot read it, or it has no chat template.
@@ -126,13 +126,13 @@ def convert_tokenizer_pair(tokenizer: Any, folder: Path) -> str | None:
         folder: Where to write.
 
     Returns:
-        None; or, where openvino-tokenizers cannot convert this tokenizer, a sentence that says
-        what is missing, why, and who needs it. phi3ov itself needs neither file, except together
-        with a draft model.
+        None on success. If openvino-tokenizers cannot convert this tokenizer, a note that says
+        what is missing, why, and which programs need it. phi3ov itself needs the two files only
+        together with a draft model.
     """
     try:
         _convert(tokenizer, folder)
-    except Exception as error:  # noqa: BLE001 - openvino-tokenizers raises of all kinds
+    except Exception as error:  # noqa: BLE001 - openvino-tokenizers raises many kinds
         for name in TOKENIZER_PAIR:
             for part in (name, name.replace(".xml", ".bin")):
                 (folder / part).unlink(missing_ok=True)

@@ -1,11 +1,11 @@
-"""A graph's weights rewritten by NNCF, or stored as fp16, one by one into a mapped file.
+"""Compresses a graph's weights with NNCF, or stores them as fp16, one by one into a mapped file.
 
-What a recipe asks for, and whether the outcome is that, is said in `recipes`.
+`recipes` chooses the options and verifies the outcome.
 
-NNCF goes from weight to weight and shows each pass as a bar, ``track(weights)``. `GraphWeights`
-replaces that bar for two reasons. It is how an export reports its progress. And each time NNCF
-comes back for the next weight, the one that it has just rewritten is moved from memory to a
-mapped file, so an export needs the memory of a few weights instead of all.
+NNCF iterates over the weights inside a progress bar, ``track(weights)``. `GraphWeights` replaces
+that bar for two reasons. It reports the export's progress. And each time NNCF asks for the next
+weight, the one that it has just rewritten is moved from memory to a mapped file, so an export
+needs the memory of a few weights instead of all.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _PASSES = (
     "nncf.quantization.algorithms.weight_compression.scale_estimation",
     "nncf.quantization.algorithms.weight_compression.gptq",
 )
-"""NNCF's modules with a pass that looks at weights."""
+"""NNCF modules whose passes analyse the weights."""
 
 _REWRITING = "nncf.quantization.algorithms.weight_compression.algorithm"
-"""NNCF's module with the pass that rewrites them."""
+"""NNCF module whose pass rewrites the weights."""
 
 
 class GraphWeights:
@@ -45,13 +45,13 @@ class GraphWeights:
         mapped: MappedConstants,
         phases: Phases,
     ) -> None:
-        """Take a graph.
+        """Wrap a graph.
 
         Args:
             model: An ``openvino.Model``, changed in place.
-            samples: Calibration text as token ids; empty if the recipe needs none.
-            mapped: Takes the new weights.
-            phases: Told about the phases "analyse" and "compress".
+            samples: Calibration text as token ids; empty if the recipe is not data-aware.
+            mapped: Stores the new weights.
+            phases: Reports the phases "analyse" and "compress".
         """
         self._model = model
         self._samples = samples
@@ -59,13 +59,13 @@ class GraphWeights:
         self._phases = phases
 
     def store_as_fp16(self) -> None:
-        """Store the weight matrices, fp32 or bf16, as fp16, and nothing else.
+        """Store the fp32 and bf16 weight matrices as fp16, and change no other constant.
 
-        openvino's ``compress_to_fp16`` leaves bf16 as it is, and rounds the rotary frequencies
-        too, which turns keys by a whole radian after some thousand tokens.
+        openvino's ``compress_to_fp16`` skips bf16 weights. It also rounds the rotary frequencies,
+        which rotates keys by a whole radian after a few thousand tokens.
 
         Raises:
-            CompressionError: A weight holds values that fp16 cannot.
+            CompressionError: A weight holds values outside the range of fp16.
         """
         import numpy as np
         import openvino.opset13 as ops
@@ -104,16 +104,16 @@ class GraphWeights:
         ignores: Callable[[str], bool],
         data_aware: Mapping[str, bool],
     ) -> None:
-        """Compress the weight matrices to 4 bits, the most sensitive ones to the backup.
+        """Compress the weight matrices to int4, the most sensitive ones to the backup precision.
 
         Args:
             symmetric: Without zero points.
             ratio: Share of the parameters that become int4.
-            group_size: Values of a row that share one scale; -1 for a whole row.
+            group_size: Number of values in a row that share one scale; -1 for a whole row.
             on_indivisible: As in `Int4Compression`.
             backup: As in `Int4Compression`.
-            ignores: Whether to leave a weight, by its name, alone.
-            data_aware: NNCF's options that need calibration text; empty for none.
+            ignores: Returns whether to skip the weight of this name.
+            data_aware: NNCF's options that need calibration text; may be empty.
 
         Raises:
             CompressionError: NNCF refuses the group size.
@@ -153,7 +153,7 @@ class GraphWeights:
             raise CompressionError(f"NNCF refuses group_size={group_size}: {error}") from error
 
     def _ignored_nodes(self, ignores: Callable[[str], bool]) -> Iterator[str]:
-        """Yield the operations that use an ignored weight: NNCF knows operations, not weights."""
+        """Yield the operations that use an ignored weight; NNCF's scopes list operations."""
         for weight in _weights(self._model):
             if ignores(weight.get_friendly_name()):
                 for user in _users(weight):
@@ -161,7 +161,7 @@ class GraphWeights:
 
     @contextlib.contextmanager
     def _watched_passes(self) -> Iterator[None]:
-        """Put our own loops into the place of NNCF's bar in each of its passes."""
+        """Replace NNCF's progress bar in each of its passes by our own iterators."""
         with contextlib.ExitStack() as stack:
             for name in _PASSES:
                 module = importlib.import_module(name)
@@ -197,7 +197,7 @@ class GraphWeights:
 
 
 class _Source:
-    """Where a weight is before it is rewritten, and what reads it."""
+    """Address and consumers of a weight before NNCF rewrites it."""
 
     def __init__(self, constant: Any) -> None:
         self.users = list(_users(constant))
@@ -215,7 +215,7 @@ def _weights(model: Any) -> Iterator[Any]:
 
 
 def _users(node: Any) -> Iterator[Any]:
-    """Yield the inputs that ``node`` feeds, directly or through a conversion."""
+    """Yield the inputs that consume ``node``, directly or through a Convert."""
     for user in node.output(0).get_target_inputs():
         if user.get_node().get_type_name() == "Convert":
             yield from _users(user.get_node())
@@ -224,7 +224,7 @@ def _users(node: Any) -> Iterator[Any]:
 
 
 def _constants(node: Any) -> Iterator[Any]:
-    """Yield what a decompression, as NNCF builds it, reads: values, scales and zero points."""
+    """Yield the constants of NNCF's decompression subgraph: values, scales and zero points."""
     if node.get_type_name() == "Constant":
         yield node
     elif node.get_type_name() in ("Convert", "Multiply", "Reshape", "Subtract"):

@@ -1,9 +1,9 @@
-"""Checkpoint to OpenVINO graph, by optimum's exporter, compressed before it is written.
+"""Converts a checkpoint to an OpenVINO graph with optimum's exporter; compresses before writing.
 
-optimum would write the whole model in full precision, to be read again for compression: twice
-the checkpoint's size through the disk. Here the graph is compressed when optimum comes to its
-last step, ``save_model``. The graph's weights are the checkpoint's own files until then, mapped:
-not one of them has been copied into memory.
+optimum would write the whole model in full precision and read it again for compression, which
+moves twice the checkpoint's size through the disk. Instead, the graph is compressed in optimum's
+last step, ``save_model``. Until then its weights are the checkpoint's own mapped files, and none
+has been copied into memory.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from ..thirdparty.overrides import original_of, replaced
 
 
 def convert(checkpoint: Path, output: Path, rewrite: Callable[[Any], None]) -> None:
-    """Convert the checkpoint to an IR and a tokenizer pair in the folder ``output``.
+    """Convert the checkpoint to an IR in the folder ``output``.
 
-    optimum's exporter takes a quantization config too, but compresses nothing with it and says
-    nothing; so compression is a step of its own.
+    optimum's exporter accepts a quantization config too, but silently ignores it here, so
+    ``rewrite`` does the compression.
 
     Args:
         checkpoint: The folder of a checkpoint in Phi-3's layout.
@@ -31,7 +31,7 @@ def convert(checkpoint: Path, output: Path, rewrite: Callable[[Any], None]) -> N
         rewrite: Called with the ``openvino.Model`` before it is written, to change it in place.
 
     Raises:
-        ExportError: This version of optimum writes its model in another way.
+        ExportError: This version of optimum does not write through ``save_model``.
     """
     from optimum.exporters.openvino import main_export
     from optimum.intel import OVConfig
@@ -58,7 +58,7 @@ def convert(checkpoint: Path, output: Path, rewrite: Callable[[Any], None]) -> N
 
 
 class _RewritingSaver:
-    """Takes the place of ``openvino.save_model`` in optimum's exporter."""
+    """Replacement for ``openvino.save_model`` in optimum's exporter."""
 
     def __init__(self, save_model: Callable[..., None], rewrite: Callable[[Any], None]) -> None:
         self._save_model = save_model

@@ -2,17 +2,17 @@
 
 The steps, each a phase that progress reports:
 
-1. check the checkpoint, the recipe, disk and memory (nothing has been written yet);
+1. check the checkpoint, the recipe, disk and memory (before anything is written);
 2. convert the checkpoint to an OpenVINO graph over its own, mapped weights (`convert`);
-3. analyse: NNCF decides which weights get which precision, and runs calibration text;
+3. analyse: NNCF chooses the precision of each weight, and runs calibration text;
 4. compress the weights, one by one, into a mapped file (`compress`, `mapped_weights`);
 5. write the compressed model;
-6. collect the files that travel along;
-7. verify: read the result back and compare it with what was asked for; write the manifest, and
-   rename the folder into place.
+6. collect the checkpoint's configs and tokenizer files;
+7. verify: read the result back and compare it with the recipe; write the manifest, and rename
+   the folder into place.
 
-All work happens in a hidden folder next to the target. An export is what was asked for, or it
-raises and leaves nothing behind but the empty file of its lock.
+All work happens in a hidden folder next to the target. An export matches its recipe, or it raises
+and leaves only an empty lock file behind.
 """
 
 from __future__ import annotations
@@ -69,21 +69,21 @@ _TOOLS = (
 
 
 _ONE_AT_A_TIME = threading.RLock()
-"""Held while optimum converts and NNCF compresses: both patch the model's classes meanwhile, so
-two exports in two threads take turns. Nothing else waits for it."""
+"""Held while optimum converts and NNCF compresses. Both patch the model's classes during that
+time, so exports in two threads take turns. Nothing else waits for this lock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportReport:
-    """What an export made.
+    """Result of an export.
 
     Attributes:
         artifact: The exported folder.
         source_bytes: Bytes of the checkpoint's weights.
         artifact_bytes: Bytes of the exported folder.
-        weights: What the model really holds, by precision and group size.
-        phase_seconds: How long each phase took.
-        notes: What the artifact lacks, why, and who needs it; empty as a rule.
+        weights: The weights that the written model holds, by precision and group size.
+        phase_seconds: Duration of each phase.
+        notes: Files that the artifact lacks, the reason, and who needs them; usually empty.
     """
 
     artifact: Artifact
@@ -108,15 +108,16 @@ def export_model(
 
     Args:
         source: A local checkpoint folder, or a hub id.
-        output: The folder to make.
+        output: The folder to create.
         compression: An `Int4Compression`, or ``"int4"`` for the default one, ``"int8"``, or
             ``"fp16"`` (no compression).
         revision: Branch, tag or commit of a hub id.
-        overwrite: Replace ``output`` if it is an artifact already.
-        progress: True shows on stderr a bar per phase, or a line if that is not a terminal; a
-            callable gets `ExportProgress`, and what it raises ends the export and comes out.
-        log: A file to append to what optimum, NNCF and transformers log and warn of meanwhile;
-            None drops it, errors excepted.
+        overwrite: Replace ``output`` if it already holds an artifact.
+        progress: True shows one bar per phase on stderr, or one line per phase if stderr is not
+            a terminal. A callable receives `ExportProgress`; an exception that it raises ends
+            the export and reaches the caller.
+        log: A file to which log lines and warnings of optimum, NNCF and transformers are
+            appended. None drops all but errors.
 
     Raises:
         ExportError: Source or target cannot be used, disk or memory is too small (checked
@@ -179,7 +180,7 @@ def _require_tools() -> None:
         if sys.modules.get(module) is not None:
             continue
         try:
-            with quiet_warnings():  # of the tools' own imports
+            with quiet_warnings():  # importing the tools warns
                 importlib.import_module(module)
         except ImportError as error:
             raise MissingDependencyError(
@@ -189,7 +190,7 @@ def _require_tools() -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Export:
-    """One export: what it is made of, and its steps in the order in which they are called."""
+    """State and steps of one export; the steps stand in the order in which they are called."""
 
     checkpoint: Checkpoint
     recipe: Recipe
@@ -201,7 +202,7 @@ class _Export:
 
     @classmethod
     def plan(cls, checkpoint: Checkpoint, recipe: Recipe, work: Path, phases: Phases) -> _Export:
-        """Check what can be checked without converting anything."""
+        """Run every check that does not need a converted model."""
         made = work / "made"
         made.mkdir()
         gather_files(checkpoint, made)
@@ -234,7 +235,7 @@ class _Export:
 
     @property
     def converted(self) -> Path:
-        """Where optimum writes."""
+        """The folder that optimum writes to."""
         return self.work / "converted"
 
     @property
@@ -259,16 +260,16 @@ class _Export:
         self.phases.begin("write")
 
     def collect_files(self) -> None:
-        """Put the model beside the files that were gathered at the start.
+        """Move the model beside the files that were gathered at the start.
 
-        The config is the checkpoint's, because the exporter writes a changed context length.
+        The artifact keeps the checkpoint's config: optimum's has another context length.
         """
         self.phases.begin("collect files")
         for name in (MODEL_XML, MODEL_BIN):
             os.replace(self.converted / name, self.made / name)
 
     def verify(self) -> tuple[WeightSummary, ...]:
-        """Check that the model is what was asked for, and write its manifest."""
+        """Check that the model matches the recipe, and write its manifest."""
         self.phases.begin("verify")
         layers = read_weights(self.made / MODEL_XML)
         self.recipe.verify(layers)

@@ -1,9 +1,9 @@
-"""Phi-3 checkpoints in Llama's layout: recognized, and brought back into Phi-3's, exactly.
+"""Phi-3 checkpoints in Llama's layout: detection, and lossless conversion to Phi-3's layout.
 
-A Phi-3 is a Llama whose projections of queries, keys and values are one matrix, and whose gate
-and up projections are another: the rows stacked. Some fine-tuning tools split them to reuse their
-Llama code and publish the result as ``model_type: llama`` (or ``mistral``, which is a Llama with
-a sliding window). Stacking the rows again gives the same model, bit for bit.
+Phi-3 is Llama with fused projections: query, key and value rows are stacked into one matrix, gate
+and up rows into another. Some fine-tuning tools split them to reuse their Llama code and publish
+the result as ``model_type: llama`` (or ``mistral``, which is a Llama with a sliding window).
+Stacking the rows again gives the same model, bit for bit.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "sliding_window": 4096,
     },
 }
-"""What transformers takes where such a config.json leaves a field out; Phi-3's are others."""
+"""transformers' defaults for fields missing from such a config.json; Phi-3's defaults differ."""
 
 _ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
 _PLAIN = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
-"""Fields whose other values are another computation than Phi-3's."""
+"""Values that Phi-3's computation requires; a checkpoint with any other value is refused."""
 
 _STACKED = {
     "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
 }
-"""Phi-3's matrices, and those of Llama whose rows they are, in order."""
+"""Phi-3's fused matrices, and the Llama matrices whose rows they stack, in order."""
 
 _SHARD_BYTES = 10**9
 
 
 def is_llama(values: object) -> bool:
-    """Whether the content of a config.json is of Llama's layout."""
+    """Whether the content of a config.json describes Llama's layout."""
     if not isinstance(values, dict):
         return False
     architecture = _ARCHITECTURES.get(str(values.get("model_type")))
@@ -63,7 +63,7 @@ def as_phi3(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the Phi-3 config.json of the same model.
 
     Raises:
-        UnsupportedModelError: The model computes something that Phi-3 does not.
+        UnsupportedModelError: The model's computation differs from Phi-3's.
     """
     model_type = str(values["model_type"])
     for name, plain in _PLAIN.items():
@@ -74,7 +74,7 @@ def as_phi3(values: Mapping[str, Any]) -> dict[str, Any]:
             )
     renamed = {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"]}
     kept = {name: value for name, value in values.items() if name not in _PLAIN | {"auto_map": 0}}
-    padding = {"pad_token_id": values.get("pad_token_id")}  # Phi-3's own default is another id
+    padding = {"pad_token_id": values.get("pad_token_id")}  # Phi-3's default is another id
     return {**_DEFAULTS[model_type], **kept, **padding, "hidden_act": "silu", **renamed}
 
 
@@ -109,7 +109,7 @@ def write_phi3(
         values: Phi-3's config.json, as `as_phi3` returns it.
         config: Its dimensions.
         folder: An existing, empty folder.
-        follow: Called with what the work goes through and what to call it; reports progress.
+        follow: Reports progress: takes the items and a name of the pass, and yields the items.
     """
     import torch
     from safetensors import safe_open

@@ -1,8 +1,8 @@
-"""Weights of a graph kept in a mapped file instead of in memory.
+"""Weights of a graph in a memory-mapped file instead of process memory.
 
-Compression makes new weights one by one, 2.8 GB of them for Phi-3-mini, and the graph holds all
-of them until it is written. The kernel can take back the memory of a mapped file at any time, and
-`give_back` offers it what will not be read again.
+Compression creates new weights one by one, 2.8 GB for Phi-3-mini, and the graph holds all of them
+until it is written. The kernel can reclaim the pages of a mapped file at any time. `give_back`
+tells it which pages will not be read again.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 _ALIGNMENT = 4096
-"""Bytes; a page, so that one weight's pages are its own."""
+"""Bytes of a memory page. Aligned to it, two weights never share a page."""
 
 _WORTH_MOVING = 64 * 1024
-"""Bytes; below, a constant stays where it is."""
+"""Smallest constant in bytes that is moved to the file."""
 
 
 class MappedConstants:
     """A file to which constants of a graph are moved.
 
-    OpenVINO does not hold the mappings itself, so they must outlive every graph that uses them:
-    close this when the graph is gone.
+    OpenVINO does not keep the mappings alive. Close this only when every graph that uses them is
+    gone.
     """
 
     def __init__(self, path: Path) -> None:
@@ -34,7 +34,7 @@ class MappedConstants:
         self.size_bytes: int = 0
 
     def take(self, constant: Any) -> None:
-        """Replace ``constant`` in its graph by a mapped one of the same content."""
+        """Replace ``constant`` in its graph by a mapped constant with the same content."""
         import openvino.opset13 as ops
 
         if constant.get_byte_size() < _WORTH_MOVING:
@@ -56,7 +56,7 @@ class MappedConstants:
         return ops.constant(tensor, name=name, shared_memory=True)
 
     def _store(self, values: Any, shape: Any, element_type: Any) -> Any:
-        """Write the array ``values``, packed as OpenVINO packs it, and map it as a tensor."""
+        """Write the array ``values`` in OpenVINO's packed form, and map it as a tensor."""
         import numpy as np
         import openvino
 
@@ -65,7 +65,7 @@ class MappedConstants:
         self._file.write(np.ascontiguousarray(values).data.cast("B"))
         self._file.flush()
         self.size_bytes = start + int(values.nbytes)
-        # Copy on write, because OpenVINO takes writable memory only. It never writes.
+        # Copy on write, because OpenVINO accepts writable memory only. It never writes to it.
         mapped = np.memmap(
             self._path, dtype=values.dtype, mode="c", offset=start, shape=values.shape
         )
@@ -80,11 +80,11 @@ class MappedConstants:
 
 
 def give_back(address: int, size_bytes: int) -> None:
-    """Tell the system that these bytes of a mapped file will not be read again.
+    """Tell the kernel that these bytes of a mapped file will not be read again.
 
-    They leave the process's resident memory. If they are read after all, they come back from the
-    file. This needs a system that lists its mappings (Linux), and does nothing elsewhere: memory
-    that is not a mapped file's would lose its content.
+    Their pages leave the process's resident memory; a later read loads them from the file again.
+    This works on Linux, which lists a process's mappings, and does nothing elsewhere: memory that
+    is not backed by a file would lose its content.
     """
     first = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (address + size_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
@@ -95,7 +95,7 @@ def give_back(address: int, size_bytes: int) -> None:
 
 
 def _is_in_a_file(first: int, end: int) -> bool:
-    """Whether one mapping of a file holds these addresses."""
+    """Whether a single file mapping covers these addresses."""
     mappings = Path("/proc/self/maps")
     if not mappings.exists():
         return False

@@ -23,13 +23,13 @@ class ExportProgress:
     """Where an export is.
 
     Attributes:
-        phase: What is being done, number ``step`` of ``steps``.
-        step: Counts from 1.
-        steps: How many phases there are.
-        elapsed_seconds: Since the export began.
-        detail: The pass within the phase, in the tool's own words; empty where there is one.
-        done: Share of the pass that is done, from 0 to 1; 0 where a phase cannot tell.
-        remaining_seconds: Until the pass is done, at the rate so far; None while unknown.
+        phase: Name of the current phase.
+        step: Number of the current phase, from 1.
+        steps: Number of phases.
+        elapsed_seconds: Time since the export began.
+        detail: Name of the current pass within the phase; empty at the start of a phase.
+        done: Share of the pass that is done, from 0 to 1; 0 at the start of a phase.
+        remaining_seconds: Estimated time until the pass is done; None while unknown.
     """
 
     phase: str
@@ -42,11 +42,11 @@ class ExportProgress:
 
 
 ProgressCallback = Callable[[ExportProgress], None]
-"""What is called while an export works."""
+"""Callback that receives the progress of an export."""
 
 
 class Phases:
-    """Reports phases as they begin and go on, and measures them."""
+    """Reports the phases of an export and measures how long each takes."""
 
     NAMES = ("check", "convert", "analyse", "compress", "write", "collect files", "verify")
 
@@ -70,9 +70,9 @@ class Phases:
         """Yield ``items``, reporting after each how much of the pass is done.
 
         Args:
-            items: What the pass goes through.
-            detail: What to call the pass.
-            sizes: The cost of each item; None for all the same.
+            items: The items of the pass.
+            detail: The name of the pass.
+            sizes: The cost of each item; None if all cost the same.
         """
         items = list(items)
         sizes = [1.0] * len(items) if sizes is None else sizes
@@ -89,17 +89,17 @@ class Phases:
                 self._send(detail=detail, done=share, remaining_seconds=remaining)
 
     def finish(self) -> dict[str, float]:
-        """Return how many seconds each phase took."""
+        """End the last phase and return the seconds that each phase took."""
         self._end()
         return self._seconds
 
     def raise_callers(self) -> None:
-        """Raise the error that the caller's callback raised, which a tool may have wrapped."""
+        """Raise the error of the caller's callback again, since a tool may have wrapped it."""
         if self._raised is not None:
             raise self._raised
 
     def close(self) -> None:
-        """Take the bar off the terminal, however the export ended."""
+        """Close the terminal's progress bar, also after a failure."""
         if self._printer is not None:
             self._printer.close()
 
@@ -150,11 +150,11 @@ class _Printer:
                 total=100,
                 desc=f"phi3ov export {title:20}",
                 bar_format="{desc} {bar:24} {percentage:3.0f} %  {elapsed}<{remaining}",
-                ncols=shutil.get_terminal_size().columns,  # 80 where the terminal does not say
+                ncols=shutil.get_terminal_size().columns,  # 80 if the terminal's width is unknown
                 file=sys.stderr,
             )
         elif sys.stderr is not None:
-            with contextlib.suppress(OSError):  # a reader of stderr that went away
+            with contextlib.suppress(OSError):  # the reader of stderr has closed it
                 line = f"phi3ov export {title} ({progress.elapsed_seconds:.0f} s)\n"
                 sys.stderr.write(line)
                 sys.stderr.flush()

@@ -1,8 +1,8 @@
 """Weight compression recipes: values that check, apply, verify and describe themselves.
 
-A recipe is a `Recipe`: one class for int4, one for int8, one for fp16. A new kind of compression
-is one more class and a line in `_NAMED`; a named int4 recipe is a line in `PRESETS`. How weights
-are rewritten is `compress`; which recipe to use when is ``docs/recipes.md``.
+Each kind of compression is a class that implements `Recipe`: int4, int8 and fp16. A new kind is
+one more class and a line in `_NAMED`; a named int4 recipe is a line in `PRESETS`. `compress`
+rewrites the weights; ``docs/recipes.md`` says when to use which recipe.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ _FLOATS = ("fp16", "bf16", "fp32")
 
 
 class Recipe(Protocol):
-    """What every kind of compression can be asked."""
+    """Interface of every kind of compression."""
 
     @property
     def calibration(self) -> Calibration | None:
-        """The text that it runs the model on; None if it needs none."""
+        """The calibration text; None if the recipe is not data-aware."""
         ...
 
     def bits(self, checkpoint: Checkpoint) -> float:
-        """Return the bits per weight that it leads to at most, scales included."""
+        """Return an upper bound of the resulting bits per weight, scales included."""
         ...
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Check, before any work, that the recipe fits the model's layers.
 
         Raises:
-            CompressionError: It does not; names the layers.
+            CompressionError: The recipe does not fit; names the layers.
         """
         ...
 
@@ -58,7 +58,7 @@ class Recipe(Protocol):
         ...
 
     def verify(self, layers: Sequence[WeightLayer]) -> None:
-        """Compare what an exported IR holds with what the recipe asks for.
+        """Check that the weights of an exported IR match the recipe.
 
         Raises:
             CompressionError: They differ; names the layers.
@@ -72,31 +72,31 @@ class Recipe(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Int4Compression:
-    """Four-bit weights: most layers int4, the sensitive rest in a backup precision.
+    """Four-bit weights: most layers int4, the most sensitive ones in a backup precision.
 
-    The data-aware options run the model on calibration text and fit the int4 values to what
-    the layers saw. They cost time in the export and nothing afterwards.
+    The data-aware options run the model on calibration text and fit the int4 values to the
+    activations of each layer. They make the export slower, but not the exported model.
 
     Attributes:
-        group_size: How many values of a row share one scale; -1 for a whole row.
-        ratio: Share of the parameters, embeddings and output layer left out, that become int4,
-            in (0, 1]. NNCF gives the rest, the most sensitive layers, the backup precision.
+        group_size: Number of values in a row that share one scale; -1 for a whole row.
+        ratio: Share of the parameters that become int4, in (0, 1]; embeddings and output layer
+            do not count. NNCF keeps the most sensitive layers in the backup precision.
         symmetric: Without zero points (faster); asymmetric is a little more accurate.
-        on_indivisible: What to do with layers whose width ``group_size`` does not divide:
-            ``"error"``, or ``"adjust"`` to the largest power of two that does.
-        backup: Precision of the rest, of embeddings and of the output layer: ``"int8"`` with
-            zero points, ``"int8_sym"`` without, or ``"none"``: as the checkpoint stores them.
-        ignored_layers: Layers to leave as the checkpoint stores them: names such as
+        on_indivisible: Treatment of layers whose width is not a multiple of ``group_size``:
+            ``"error"``, or ``"adjust"`` to the largest power of two that divides the width.
+        backup: Precision of the remaining layers, the embeddings and the output layer: ``"int8"``
+            with zero points, ``"int8_sym"`` without, or ``"none"`` to keep the checkpoint's.
+        ignored_layers: Layers to keep in the checkpoint's precision: names such as
             ``"model.layers.0.mlp.down_proj"``, or shell patterns such as ``"*.down_proj"``.
-        awq: Data-aware: scale the columns that matter most before rounding (AWQ).
+        awq: Data-aware: scale the most important columns before rounding (AWQ).
         scale_estimation: Data-aware: choose each scale by the error in the layer's output.
-        gptq: Data-aware: round column by column, making up for each one in the next (GPTQ).
-        texts: Calibration text; None takes `calibration.default_texts` where it is needed.
-        num_samples: Runs of text to calibrate on, at most.
-        sample_tokens: Length of each run.
+        gptq: Data-aware: round column by column and compensate each error in the next (GPTQ).
+        texts: Calibration text; None for `calibration.default_texts`.
+        num_samples: Maximum number of calibration samples.
+        sample_tokens: Length of each sample in tokens.
 
     Raises:
-        OptionError: A value is out of its range, or contradicts another.
+        OptionError: A value is out of range, or contradicts another.
 
     Example:
         >>> Int4Compression(ratio=1.0).group_size
@@ -138,7 +138,7 @@ class Int4Compression:
         self._check_calibration()
 
     def _keep_strings(self, name: str) -> None:
-        """Keep a sequence of strings as a tuple, so that recipes can be compared and hashed."""
+        """Store a sequence of strings as a tuple, so that recipes can be compared and hashed."""
         values = getattr(self, name)
         if (
             isinstance(values, str)
@@ -174,7 +174,7 @@ class Int4Compression:
 
     @property
     def calibration(self) -> Calibration | None:
-        """The text that the data-aware options run the model on; None if all are off."""
+        """The calibration text of the data-aware options; None if all are off."""
         if not self.data_aware:
             return None
         return Calibration(
@@ -184,7 +184,7 @@ class Int4Compression:
         )
 
     def bits(self, checkpoint: Checkpoint) -> float:
-        """Return the bits per weight that the recipe leads to at most, scales included."""
+        """Return an upper bound of the resulting bits per weight, scales included."""
         ignored = sum(
             math.prod(shape)
             for name, shape in checkpoint.config.tensor_shapes().items()
@@ -196,7 +196,7 @@ class Int4Compression:
         return share * checkpoint.source_bits + (1 - share) * rest
 
     def ignores(self, name: str) -> bool:
-        """Whether the recipe leaves the layer or weight ``name`` alone."""
+        """Whether the recipe keeps the layer or weight ``name`` uncompressed."""
         return any(
             fnmatchcase(layer_name(name), layer_name(pattern)) for pattern in self.ignored_layers
         )
@@ -268,7 +268,7 @@ class Int4Compression:
         )
 
     def verify(self, layers: Sequence[WeightLayer]) -> None:
-        """Compare precisions, groups and the share of int4 parameters with what was asked for.
+        """Check that precisions, group sizes and the share of int4 parameters match the recipe.
 
         Raises:
             CompressionError: They differ; names the layers.
@@ -328,7 +328,7 @@ class Int4Compression:
         """Return an int4 recipe of the default's size with a quarter of its error (measured).
 
         Args:
-            texts: Text like what the model will read; None takes `calibration.default_texts`.
+            texts: Text like the model's later input; None for `calibration.default_texts`.
         """
         return cls(group_size=64, symmetric=False, awq=True, scale_estimation=True, texts=texts)
 
@@ -339,7 +339,7 @@ class Int4Compression:
 
     @classmethod
     def npu(cls) -> Int4Compression:
-        """Return what Intel NPUs run fastest: symmetric, all int4, one scale per row."""
+        """Return the fastest recipe for Intel NPUs: symmetric, all int4, one scale per row."""
         return cls(group_size=-1, ratio=1.0)
 
 
@@ -364,7 +364,7 @@ class Int8Compression:
         """Check that every layer is int8.
 
         Raises:
-            CompressionError: One is not; names the layers.
+            CompressionError: A layer has another precision; names the layers.
         """
         _require_precision(layers, "int8")
 
@@ -398,7 +398,7 @@ class Fp16Compression:
         """Check that every layer is fp16.
 
         Raises:
-            CompressionError: One is not; names the layers.
+            CompressionError: A layer has another precision; names the layers.
         """
         _require_precision(layers, "fp16")
 
@@ -412,10 +412,10 @@ PRESETS: dict[str, Callable[[], Int4Compression]] = {
     "small": Int4Compression.small,
     "npu": Int4Compression.npu,
 }
-"""The named recipes, as the command offers them; a new one is a line here."""
+"""Named recipes that the command line offers. Add a new one here."""
 
 Compression = Int4Compression | Literal["int4", "int8", "fp16"]
-"""What `export_model` takes as a recipe: ``"int4"`` is ``Int4Compression()``."""
+"""A recipe as `export_model` accepts it; ``"int4"`` is ``Int4Compression()``."""
 
 _NAMED: Mapping[str, Callable[[], Recipe]] = {
     "int4": Int4Compression,
@@ -425,10 +425,10 @@ _NAMED: Mapping[str, Callable[[], Recipe]] = {
 
 
 def read_recipe(compression: Compression) -> Recipe:
-    """Return the recipe that a caller's ``compression`` stands for.
+    """Return the recipe for a caller's ``compression``.
 
     Raises:
-        OptionError: It stands for none; says what to pass instead.
+        OptionError: ``compression`` is not a known recipe; says what to pass instead.
 
     Example:
         >>> read_recipe("int4") == Int4Compression()

@@ -1,7 +1,7 @@
 """The tensors of a checkpoint, checked before any work: their names, shapes, types and values.
 
-transformers draws missing tensors at random, drops those that it has no place for, and computes
-with values that are not numbers. In each case the export would succeed and answer nonsense.
+transformers initializes missing tensors at random, drops unknown ones, and computes with NaN and
+infinite values. In each case the export would succeed and the model would answer nonsense.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from ..weight_files import TensorHeader, read_headers
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 _LAST_FINITE = {"F16": (16, 0x7BFF), "BF16": (16, 0x7F7F), "F32": (32, 0x7F7FFFFF)}
-"""Types of weights that are read: their bits, and the largest finite value's bits."""
+"""Accepted weight types: bits per value, and the bit pattern of the largest finite value."""
 
 _DERIVED = (".rotary_emb.inv_freq",)
-"""Ends of tensors that some checkpoints store and every model computes by itself."""
+"""Name suffixes of tensors that some checkpoints store although the model recomputes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +28,9 @@ class CheckpointTensors:
     """The tensors that a checkpoint's weight files hold.
 
     Attributes:
-        folder: The checkpoint, for messages.
-        headers: Shape and type of each tensor, by its name.
-        files: The file of each.
+        folder: The checkpoint's folder, named in error messages.
+        headers: Shape and type of each tensor, by tensor name.
+        files: The file that holds each tensor, by tensor name.
     """
 
     folder: Path
@@ -56,17 +56,16 @@ class CheckpointTensors:
         return cls(folder, headers, places)
 
     def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
-        """Compare names, shapes and types with what the architecture needs.
+        """Compare names, shapes and types with those that the architecture needs.
 
-        A model whose output layer is its embedding may store that matrix under either name, or
-        under both.
+        A model with tied embeddings may store the shared matrix under either name, or under both.
 
         Args:
             expected: The shape of every tensor, by its name; without `HEAD` for tied embeddings.
 
         Raises:
-            ExportError: Tensors are missing, too many, or of another shape; names them.
-            UnsupportedModelError: A tensor's type is not a floating-point one that is read.
+            ExportError: Tensors are missing, unexpected, or of another shape; names them.
+            UnsupportedModelError: A tensor is not float16, bfloat16 or float32.
         """
         tied = HEAD not in expected
         stored = set(self.headers)
@@ -102,10 +101,10 @@ class CheckpointTensors:
             raise ExportError(f"{self.folder} {sentence.format(', '.join(found[:4]) + more)}.")
 
     def check_values(self) -> None:
-        """Refuse values that are not finite numbers; reads every weight file once.
+        """Check that all values are finite. Reads every weight file once.
 
         Raises:
-            ExportError: A tensor holds some; names the tensors.
+            ExportError: Tensors hold NaN or infinite values; names the tensors.
         """
         wrong = [
             name
@@ -121,7 +120,7 @@ class CheckpointTensors:
             )
 
     def values(self) -> Iterator[tuple[str, Any]]:
-        """Yield every tensor that counts, as a mapped torch tensor, by its name."""
+        """Yield each stored tensor by name, memory-mapped as a torch tensor; skips derived ones."""
         from safetensors import safe_open
 
         for file in dict.fromkeys(self.files.values()):
@@ -131,7 +130,7 @@ class CheckpointTensors:
                         yield name, opened.get_tensor(name)
 
     def has_own_head(self) -> bool:
-        """Whether embedding and output layer are both stored, and differ."""
+        """Whether the files store both an embedding and an output layer, and the two differ."""
         import torch
         from safetensors import safe_open
 
@@ -145,10 +144,11 @@ class CheckpointTensors:
 
 
 def _is_finite(tensor: Any, dtype: str) -> bool:
-    """Whether all values are finite, from their bits, in two passes without a copy.
+    """Whether all values are finite, checked on their bit patterns in two passes without a copy.
 
-    A float's exponent is all ones for infinities and NaN, so as an integer it is above the
-    largest finite value's: read as signed for positive values, as unsigned for negative ones.
+    The exponent bits of infinities and NaN are all ones. As an integer, such a pattern is larger
+    than that of the largest finite value: read as signed for positive values, as unsigned for
+    negative ones.
     """
     import numpy as np
     import torch

@@ -1,10 +1,10 @@
-"""The folder in which an export works, and how its result gets to the target.
+"""Working folder of an export, and the move of its result to the target.
 
-An export to a new folder works beside it and ends with one rename. A folder that exists already
-(an empty one, a mount point, the current folder, a symbolic link) stays the folder that it is:
-the export works inside it and ends by moving its files up, the manifest first, so that a folder
-that was filled half-way is told by its manifest. Whatever happens there is either no artifact, the
-one that was there before, or a complete new one; and what an export has finished is never deleted.
+An export to a new folder works beside it and ends with one rename. Some existing folders (an
+empty one, a mount point, the current folder, a symbolic link) must stay in place: the export then
+works inside the folder and ends by moving its files up. It moves the manifest first, so the
+manifest reveals a folder that was filled only half-way. After a failure the target holds no
+artifact, the previous artifact, or a complete new one. A finished export is never deleted.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ if TYPE_CHECKING:
     from filelock import FileLock
 
 _TOOLS_BYTES = 800 * 10**6
-"""What torch, transformers, optimum, NNCF and openvino take once they are loaded."""
+"""Bytes of memory that torch, transformers, optimum, NNCF and openvino take once imported."""
 
 _COPIES_OF_LINEAR = 4.5
 _COPIES_OF_EMBEDDING = 2.3
-"""How much memory compressing a weight to int4 and to int8 takes, in its size as float32.
+"""Peak memory of compressing one weight to int4 and to int8, as a multiple of its float32 size.
 
 Measured on Phi-3-mini (1.62 GB at the peak) and with Phi-4-mini's vocabulary (5.92 GB).
 """
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _CACHED = ("active_file", "inactive_file")
-"""Bytes of cached files, which count as used although the kernel frees them on demand."""
+"""Counters of the page cache, which cgroups count as used although the kernel can free it."""
 
 _LOGGER = logging.getLogger("phi3ov")
 
 
 _WORK, _LOCK = ".phi3ov-export", ".phi3ov-lock"
-"""Names, inside a target or as ends of its name beside it, that are the export's own."""
+"""Names of the export's working folder and lock file: inside the target, or suffixes beside it."""
 
 
 def check_target(target: Path, *, overwrite: bool) -> None:
     """Check, before any work, that ``target`` is free or may be replaced.
 
     Raises:
-        ExportError: It is there, and is not to be replaced or phi3ov did not make it; it is a
-            symbolic link to nothing; or it cannot be looked at.
+        ExportError: The target exists, and ``overwrite`` is false or phi3ov did not make it; it
+            is a broken symbolic link; or the system denies access to it.
     """
     with _told_by_name(target):
         if target.is_symlink() and not target.exists():
@@ -74,12 +74,12 @@ def check_target(target: Path, *, overwrite: bool) -> None:
 
 
 def check_replaceable(target: Path) -> None:
-    """Check, before any work, that an artifact that is to be replaced can be moved away.
+    """Check, before any work, that the existing artifact can be moved away.
 
-    Windows refuses to move files that a process has mapped: those of a loaded model.
+    Windows refuses to move files that a process has mapped, such as those of a loaded model.
 
     Raises:
-        ExportError: It cannot; says so.
+        ExportError: A program holds the artifact's files open.
     """
     if not _LOADED_FILES_ARE_HELD or not (target / MANIFEST_NAME).is_file():
         return
@@ -99,12 +99,12 @@ _LOADED_FILES_ARE_HELD = os.name == "nt"
 
 
 def _is_free(target: Path) -> bool:
-    """Whether nothing but what an export leaves there is in the folder ``target``."""
+    """Whether ``target`` is a folder that is empty apart from an export's own files."""
     return target.is_dir() and all(child.name in (_WORK, _LOCK) for child in target.iterdir())
 
 
 def _stays(target: Path) -> bool:
-    """Whether ``target`` must stay the folder that it is, because others hold on to it."""
+    """Whether ``target`` must be filled in place, because a rename would break references to it."""
     if not target.is_dir():
         return False
     try:
@@ -116,11 +116,12 @@ def _stays(target: Path) -> bool:
 
 @contextlib.contextmanager
 def open_workplace(target: Path) -> Iterator[Path]:
-    """Give a fresh folder that only this export uses, and remove it afterwards.
+    """Create a fresh folder that only this export uses, and remove it afterwards.
 
-    It is on the target's disk: inside a target that stays, else beside it. Its name is fixed and
-    a lock guards it, so what a killed export left is known to be dead and is removed, and two
-    exports to one target cannot mix. The lock's file, which is empty, stays where it is.
+    The folder is on the target's disk: inside a target that must stay in place, otherwise beside
+    it. Its name is fixed and a file lock guards it. The lock keeps two exports to one target
+    apart, and it shows that a folder left by a killed export can be removed. The empty lock file
+    stays.
 
     Raises:
         ExportError: Another export to ``target`` runs, or nothing can be written there.
@@ -142,12 +143,12 @@ def open_workplace(target: Path) -> Iterator[Path]:
         yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
-        lock.release()  # the file stays: an export that waits for it would lock a removed one
+        lock.release()  # keep the file: a waiting export would otherwise lock a deleted file
 
 
 @contextlib.contextmanager
 def _told_by_name(target: Path) -> Iterator[None]:
-    """Say of what the system refuses which path of the caller's it is about."""
+    """Translate an `OSError` into an `ExportError` that names the caller's path."""
     try:
         yield
     except OSError as error:
@@ -171,7 +172,7 @@ def check_room(checkpoint: Checkpoint, recipe: Recipe, work: Path) -> None:
     """Check that disk and memory have room for the export.
 
     Raises:
-        ExportError: One of them has not; says how much is needed and how much is free.
+        ExportError: Disk or memory is too small; says how much is needed and how much is free.
     """
     for resource, needed, free, way_out in (
         (
@@ -195,10 +196,10 @@ def check_room(checkpoint: Checkpoint, recipe: Recipe, work: Path) -> None:
 
 
 def disk_needed(checkpoint: Checkpoint, recipe: Recipe) -> int:
-    """Return the bytes of disk that an export takes at its end, at most.
+    """Return the peak disk usage of an export in bytes, reached at its end.
 
-    The compressed model is there twice then: as it was made, weight by weight, and as OpenVINO
-    writes it. The checkpoint itself is not copied, unless it is in Llama's layout.
+    The disk then holds the compressed model twice: the mapped file of single weights, and the
+    model that OpenVINO writes. The checkpoint is copied only if it is in Llama's layout.
     """
     restacked = checkpoint.weights_bytes if checkpoint.llama else 0  # written in Phi-3's layout
     written = checkpoint.parameters * recipe.bits(checkpoint) / 8
@@ -206,9 +207,9 @@ def disk_needed(checkpoint: Checkpoint, recipe: Recipe) -> int:
 
 
 def memory_needed(checkpoint: Checkpoint, recipe: Recipe) -> int:
-    """Return the bytes of memory, mapped files not counted, that an export takes at its peak.
+    """Return the peak memory of an export in bytes, mapped files not counted.
 
-    That is the tools themselves and what compressing the largest weight takes; see "What an
+    This is the memory of the tools plus that of compressing the largest weight; see "What an
     export costs" in ``docs/recipes.md``. Calibration runs the model, which repacks its weights
     as float32.
     """
@@ -224,7 +225,7 @@ def memory_needed(checkpoint: Checkpoint, recipe: Recipe) -> int:
 def free_memory() -> int:
     """Return the bytes of memory that are free, or that the kernel can free at once.
 
-    In a container that is what its own limit leaves of what its processes take already.
+    In a container this is at most the container's limit minus the memory that its processes use.
     """
     import psutil
 
@@ -245,21 +246,21 @@ def free_memory() -> int:
 
 
 def describe_free_disk(target: Path) -> str:
-    """Return a sentence for an error message, or nothing where the disk does not answer."""
+    """Return a sentence on free disk space for an error message; empty if it is unknown."""
     with contextlib.suppress(OSError):
         return f"{shutil.disk_usage(target.parent).free / 1e9:.1f} GB of disk are free there."
     return ""
 
 
 def put_into_place(made: Path, target: Path, work: Path, *, overwrite: bool) -> None:
-    """Put the finished folder ``made`` where ``target`` is, an artifact there going first.
+    """Move the finished folder ``made`` to ``target``, replacing an artifact there.
 
-    What is there is looked at again: something may have come while the export worked, and
-    ``new/../file`` is found only once ``new`` has been made.
+    Checks the target again: another program may have created it during the export, and a path
+    such as ``new/../file`` can be resolved only once ``new`` exists.
 
     Raises:
-        ExportError: As `check_target`, or the system refuses. What was there before is there
-            again, and the finished export is kept in a folder that the error names.
+        ExportError: As `check_target`, or the system refuses. The previous content is restored,
+            and the finished export is kept in a folder that the error names.
     """
     try:
         check_target(target, overwrite=overwrite)
@@ -303,7 +304,7 @@ def _move_up(made: Path, target: Path, work: Path) -> None:
 
 
 def _keep(made: Path, work: Path) -> Path:
-    """Move a finished export out of the workplace, which is removed; return where it is."""
+    """Move a finished export out of the working folder, and return its new path."""
     name = work.name.removeprefix(".").removesuffix(_WORK.removeprefix(".")).rstrip(".")
     names = [f"{name or 'phi3ov'}-finished{number}" for number in ("", *range(2, 100))]
     kept = next(path for path in map(work.parent.joinpath, names) if not path.exists())

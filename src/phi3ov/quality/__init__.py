@@ -1,4 +1,4 @@
-"""What an export lost against its source checkpoint, token by token."""
+"""Quality loss of an export against its source checkpoint, token by token."""
 
 from .plot import draw_histogram as draw_histogram
 from .report import QualityReport as QualityReport

@@ -1,7 +1,7 @@
-"""Token ids to logits for a checkpoint; the export's side is ``engine/logits.py``.
+"""Logits of the source checkpoint; ``engine/logits.py`` computes those of the export.
 
-Both sides compute in float32 unless told otherwise, so a difference between them comes from the
-weights alone. ``report.py`` measures the difference.
+Both compute in float32 by default, so a difference between them comes from the weights alone.
+``report.py`` measures the difference.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _SMALL_BYTES = 2**30
 """Checkpoints up to this size are widened to float32 once, larger ones layer by layer."""
 
 _WIDENED_VALUES = 2**20
-"""Values of a weight matrix that are widened at once: 4 MB."""
+"""Number of weight values that are widened to float32 at once: 4 MB."""
 
 
 class SourceModel:
-    """The checkpoint in transformers, with arithmetic in float32 whatever its weights are in."""
+    """The checkpoint in transformers, computed in float32 for any precision of its weights."""
 
     def __init__(self, folder: Path) -> None:
         import torch
@@ -43,7 +43,7 @@ class SourceModel:
                 module.forward = _widened(module)
 
     def logits(self, ids: Sequence[int]) -> Logits:
-        """Return the logits after each of ``ids``, read from an empty context."""
+        """Return the logits after each of ``ids``, starting from an empty context."""
         import torch
 
         with torch.inference_mode():
@@ -51,7 +51,7 @@ class SourceModel:
         return output.logits[0].numpy()  # type: ignore[no-any-return]
 
     def continuation(self, ids: Sequence[int]) -> Iterator[int]:
-        """Yield greedy tokens for ever."""
+        """Yield greedy tokens without end."""
         import torch
 
         cache, fed = None, list(ids)
@@ -63,9 +63,9 @@ class SourceModel:
 
 
 def _widened(module: Any) -> Callable[[Any], Any]:
-    """Return the forward pass of a linear or embedding layer in float32, widened when used.
+    """Return a float32 forward pass of a linear or embedding layer that widens weights on use.
 
-    Some rows at a time, so that the wide copy stays in the processor's cache.
+    It widens a few rows at a time, so that the float32 copy stays in the processor's cache.
     """
     import torch
 

@@ -20,14 +20,14 @@ _STYLE: dict[str, Any] = {
     "axes.titlelocation": "left",
     "axes.titlesize": 10,
     "font.size": 9,
-    "svg.fonttype": "none",  # text stays text, in the reader's own font
-    "svg.hashsalt": "phi3ov",  # ids that do not change from run to run
+    "svg.fonttype": "none",  # keep text as text, in the viewer's font
+    "svg.hashsalt": "phi3ov",  # stable ids from run to run
     "text.parse_math": False,  # a path may contain a dollar sign
 }
 
 
 def require_matplotlib() -> None:
-    """Check that pictures can be drawn, before work that takes minutes.
+    """Check that matplotlib is installed, before work that takes minutes.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -41,10 +41,10 @@ def require_matplotlib() -> None:
 
 
 def draw_svg(draw: Callable[[Axes], None], *, width: float, height: float) -> str:
-    """Return a picture as SVG; the same input gives the same text with one matplotlib.
+    """Return a picture as SVG, reproducible with the same version of matplotlib.
 
     Args:
-        draw: Draws on the axes that it gets.
+        draw: Draws on the given axes.
         width: Of the picture, in inches of 72 points.
         height: Of the picture, in inches of 72 points.
 
@@ -57,7 +57,7 @@ def draw_svg(draw: Callable[[Axes], None], *, width: float, height: float) -> st
 
     text = io.StringIO()
     with matplotlib.rc_context(), warnings.catch_warnings():
-        # Text stays text, so a glyph that matplotlib's own font lacks is not lost.
+        # Text is kept as text, so a glyph missing from matplotlib's font is not lost.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         matplotlib.rcdefaults()  # the user's own style must not change the picture
         rc: dict[Any, Any] = matplotlib.rcParams  # keyed by literals in some versions' types
@@ -70,7 +70,7 @@ def draw_svg(draw: Callable[[Axes], None], *, width: float, height: float) -> st
 
 
 def draw_histogram(report: QualityReport) -> str:
-    """Return an SVG of how the divergence is spread over the predictions.
+    """Return an SVG histogram of the divergence over the predictions.
 
     The x axis is KL(source || artifact) in nats, logarithmic; each bar spans half a power of
     ten. The y axis counts predictions. Dashed lines mark the mean and the 99th percentile.
@@ -108,7 +108,7 @@ def _draw_histogram(axes: Axes, report: QualityReport) -> None:
 
 
 def _position(kl: float) -> float:
-    """Return the x of a divergence: edge i is at i. Values beyond the axis go to its end."""
+    """Return the x coordinate of a divergence: edge i is at x = i. Clips to the axis."""
     first = log10(KL_EDGES[0])
     step = log10(KL_EDGES[1]) - first
     place = (log10(max(kl, 1e-300)) - first) / step

@@ -1,10 +1,10 @@
-"""How much an export lost against its source, measured token by token.
+"""Measures the quality loss of an export against its source, token by token.
 
 `compare` runs both over the same text and returns a `QualityReport`. The source runs in
-float32 in transformers, the export in OpenVINO with float32 arithmetic and a float32 cache and
-without dynamic quantization of activations, so that **only the weights differ**. What the faster
-arithmetic of an answer adds is in the figures when `compare` is given its `RuntimeConfig`.
-Pictures are ``plot.py``.
+float32 in transformers. The export runs in OpenVINO with float32 arithmetic, a float32 KV cache
+and no dynamic quantization of activations, so that **only the weights differ**. Pass a
+`RuntimeConfig` to `compare` to include the loss of faster arithmetic. ``plot.py`` draws the
+pictures.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ PROMPTS = (
     "Write one sentence about the sea.",
     "Give me three tips for better sleep.",
 )
-"""What the sample answers answer when nothing else is asked."""
+"""Default prompts of the sample answers."""
 
 KL_EDGES = tuple(10.0 ** (exponent / 2) for exponent in range(-12, 5))
 """Upper edges, in nats, of the bars of ``kl_histogram``; the last bar is open."""
 
 _ROWS = 16
-"""Tokens whose probabilities are in memory at once, as float64."""
+"""Number of tokens whose probabilities are held in memory at once, as float64."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleAnswer:
-    """The greedy answers of both to one prompt, cut off after some tokens."""
+    """Greedy answers of source and export to one prompt, cut off after some tokens."""
 
     prompt: str
     source: str
@@ -54,22 +54,23 @@ class SampleAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QualityReport:
-    """What `compare` found. ``print(report)`` shows it as a table.
+    """Result of `compare`. ``print(report)`` shows it as a table.
 
     Attributes:
-        source: What was exported.
+        source: The source checkpoint.
         artifact: The exported folder.
-        tokens: Number of predictions that were compared.
-        window_tokens: Length of the runs of text, each read from an empty context.
+        tokens: Number of compared predictions.
+        window_tokens: Length of the windows of text, each read from an empty context.
         properties: The OpenVINO properties that the export was computed with.
-        source_perplexity: exp of the mean negative log-likelihood of the text, in the source.
-        artifact_perplexity: The same, in the export.
+        source_perplexity: Perplexity of the source on the text: exp of the mean negative
+            log-likelihood.
+        artifact_perplexity: Perplexity of the export on the text.
         mean_kl: Mean of KL(source || artifact) over the predictions, in nats.
         p99_kl: Its 99th percentile, interpolated linearly.
-        top1_agreement: Share of the predictions, 0 to 1, whose likeliest token is the same.
+        top1_agreement: Share of predictions with the same most likely token, 0 to 1.
         source_bytes: Bytes of the checkpoint's weights.
         artifact_bytes: Bytes of the exported folder.
-        bits_per_weight: Average bits of one parameter, scales and zero points included.
+        bits_per_weight: Average bits per parameter, scales and zero points included.
         kl_histogram: Number of predictions up to each edge of `KL_EDGES`, and above the last.
         samples: Paired answers.
     """
@@ -126,27 +127,27 @@ def compare(
     config: RuntimeConfig | None = None,
     progress: bool = True,
 ) -> QualityReport:
-    """Measure how much ``artifact`` lost against ``source``.
+    """Measure the quality loss of ``artifact`` against ``source``.
 
-    Text is cut into windows that are read one by one, so memory is bounded by the two models
+    The text is cut into windows that are read one by one, so memory is bounded by the two models
     and one window of logits. The weights of a source above 1 GiB stay in their own precision in
     memory and are widened layer by layer.
 
     Args:
         source: The checkpoint: a folder or a hub id.
-        artifact: The folder that was exported from it.
-        text: What to read; None takes `calibration.evaluation_text`, which no recipe is
-            calibrated on by default.
-        window_tokens: Tokens per window; the rest of the text that fills none is left out.
-        max_tokens: Read this much at most.
+        artifact: The folder that was exported from the checkpoint.
+        text: The text to read; None for `calibration.evaluation_text`, which shares no
+            paragraph with the default calibration text.
+        window_tokens: Tokens per window; an incomplete last window is dropped.
+        max_tokens: Maximum number of tokens to read.
         prompts: User messages for the sample answers; empty for none.
-        config: How OpenVINO computes the export on the CPU; None is as exactly as it can.
-            ``RuntimeConfig()`` is the arithmetic that answers are made with by default.
+        config: OpenVINO's settings for the export on the CPU; None for the most exact ones.
+            ``RuntimeConfig()`` is the arithmetic of answers by default.
         progress: Print a line per window to stderr.
 
     Raises:
-        OptionError: A number is out of range, the text is too short, or the two do not
-            encode it alike.
+        OptionError: A number is out of range, the text is too short, or the two tokenizers
+            encode the text differently.
         ArtifactError: The exported folder is incomplete or changed.
         ExportError: The source cannot be used, or a tool failed.
         UnsupportedModelError: The source is not a Phi-3 that phi3ov supports.
@@ -160,7 +161,7 @@ def compare(
     if exported.has_checksums:
         exported.verify()
     manifest = exported.manifest
-    same = str(source) == manifest.source  # then the very commit that was exported
+    same = str(source) == manifest.source  # then compare with the exported commit
     checkpoint = Checkpoint.resolve(source, revision=manifest.commit if same else None)
     tokenizer = ChatTokenizer.from_folder(exported.path, exported.chat_format)
     text = evaluation_text() if text is None else text
@@ -238,7 +239,7 @@ def _cut_windows(
 
 
 class _Tally:
-    """Adds up windows of logits: one float per prediction is kept, no logits."""
+    """Accumulates windows of logits: keeps one float per prediction and no logits."""
 
     def __init__(self) -> None:
         self._kl: list[float] = []
@@ -246,7 +247,7 @@ class _Tally:
         self._agreed = 0
 
     def add(self, source: Logits, artifact: Logits, ids: Sequence[int]) -> None:
-        """Compare the predictions of all tokens of a window but the first."""
+        """Compare the predictions of all tokens of a window except the first."""
         import numpy as np
 
         for start in range(0, len(ids) - 1, _ROWS):
@@ -280,7 +281,7 @@ class _Tally:
 def _answer(
     model: SourceModel | ExportedModel, ids: Sequence[int], tokenizer: ChatTokenizer
 ) -> str:
-    """Return the greedy answer, up to 48 tokens of it."""
+    """Return the greedy answer, cut off after 48 tokens."""
     said: list[int] = []
     for token in model.continuation(ids):
         if token in tokenizer.stop_tokens or len(said) == 48:

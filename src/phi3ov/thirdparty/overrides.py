@@ -1,8 +1,8 @@
-"""Functions of optimum, NNCF and transformers that phi3ov replaces, for the calling thread only.
+"""Replaces functions of optimum, NNCF and transformers, for the calling thread only.
 
 A program may use the same tools in other threads while phi3ov exports in one. So the attribute is
-replaced by a switch, which calls phi3ov's function in the threads that asked for it and the
-original everywhere else. The original is put back when the last of those threads is done.
+replaced by a switch, which calls phi3ov's function in the threads that requested it and the
+original in all others. The original is restored when the last of those threads is done.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from types import MethodType
 from typing import Any
 
 _LOCK = threading.Lock()
-"""Held for the moment in which a switch is put in or taken out."""
+"""Held while a switch is installed or removed."""
 
 
 class _Switch:
-    """Stands for a function, class or method; calls another one in some threads."""
+    """Stand-in for a function, class or method that calls a replacement in some threads."""
 
     def __init__(self, original: Any, *, inherited: bool) -> None:
         self.original = original
@@ -28,7 +28,7 @@ class _Switch:
 
     @property
     def replacements(self) -> list[Callable[..., Any]]:
-        """What replaces the original in this thread, innermost last."""
+        """The replacements that are active in this thread, innermost last."""
         found: list[Callable[..., Any]] = vars(self._local).setdefault("replacements", [])
         return found
 
@@ -37,7 +37,7 @@ class _Switch:
         return (replacements[-1] if replacements else self.original)(*arguments, **options)
 
     def __get__(self, instance: Any, _owner: type | None = None) -> Any:
-        """Bind like a function, where the switch stands for a method."""
+        """Bind like a function, for a switch that replaces a method."""
         return self if instance is None else MethodType(self, instance)
 
     def __getattr__(self, name: str) -> Any:
@@ -46,12 +46,12 @@ class _Switch:
 
 @contextlib.contextmanager
 def replaced(owner: Any, name: str, value: Callable[..., Any]) -> Iterator[None]:
-    """Let this thread find ``value`` as the attribute ``name`` of ``owner`` while the block runs.
+    """Replace the attribute ``name`` of ``owner`` in this thread while the block runs.
 
     Args:
         owner: A module or a class.
-        name: Of a function, a class or a method that takes an instance.
-        value: What is called instead. It takes the same arguments.
+        name: Name of a function, a class or an instance method.
+        value: The replacement, which accepts the same arguments.
     """
     with _LOCK:
         switch = vars(owner).get(name)
@@ -74,7 +74,7 @@ def replaced(owner: Any, name: str, value: Callable[..., Any]) -> Iterator[None]
 
 
 def original_of(owner: Any, name: str) -> Any:
-    """Return the attribute ``name`` of ``owner`` as it is without any replacement."""
+    """Return the original attribute ``name`` of ``owner``, without any replacement."""
     found = getattr(owner, name)
     return found.original if isinstance(found, _Switch) else found
 
@@ -83,8 +83,8 @@ def original_of(owner: Any, name: str) -> Any:
 def su_rope_accepted() -> Iterator[None]:
     """Let transformers read the first releases of the 128k models while the block runs.
 
-    Their config calls LongRoPE ``"su"``. transformers renames it, but only after it has looked
-    up what LongRoPE needs under its new name, and then raises that this is missing.
+    Their config calls LongRoPE ``"su"``. transformers renames it too late: it first looks up
+    LongRoPE's fields under the new name, and raises because they are missing.
     """
     from transformers import Phi3Config
 

@@ -1,7 +1,7 @@
-"""Where warnings, log lines and progress bars of optimum, NNCF and transformers go.
+"""Redirects warnings, log lines and progress bars of optimum, NNCF and transformers.
 
 They are dropped or written to a file while phi3ov uses these tools, in the calling thread only.
-Warnings, log lines and bars of other threads appear as before, and no thread waits for another.
+Output of other threads appears as before, and no thread waits for another.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _TOOLS = frozenset({"nncf", "optimum", "transformers", "openvino_tokenizers"})
 
 
 class _ThisThread:
-    """Matches every warning of the thread that made it, as the pattern of a warning filter."""
+    """Warning filter pattern that matches every warning of the thread that created it."""
 
     def __init__(self) -> None:
         self._thread = threading.get_ident()
@@ -53,17 +53,18 @@ def _warning_action(action: str) -> Iterator[None]:
 
 
 def _forget_seen_warnings() -> None:
-    """Let Python look at the filters again for warnings that it has shown before."""
+    """Make Python apply the filters again to warnings that it has already shown."""
     with warnings.catch_warnings():
         pass
 
 
 @contextlib.contextmanager
 def quiet_tools(log: str | Path | None = None) -> Iterator[None]:
-    """Silence optimum, NNCF and transformers, errors excepted, in this thread.
+    """Silence optimum, NNCF and transformers, except for errors, in this thread.
 
     Args:
-        log: A file to append their log lines and all Python warnings to; None drops them.
+        log: A file to which their log lines and all Python warnings are appended; None drops
+            them.
     """
     with contextlib.ExitStack() as stack:
         handler = None
@@ -101,7 +102,7 @@ def _warnings_to(handler: logging.Handler | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _log_lines_to(handler: logging.Handler | None) -> Iterator[None]:
-    """Give the tools' log lines to ``handler``, and only errors to where they went before.
+    """Send the tools' log lines to ``handler``, and only errors to the previous handlers.
 
     phi3ov's own lines go to both.
     """
