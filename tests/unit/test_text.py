@@ -359,3 +359,13 @@ def test_stop_string_within_the_held_back_end_is_found() -> None:
     held_back = [*MINI.chat.encode_text("a"), *(ids[f"<0x{byte:02X}>"] for byte in "é!".encode())]
     answer, shown = feed(MINI, held_back, ["é"])
     assert (shown, answer.stopped_by) == ("a", "é")
+
+
+@pytest.mark.parametrize("kit", KITS, ids=lambda kit: kit.name)
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
+@example(text="<|end|> <|user|>\n</s> word word")
+@settings(max_examples=60)
+def test_ids_are_those_of_a_single_encode(kit: Kit, text: str) -> None:
+    """Encoding releases the interpreter's lock; the ids are those of the call that holds it."""
+    single = kit.official.encode(text, add_special_tokens=False).ids
+    assert kit.chat.encode_raw(text) == single

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -9,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -17,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ..errors import Phi3OVError
+from ..prompt.dictionaries import read_messages
 from .answering import Answers, ClientGoneError, start_answers, unless_gone
 from .chat import ChatExchange
 from .completions import CompletionExchange, encode_text
@@ -261,18 +264,10 @@ class _Application:
         if (request.prompt is None) == (request.messages is None):
             raise bad_field("prompt", "Send either prompt or messages.")
         try:
-            if request.prompt is not None:
-                ids = encode_text(model, request.prompt, self._settings)
-            else:
-                from ..prompt.dictionaries import read_messages
-
-                messages, _ = merge_messages(request.messages or ())
-                ids = model.tokenizer.encode_prompt(read_messages(messages))
+            body = await asyncio.to_thread(_describe_tokens, model, request, self._settings)
         except Phi3OVError as error:
             raise translate_error(error) from error
-        return json_response(
-            {"count": len(ids), "max_model_len": model.context.tokens, "tokens": ids}
-        )
+        return Response(body, media_type="application/json")
 
     async def _detokenize(self, http: Request) -> Response:
         parsed = await read_request(http, "detokenize", DetokenizeRequest, self._settings)
@@ -283,7 +278,7 @@ class _Application:
         wrong = next((token for token in tokens if not 0 <= token < size), None)
         if wrong is not None:
             raise bad_field("tokens", f"tokens holds {wrong}; ids go from 0 to {size - 1}.")
-        return json_response({"prompt": model.tokenizer.decode(tokens)})
+        return json_response({"prompt": await asyncio.to_thread(model.tokenizer.decode, tokens)})
 
     async def _models(self, _http: Request) -> Response:
         return json_response({"object": "list", "data": [self._describe_model()]})
@@ -319,6 +314,18 @@ class _Application:
 
     async def _page(self, _http: Request) -> Response:
         return Response(PAGE, headers=PAGE_HEADERS, media_type="text/html")
+
+
+def _describe_tokens(model: Phi3Model, request: TokenizeRequest, settings: ServerSettings) -> bytes:
+    """Return the body of /tokenize's answer; on a thread of its own."""
+    if request.prompt is not None:
+        ids = encode_text(model, request.prompt, settings)
+    else:
+        messages, _ = merge_messages(request.messages or ())
+        ids = model.tokenizer.encode_prompt(read_messages(messages))
+    return msgspec.json.encode(
+        {"count": len(ids), "max_model_len": model.context.tokens, "tokens": ids}
+    )
 
 
 async def _write_body(starting: Awaitable[Answers], rendering: Rendering) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import sys
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -20,6 +21,9 @@ _LOGGER = logging.getLogger("phi3ov.server")
 
 KEEP_ALIVE_SECONDS = 75
 """Longer than the connection pools of clients and proxies wait, so that they close first."""
+SWITCH_SECONDS = 0.001
+"""How long a thread that encodes or parses may keep the event loop waiting for the interpreter's
+lock; Python's own default is five times that."""
 _CLOSE_SECONDS = 5
 """How long connections have to close after their answers have ended."""
 
@@ -96,6 +100,11 @@ def serve(
         name = f"[{listen.host}]" if ":" in listen.host else listen.host
         on_listening(f"http://{name}:{bound.getsockname()[1]}")
         server = DrainingServer(config, host, listen.drain_seconds)
-        server.run(sockets=[bound])
+        usual_seconds = sys.getswitchinterval()
+        sys.setswitchinterval(min(usual_seconds, SWITCH_SECONDS))
+        try:
+            server.run(sockets=[bound])
+        finally:
+            sys.setswitchinterval(usual_seconds)
     if host.failure is not None:
         raise host.failure

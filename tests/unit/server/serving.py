@@ -92,11 +92,12 @@ def serving(
     limits: RequestLimits = RequestLimits(),  # noqa: B008
     kit: Kit = MINI,
     headers: dict[str, str] | None = None,
+    context_tokens: int = 4096,
 ) -> Iterator[Served]:
     """Serve a scripted engine."""
     engine = FakeEngine(answers, limits=limits)
     artifact = make_artifact(checksums={"openvino_model.bin": "0" * 64, "tokenizer.json": "1" * 64})
-    with make_model(engine, kit=kit, artifact=artifact) as model:
+    with make_model(engine, kit=kit, artifact=artifact, context_tokens=context_tokens) as model:
         give_fingerprint(model)
         app = create_app(model, settings=settings)
         with (
