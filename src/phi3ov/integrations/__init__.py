@@ -1,0 +1,4 @@
+"""Adapters to other frameworks, each thin, and each behind an extra of its name.
+
+``langchain``: a chat model in this process.
+"""

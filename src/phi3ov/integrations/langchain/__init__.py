@@ -1,0 +1,40 @@
+"""LangChain: `ChatPhi3`, a chat model in this process (extra ``langchain``).
+
+Whoever prefers a server uses ``ChatOpenAI`` with the address of ``phi3ov serve``; see
+``docs/guides/langchain.md`` for both.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .chat_model import ChatPhi3
+    from .errors import ContextOverflowError
+
+__all__ = ["ChatPhi3", "ContextOverflowError"]
+
+_MODULES = {"ChatPhi3": "chat_model", "ContextOverflowError": "errors"}
+
+
+# Hidden from type checkers, which would otherwise take every misspelt name for an object.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """Import what needs the extra when it is first used."""
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        try:
+            module = import_module(f".{_MODULES[name]}", __name__)
+        except ImportError as error:
+            if (error.name or "").partition(".")[0] not in ("langchain_core", "pydantic"):
+                raise
+            from ...errors import MissingDependencyError
+
+            raise MissingDependencyError(
+                "langchain-core",
+                purpose=f"phi3ov.integrations.langchain.{name}",
+                command='pip install "phi3ov[langchain]"',
+            ) from error
+        return getattr(module, name)
