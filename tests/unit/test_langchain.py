@@ -27,6 +27,7 @@ from langchain_core.messages import (
     ToolMessage,
     trim_messages,
 )
+from langchain_core.messages.tool import invalid_tool_call
 from langchain_core.tools import tool
 from pydantic import BaseModel, ValidationError
 
@@ -262,7 +263,9 @@ def test_too_long_a_prompt_is_an_error_of_both_libraries() -> None:
 
 def test_a_cache_keeps_answers_of_different_options_apart() -> None:
     """Its key holds the options and the model."""
-    keys = {str(make_chat(**fields).asdict()) for fields in ({}, {"max_tokens": 3}, {"stop": ["a"]})}
+    keys = {
+        str(make_chat(**fields).asdict()) for fields in ({}, {"max_tokens": 3}, {"stop": ["a"]})
+    }
     assert len(keys) == 3
 
 
@@ -282,7 +285,7 @@ def test_messages_become_the_prompt_that_the_library_makes() -> None:
                 [{"type": "reasoning", "reasoning": "x"}, {"type": "text", "text": "e"}],
                 additional_kwargs={"reasoning_content": "y"},
             ),
-            ChatMessage("f", role="user"),
+            ChatMessage(content="f", role="user"),
         ]
     )
     expected = [
@@ -319,14 +322,12 @@ def test_results_are_put_into_the_order_of_the_calls() -> None:
     ("message", "says"),
     [
         (HumanMessage([{"type": "image_url", "image_url": "x"}]), r"messages\[0\].content\[0\]"),
-        (ChatMessage("a", role="critic"), "ChatMessage is not a message"),
-        (FunctionMessage("a", name="f"), "FunctionMessage is not a message"),
+        (ChatMessage(content="a", role="critic"), "ChatMessage is not a message"),
+        (FunctionMessage(content="a", name="f"), "FunctionMessage is not a message"),
         (
             AIMessage(
                 "",
-                invalid_tool_calls=[
-                    {"name": "f", "args": "{", "id": "x", "error": None, "type": "invalid_tool_call"}
-                ],
+                invalid_tool_calls=[invalid_tool_call(name="f", args="{", id="x", error=None)],
             ),
             "invalid_tool_calls holds the call 'f'",
         ),
@@ -509,9 +510,7 @@ def test_openais_response_format_is_read(asked: dict[str, Any], schema: Any) -> 
     expected = City.model_json_schema() if schema is None else schema
     with make_model(direct) as model:
         direct.takes_grammars = True
-        model.generate(
-            [Message("user", "?")], json_schema=None if expected == "none" else expected
-        )
+        model.generate([Message("user", "?")], json_schema=None if expected == "none" else expected)
     assert engine.requests[0].grammar == direct.requests[0].grammar
 
 

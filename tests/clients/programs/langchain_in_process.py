@@ -7,11 +7,10 @@ import os
 import subprocess
 import sys
 
-import phi3ov
-import pytest
-from langchain_core.language_models import BaseChatModel
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
+
+import phi3ov
 from phi3ov.integrations.langchain import ChatPhi3
 
 MODELS = {
