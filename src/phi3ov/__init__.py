@@ -10,6 +10,8 @@ transformers, nncf, optimum, openvino, openvino_genai and numpy is imported befo
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+import_module(".thirdparty.home", __name__).leave_out_telemetry_without_home()
+
 if TYPE_CHECKING:
     from . import quality as quality
     from . import reference as reference

@@ -39,6 +39,7 @@ from .runtime.tuning import (
     TunedSettings,
     TuningKey,
     TuningRecord,
+    tuning_folder,
     tuning_path,
     write_record,
 )
@@ -192,7 +193,8 @@ def tune(
 
     Raises:
         ArtifactError: The folder is not what was exported.
-        OptionError: A number is out of range, or the text is too short.
+        OptionError: A number is out of range, the text is too short, or the user has no home
+            folder to keep the winners in.
         DeviceError: OpenVINO cannot compile the model for the CPU.
         EngineCrashedError: A worker died, for example because memory ran out.
         OSError: The winners cannot be written.
@@ -201,6 +203,8 @@ def tune(
         >>> print(tune("models/phi3-int4"))  # doctest: +SKIP
     """
     allowed = _check_budget(budget, own_divergence)
+    if save is True:
+        tuning_folder()  # before minutes of work: a user may have none
     if rounds is not None:
         require_integer("rounds", rounds, least=1)
     artifact = find_artifact(path, revision=revision)
@@ -263,7 +267,9 @@ def refinements(
         found.append(replace(base, kv_cache_precision="u8"))
     available = processor.threads_within_quota or processor.cpus
     counts = [available // 2] if available < 4 else [available // 2, available]
-    found += [replace(base, threads=count) for count in counts if count >= 1]
+    if processor.fast_cpus is not None and processor.fast_cpus <= available:
+        counts.append(processor.fast_cpus)  # the performance cores of a hybrid processor
+    found += [replace(base, threads=count) for count in sorted({*counts} - {0})]
     return found
 
 
@@ -552,5 +558,6 @@ def _combine_all(change: Callable[[list[float]], float], speeds: Sequence[Speed]
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(f"phi3ov tune: {line}\n")
-    sys.stderr.flush()
+    if sys.stderr is not None:  # as under pythonw.exe
+        sys.stderr.write(f"phi3ov tune: {line}\n")
+        sys.stderr.flush()

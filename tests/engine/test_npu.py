@@ -122,6 +122,51 @@ def test_a_model_without_room_for_both_is_refused(zoo: Zoo) -> None:
         plan_static(replace(setup, artifact=artifact))
 
 
+@pytest.mark.trap(
+    "Lengths for an NPU (MAX_PROMPT_LEN, MIN_RESPONSE_LEN) beyond the context are refused before "
+    "anything is compiled.",
+    about="Machines",
+)
+@pytest.mark.parametrize(
+    ("name", "value", "most"),
+    [
+        ("MAX_PROMPT_LEN", "1025", 1024),
+        ("MAX_PROMPT_LEN", "0", 1024),
+        ("MAX_PROMPT_LEN", "long", 1024),
+        ("MIN_RESPONSE_LEN", "16384", 16320),
+    ],
+)
+def test_lengths_beyond_the_context_are_refused(
+    name: str, value: str, most: int, zoo: Zoo, built: list[dict[str, Any]]
+) -> None:
+    """The message names the field, the limit, and the way out."""
+    config = RuntimeConfig(properties={name: value})
+    said = rf"properties\['{name}'\]='{value}' must be .* from 1 to {most}: the context is 1000"
+    with pytest.raises(phi3ov.OptionError, match=f"{said}.*context_tokens="):
+        PipelineEngine(replace(set_up(zoo), config=config))
+    assert built == []
+
+
+def test_lengths_within_the_context_are_taken(zoo: Zoo, built: list[dict[str, Any]]) -> None:
+    """They are compiled in, once, and the longest prompt is the caller's."""
+    lengths = {"MAX_PROMPT_LEN": "512", "MIN_RESPONSE_LEN": "15800"}
+    engine = PipelineEngine(replace(set_up(zoo), config=RuntimeConfig(properties=lengths)))
+    assert built == [
+        {"PERFORMANCE_HINT": "LATENCY", "MAX_PROMPT_LEN": 512, "MIN_RESPONSE_LEN": 15800}
+    ]
+    request = TokenRequest(prompt_ids=(1,) * 513, max_new_tokens=1, stop_ids=frozenset())
+    with pytest.raises(phi3ov.PromptError, match=r"513 tokens.* 512"):
+        engine.submit(request)
+    engine.close()
+    with pytest.raises(phi3ov.OptionError, match="from 1 to 584"):
+        PipelineEngine(
+            replace(
+                set_up(zoo),
+                config=RuntimeConfig(properties=lengths | {"MAX_PROMPT_LEN": "585"}),
+            )
+        )
+
+
 def test_a_prompt_beyond_the_compiled_length_is_refused(
     zoo: Zoo, built: list[dict[str, Any]]
 ) -> None:

@@ -474,6 +474,11 @@ def test_pinning_leaves_nothing_behind(
     model.artifact.verify()
 
 
+@pytest.mark.trap(
+    "A clear_cache() that is killed half-way leaves no folder, and the next answer comes from a "
+    "whole model.",
+    about="Machines",
+)
 def test_a_killed_clear_cache_leaves_no_folder(
     zoo: Zoo, load: LoadModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -502,6 +507,12 @@ def _no_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "mkdtemp", refuse)
 
 
+@pytest.mark.trap(
+    "Without a temporary folder that can be written, as in a read-only container, the pipeline "
+    "engine loads and answers; the worker needs one for LongRoPE factors alone, and says what "
+    "to set.",
+    about="Machines",
+)
 @pytest.mark.parametrize("row", ["phi-3-mini-4k", "phi-3.5-mini"])
 def test_the_pipeline_needs_no_temporary_folder(
     row: str, zoo: Zoo, load: LoadModel, monkeypatch: pytest.MonkeyPatch

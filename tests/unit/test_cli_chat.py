@@ -115,11 +115,20 @@ def prompts(load: Load) -> list[str]:
 
 
 # --------------------------------------------------------------------------- typing
+@pytest.mark.trap(
+    "Arrow keys move the cursor; they are not sent as text.",
+    about="Terminal",
+)
 def test_arrows_move_the_cursor() -> None:
     """Left, left, a letter, Home, another letter."""
     assert typed("wold\x1b[D\x1b[Dr\x1b[HA \r") == "A world"
 
 
+@pytest.mark.trap(
+    "A text that is pasted at the terminal is one message, with its line breaks and of any "
+    "length; nothing is cut at 4 095 bytes.",
+    about="Terminal",
+)
 @pytest.mark.parametrize("size", [1, 30_000])
 def test_a_pasted_text_is_one_message_of_any_length(size: int) -> None:
     """With its line breaks; nothing is cut at the 4 095 bytes of a terminal's line."""
@@ -192,6 +201,10 @@ def test_ctrl_c_at_the_question_keeps_the_conversation(capsys: pytest.CaptureFix
     assert "(Ctrl-D ends)" in err
 
 
+@pytest.mark.trap(
+    "A byte that is not text is an error of that message; the conversation goes on.",
+    about="Terminal",
+)
 def test_an_undecodable_byte_at_a_terminal_is_an_error_of_that_message(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -405,6 +418,11 @@ def test_verbose_adds_settings_and_figures_on_stderr(
 
 
 # --------------------------------------------------------------------------- what is shown
+@pytest.mark.trap(
+    "Escape sequences in an answer (window title, clipboard, cursor) are shown on a terminal and "
+    "not obeyed; pipes and JSON have the exact text.",
+    about="Terminal",
+)
 def test_a_terminal_shows_what_a_model_says_and_does_not_obey_it(
     load: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,6 +173,11 @@ def test_other_devices_and_other_attention_get_openvinos_own() -> None:
     assert choose(SAPPHIRE_RAPIDS, paged=False) == {}
 
 
+@pytest.mark.trap(
+    "In a container with a CPU quota (control groups of version 1 or 2), the default number of "
+    "threads is the quota, rounded up; OpenVINO itself would start one for each processor.",
+    about="Machines",
+)
 def test_a_quota_limits_the_threads() -> None:
     """OpenVINO obeys the affinity mask and not the container's quota."""
     for quota, threads in ((2.0, "2"), (1.5, "2"), (0.25, "1")):
@@ -287,6 +293,75 @@ def test_a_quota_that_cannot_be_read_is_logged(
     contents = {"proc__self__cgroup": "0::/\n", "sys__fs__cgroup__cpu.max": "soon\n"}
     assert read_cpu_quota(files(tmp_path, **contents)) is None
     assert "cpu.max" in caplog.text or "cannot be read" in caplog.text
+
+
+def set_affinity(monkeypatch: pytest.MonkeyPatch, *cpus: int) -> None:
+    """Let the process run on these processors only."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _process: set(cpus), raising=False)
+
+
+@pytest.mark.trap(
+    "A process that may run on some processors only (taskset, a cpuset) counts those, and a "
+    "larger quota changes nothing.",
+    about="Machines",
+)
+def test_the_affinity_mask_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quota above the mask limits nothing; one below it does."""
+    set_affinity(monkeypatch, 2, 3, 5)
+    root = files(
+        tmp_path, **{"proc__self__cgroup": "0::/\n", "sys__fs__cgroup__cpu.max": "400000 100000\n"}
+    )
+    found = read_processor("fake", root)
+    assert (found.cpus, found.quota, found.threads_within_quota) == (3, 4.0, None)
+    (root / "sys/fs/cgroup/cpu.max").write_text("150000 100000\n", encoding="utf-8")
+    found = read_processor("fake", root)
+    assert (found.cpus, found.quota, found.threads_within_quota) == (3, 1.5, 2)
+
+
+def test_where_there_is_no_mask_all_processors_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows and macOS."""
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 12)
+    assert read_processor("fake").cpus == 12
+    monkeypatch.setattr("os.cpu_count", lambda: None)
+    assert read_processor("fake").cpus == 1
+
+
+@pytest.mark.parametrize(
+    ("kinds", "mask", "expected"),
+    [
+        (("0-3", "4-11"), range(12), 4),
+        (("0-1,4-5\n", "2-3,6\n"), range(12), 4),
+        (("0-3", "4-11"), (0, 1, 8), 2),
+        (("0-3", "4-11"), (0, 1), None),
+        (("0-3", "4-11"), (8, 9), None),
+        (("0-3", "\n"), range(4), None),
+        (("0-3", "soon"), range(4), None),
+        ((), range(4), None),
+    ],
+)
+@pytest.mark.trap(
+    "On a hybrid processor the performance cores are known; OpenVINO chooses between the kinds of "
+    "cores, and the settings say so.",
+    about="Machines",
+)
+def test_performance_cores_are_counted(
+    kinds: tuple[str, ...],
+    mask: Sequence[int],
+    expected: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Only those in the mask, and only where there are efficient cores beside them."""
+    set_affinity(monkeypatch, *mask)
+    for kind, text in zip(("cpu_core", "cpu_atom"), kinds, strict=False):
+        files(tmp_path, **{f"sys__devices__{kind}__cpus": text})
+    found = read_processor("fake", tmp_path)
+    assert found.fast_cpus == expected
+    own = choose_settings(RuntimeConfig(), situation(set(), processor=found))
+    threads = next(setting for setting in own if setting.name == "INFERENCE_NUM_THREADS")
+    assert threads.chosen_by == "openvino"
+    assert ("efficient cores" in threads.reason) == (expected is not None)
 
 
 def test_an_unreadable_processor_has_no_features(

@@ -139,6 +139,11 @@ def _byte_order() -> list[int]:
     return [*printable, *hidden]
 
 
+@pytest.mark.trap(
+    "A character that is spelt in bytes, such as an emoji, appears with its last byte, however "
+    "many such characters follow each other.",
+    about="Answers",
+)
 @pytest.mark.parametrize("kit", [MINI, MINI_NFKC], ids=lambda kit: kit.name)
 @given(text=st.text(st.characters(min_codepoint=0x80, exclude_categories=["Cs"]), max_size=8))
 @example(text="🎉🎉 ありがとう 👨‍👩‍👧")
@@ -153,6 +158,10 @@ def test_a_character_appears_with_its_last_byte(kit: Kit, text: str) -> None:
     assert detokenizer.finish() == ""
 
 
+@pytest.mark.trap(
+    "A stop string that is spelt in bytes ends the answer at once.",
+    about="Answers",
+)
 def test_a_stop_string_of_bytes_ends_the_answer_at_once() -> None:
     """Also within a run of byte tokens that goes on."""
     names = MINI.official.get_vocab()
@@ -180,6 +189,11 @@ def with_words(kit: Kit) -> tuple[ChatTokenizer, dict[str, int]]:
     return ChatTokenizer(json.dumps(definition), kit.chat_format), ids
 
 
+@pytest.mark.trap(
+    "Added tokens that are not special (<think>, <SQL>, <b> of fine-tunes) are text, in "
+    "answers, streams, histories and prompts.",
+    about="Answers",
+)
 @pytest.mark.parametrize("kit", KITS, ids=lambda kit: kit.name)
 def test_added_tokens_that_are_not_special_are_text(kit: Kit) -> None:
     """In answers, piece by piece, in prompts, and back."""

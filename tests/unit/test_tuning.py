@@ -225,6 +225,8 @@ def test_threads_and_cache_are_tried_on_the_best() -> None:
     assert all(one.dynamic_quantization_group_size == 64 for one in found)
     limited = refinements(FAST, processor(set(), cpus=8, quota=2.0), None)
     assert [one.threads for one in limited] == [None, 1]
+    hybrid = refinements(FAST, processor(set(), cpus=12, fast_cpus=4), None)
+    assert [settings.threads for settings in hybrid] == [None, 4, 6, 12]
 
 
 def row(gains: tuple[float, float, float], *, refused: str = "", threads: int = 1) -> TuningRow:

@@ -48,11 +48,17 @@ def download(repo_id: str, *, revision: str | None, files: Sequence[str]) -> Pat
             never downloaded.
 
     Raises:
-        ExportError: The repository does not exist, is gated, or cannot be reached.
+        ExportError: The repository does not exist, is gated, or cannot be reached; or the user has
+            no home folder and HF_HOME is not set.
     """
     import huggingface_hub
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
+    if Path(constants.HF_HUB_CACHE).parts[0] == "~":  # it would be made in the current folder
+        raise ExportError(
+            f"{repo_id} cannot be downloaded: this user has no home folder, so there is no place "
+            "to keep it. Set HF_HOME to a folder that can be written, or give a local folder."
+        )
     try:
         return Path(
             huggingface_hub.snapshot_download(

@@ -147,9 +147,16 @@ def _hold_conversation(chat: Phi3Chat, *, keep_history: bool) -> None:
     if is_interactive():
         from .line_editor import LineEditor, default_history_path
 
-        editor = LineEditor(history_path=default_history_path() if keep_history else None)
-        if editor.problem is not None:
-            write_line(f"History is not kept: {editor.problem}", style="dim", stream=sys.stderr)
+        path, problem = None, None
+        if keep_history:
+            try:
+                path = default_history_path()
+            except OptionError as error:
+                problem = str(error)
+        editor = LineEditor(history_path=path)
+        problem = problem or editor.problem
+        if problem is not None:
+            write_line(f"History is not kept: {problem}", style="dim", stream=sys.stderr)
     write_line(
         "Ctrl-C stops an answer, /reset forgets, /exit or Ctrl-D ends, /help says more.",
         style="dim",

@@ -6,13 +6,14 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from platformdirs import user_state_path
 from prompt_toolkit import PromptSession
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.input import Input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import Output, create_output
+
+from ..runtime.user_folders import user_folder
 
 
 class LineEditor:
@@ -120,5 +121,9 @@ class _OwnerOnlyHistory(FileHistory):
 
 
 def default_history_path() -> Path:
-    """Return the file in the user's state folder that keeps what was typed."""
-    return user_state_path("phi3ov", appauthor=False) / "chat_history"
+    """Return the file in the user's state folder that keeps what was typed.
+
+    Raises:
+        OptionError: The user has no home folder.
+    """
+    return user_folder("state") / "chat_history"

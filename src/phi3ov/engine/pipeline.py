@@ -20,7 +20,7 @@ from ..runtime.properties import compiling, device_settings
 from ..runtime.settings import Setting, passed_properties
 from .genai.draft import plan_speculation
 from .genai.kv_pool import plan_pool
-from .genai.npu import is_npu, plan_static
+from .genai.npu import MAX_PROMPT, is_npu, plan_static
 from .genai.prefix_cache import follow_cache
 from .genai.vocabulary import grammar_tokenizer, loses_first_space
 from .pinned import open_pinned
@@ -111,9 +111,10 @@ class _Runner:
             artifact=setup.artifact,
             tuned=setup.tuned,
         )
-        self._properties = passed_properties(self.settings)
         self._static = plan_static(setup) if is_npu(setup.device) else {}
-        self.longest_prompt = self._static.get("MAX_PROMPT_LEN")
+        passed = passed_properties(self.settings)
+        self._properties = {name: passed[name] for name in passed if name not in self._static}
+        self.longest_prompt = self._static.get(MAX_PROMPT)
         self.speculation = plan_speculation(setup)
         self._adapter = (
             None if setup.adapter is None else read_adapter(setup.adapter, setup.artifact.config)

@@ -128,7 +128,7 @@ class _Runner:
 def _generation_options(request: TokenRequest) -> dict[str, Any]:
     return transformers_options(request.sampling) | {
         "max_new_tokens": request.max_new_tokens,
-        "eos_token_id": sorted(request.stop_ids) or [-1],  # nothing else may end it
+        "eos_token_id": sorted(request.stop_ids) or None,  # the model's own was taken away
         "pad_token_id": min(request.stop_ids, default=0),
     }
 

@@ -34,6 +34,7 @@ from ..artifact.ir import WeightSummary, read_weights, summarize
 from ..errors import ExportError, MissingDependencyError, Phi3OVError
 from ..prompt.chat_tokenizer import ChatTokenizer
 from ..prompt.formats import ChatFormat
+from ..thirdparty.home import home_assumed
 from ..thirdparty.overrides import su_rope_accepted
 from ..thirdparty.tool_output import quiet_tools, quiet_warnings
 from .checkpoint import Checkpoint
@@ -180,7 +181,7 @@ def _require_tools() -> None:
         if sys.modules.get(module) is not None:
             continue
         try:
-            with quiet_warnings():  # importing the tools warns
+            with quiet_warnings(), home_assumed():  # importing the tools warns, and asks for a home
                 importlib.import_module(module)
         except ImportError as error:
             raise MissingDependencyError(

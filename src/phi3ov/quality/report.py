@@ -179,7 +179,7 @@ def compare(
         tally = _Tally()
         for number, window in enumerate(windows, start=1):
             tally.add(left.logits(window), right.logits(window), window)
-            if progress:
+            if progress and sys.stderr is not None:  # None as under pythonw.exe
                 sys.stderr.write(f"phi3ov quality [{number}/{len(windows)}] {tally.summary()}\n")
                 sys.stderr.flush()
         samples = tuple(

@@ -27,12 +27,15 @@ class Processor:
         name: Its name, as OpenVINO gives it.
         features: Those of `FEATURES` that it has; empty where they cannot be read.
         cpus: Logical processors that this process may run on (its affinity mask).
+        fast_cpus: Those of them that belong to performance cores, on a processor that has
+            efficient cores as well (hybrid); None where all are alike or the system does not say.
         quota: Processors' worth of time that the container allows; None for no limit.
     """
 
     name: str
     features: frozenset[str] = frozenset()
     cpus: int = 1
+    fast_cpus: int | None = None
     quota: float | None = None
 
     @property
@@ -43,18 +46,23 @@ class Processor:
         return max(1, math.ceil(self.quota))
 
 
-def read_processor(name: str) -> Processor:
+def read_processor(name: str, root: Path = Path("/")) -> Processor:
     """Return what this machine's processor can do and how much of it may be used.
 
     Args:
         name: The processor's name, from OpenVINO's FULL_DEVICE_NAME.
+        root: Where the file system begins; a test has one of its own.
 
     Example:
         >>> read_processor("Intel(R) Core(TM) Ultra 7").cpus >= 1
         True
     """
     return Processor(
-        name=name, features=_read_features(), cpus=usable_cpus(), quota=read_cpu_quota()
+        name=name,
+        features=_read_features(),
+        cpus=usable_cpus(),
+        fast_cpus=count_fast_cpus(root),
+        quota=read_cpu_quota(root),
     )
 
 
@@ -76,9 +84,53 @@ def _read_features() -> frozenset[str]:
 
 def usable_cpus() -> int:
     """Return how many logical processors this process may run on (``os.process_cpu_count``)."""
+    mask = _read_affinity()
+    return (os.cpu_count() or 1) if mask is None else len(mask)
+
+
+def _read_affinity() -> frozenset[int] | None:
+    """Return the numbers of the processors in the affinity mask; None where there is no mask."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return frozenset(os.sched_getaffinity(0))
+    return None
+
+
+def count_fast_cpus(root: Path = Path("/")) -> int | None:
+    """Return how many usable logical processors belong to performance cores of a hybrid processor.
+
+    Linux lists both kinds of cores of Intel's hybrid processors. OpenVINO chooses between the
+    kinds by itself; ``phi3ov tune`` tries the performance cores alone as well.
+
+    Args:
+        root: Where the file system begins; a test has one of its own.
+
+    Returns:
+        None where all cores are alike, or where the system does not list the kinds.
+    """
+    kinds = []
+    for kind in ("cpu_core", "cpu_atom"):
+        path = root / "sys/devices" / kind / "cpus"
+        try:
+            kinds.append(_parse_cpu_list(path.read_text(encoding="ascii")))
+        except OSError:
+            return None
+        except ValueError as error:
+            _LOGGER.warning("The kinds of cores in %s cannot be read: %s", path, error)
+            return None
+    fast, efficient = kinds
+    mask = _read_affinity()
+    if mask is not None:
+        fast, efficient = fast & mask, efficient & mask
+    return len(fast) if fast and efficient else None
+
+
+def _parse_cpu_list(text: str) -> frozenset[int]:
+    """Return the numbers in a list of the kernel's, such as ``0-3,8``."""
+    found: set[int] = set()
+    for part in filter(None, text.strip().split(",")):
+        first, _, last = part.partition("-")
+        found.update(range(int(first), int(last or first) + 1))
+    return frozenset(found)
 
 
 def read_cpu_quota(root: Path = Path("/")) -> float | None:

@@ -305,13 +305,24 @@ def _why_own(name: str, situation: Situation) -> str:
     if situation.tuned is not None and _tuning_counts(situation):
         return f"OpenVINO's own. {situation.tuned.reason}"
     if name == THREADS:
-        return "OpenVINO's own choice within the affinity mask; 0 stands for that"
+        return _why_own_threads(situation.processor)
     if not situation.paged:
         return "OpenVINO's own: the rules were measured with paged attention"
     if name == KV_PRECISION:
         return "OpenVINO's own"
     rule = find_rule(situation)
     return _NO_RULE if rule is None else f"OpenVINO's own. {rule.name}: {rule.measured}"
+
+
+def _why_own_threads(processor: Processor) -> str:
+    own = "OpenVINO's own choice within the affinity mask; 0 stands for that"
+    if processor.fast_cpus is None:
+        return own
+    slow = processor.cpus - processor.fast_cpus
+    return (
+        f"{own}. Of {processor.cpus} processors {slow} belong to efficient cores; "
+        "phi3ov tune measures whether they help"
+    )
 
 
 def _weight_kind(weights: Iterable[WeightSummary]) -> str:

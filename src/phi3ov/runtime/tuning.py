@@ -22,6 +22,7 @@ from ..errors import OptionError
 from ..validation import require_integer
 from .config import InferencePrecision, KVCachePrecision, RuntimeConfig
 from .processor import read_processor
+from .user_folders import user_folder
 
 _LOGGER = logging.getLogger("phi3ov")
 
@@ -148,14 +149,20 @@ def check_tuning(tuning: object) -> None:
 
 
 def tuning_folder() -> Path:
-    """Return the folder in which ``phi3ov tune`` keeps its files; it may not exist."""
-    import platformdirs
+    """Return the folder in which ``phi3ov tune`` keeps its files; it may not exist.
 
-    return platformdirs.user_data_path("phi3ov", appauthor=False) / "tuning"
+    Raises:
+        OptionError: The user has no home folder.
+    """
+    return user_folder("data") / "tuning"
 
 
 def tuning_path(key: TuningKey) -> Path:
-    """Return the file for a processor and an export, whatever OpenVINO and how many CPUs."""
+    """Return the file for a processor and an export, whatever OpenVINO and how many CPUs.
+
+    Raises:
+        OptionError: The user has no home folder.
+    """
     kind = " ".join((key.processor, *key.features))
     digest = hashlib.sha256(f"{kind}\n{key.weights}".encode()).hexdigest()
     return tuning_folder() / f"{digest[:16]}.json"
@@ -185,9 +192,19 @@ def find_record(
     if tuning == "off":
         return None
     path = None if tuning == "auto" else Path(tuning)
-    if path is None and not tuning_folder().is_dir():
+    if path is None and not _keeps_records():
         return None  # a folder without a manifest would be hashed for nothing: seconds
     return read_record(TuningKey.of(artifact, processor), path)
+
+
+def _keeps_records() -> bool:
+    try:
+        return tuning_folder().is_dir()
+    except OptionError as error:
+        _LOGGER.info("Settings of phi3ov tune are not looked for: %s", error)
+    except OSError as error:
+        _LOGGER.warning("Settings of phi3ov tune are not looked for: %s", error)
+    return False
 
 
 def read_record(key: TuningKey, path: Path | None = None) -> TuningRecord | None:

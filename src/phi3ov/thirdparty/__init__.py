@@ -1,1 +1,1 @@
-"""Silences or replaces parts of optimum, NNCF and transformers while they run."""
+"""Silences or replaces parts of OpenVINO, optimum, NNCF and transformers while phi3ov uses them."""

@@ -10,13 +10,16 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from ...errors import DeviceError
+from ...errors import DeviceError, OptionError
 
 if TYPE_CHECKING:
     from ...artifact.folder import Artifact
     from ..protocol import EngineSetup
 
 _LOGGER = logging.getLogger("phi3ov")
+
+MAX_PROMPT, MIN_ANSWER = "MAX_PROMPT_LEN", "MIN_RESPONSE_LEN"
+"""genai's names of the two lengths that are compiled in."""
 
 _STEP_TOKENS = 64
 _ANSWER_TOKENS = 128
@@ -35,9 +38,11 @@ def plan_static(setup: EngineSetup) -> dict[str, int]:
 
     Prompt and answer together stay within the positions that the model knows. Where the context
     is all of them, the longest prompt is shorter than the context by the room for an answer.
+    `RuntimeConfig.properties` may name other lengths within those limits.
 
     Raises:
         DeviceError: They do not; another of the preferred devices may take them.
+        OptionError: The caller's lengths are not numbers, or go beyond the context.
     """
     problems = _recipe_problems(setup.artifact)
     problems += [
@@ -50,7 +55,8 @@ def plan_static(setup: EngineSetup) -> dict[str, int]:
     _advise(setup.artifact)
     longest = -(-setup.context.tokens // _STEP_TOKENS) * _STEP_TOKENS
     positions = setup.artifact.config.max_position_embeddings
-    room = (positions - _ANSWER_TOKENS) // _STEP_TOKENS * _STEP_TOKENS
+    answer = _read_length(setup, MIN_ANSWER, default=_ANSWER_TOKENS, most=positions - _STEP_TOKENS)
+    room = (positions - answer) // _STEP_TOKENS * _STEP_TOKENS
     if room < _STEP_TOKENS:
         least = _ANSWER_TOKENS + _STEP_TOKENS
         raise DeviceError(
@@ -58,7 +64,28 @@ def plan_static(setup: EngineSetup) -> dict[str, int]:
             f" has no room for a prompt of {_STEP_TOKENS} and an answer of {_ANSWER_TOKENS} tokens:"
             f" at least {least} are needed. Load it on another device."
         )
-    return {"MAX_PROMPT_LEN": min(longest, room), "MIN_RESPONSE_LEN": _ANSWER_TOKENS}
+    most = min(longest, positions - answer)
+    prompt = _read_length(setup, MAX_PROMPT, default=min(longest, room), most=most)
+    return {MAX_PROMPT: prompt, MIN_ANSWER: answer}
+
+
+def _read_length(setup: EngineSetup, name: str, *, default: int, most: int) -> int:
+    """Return a length that the caller set in `RuntimeConfig.properties`, or the default.
+
+    Raises:
+        OptionError: It is not a number, or prompt and answer do not fit the context.
+    """
+    value = setup.config.properties.get(name)
+    if value is None:
+        return default
+    if not (value.isascii() and value.isdigit() and 1 <= int(value) <= most):
+        raise OptionError(
+            f"properties[{name!r}]={value!r} must be a number of tokens from 1 to {most}: the "
+            f"context is {setup.context.tokens} tokens, the model knows "
+            f"{setup.artifact.config.max_position_embeddings} positions, and prompt and answer "
+            "share them. Give a smaller number, or a larger context_tokens=."
+        )
+    return int(value)
 
 
 def _advise(artifact: Artifact) -> None:

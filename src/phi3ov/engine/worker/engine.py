@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import openvino
 
 from ...answer.token_stream import TokenRequest, TokenStream
-from ...errors import DeviceError, OptionError, StateError
+from ...errors import DeviceError, StateError
 from ...runtime.limits import RequestLoad
 from ...runtime.lora import read_adapter
 from ...runtime.properties import device_settings
@@ -51,16 +51,10 @@ class WorkerEngine:
         Raises:
             DeviceError: OpenVINO could not compile the model for the device.
             OptionError: A property was set that the device does not take; ``cache_bytes`` holds
-                less than one context; or the program is frozen (PyInstaller and its like), so
-                that there is no Python to start.
+                less than one context; or there is no Python to start.
             UnsupportedModelError: The rope factors of ``setup.context`` cannot be had.
             EngineCrashedError: The child died meanwhile.
         """
-        if getattr(sys, "frozen", False):  # sys.executable would start the whole program again
-            raise OptionError(
-                "engine='worker' starts Python, which a frozen program does not have. Use "
-                "engine='pipeline'."
-            )
         limits = setup.limits
         self.max_running: int = MAX_RUNNING if limits.max_running is None else limits.max_running
         if is_npu(setup.device):

@@ -7,7 +7,6 @@ import queue
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from ...answer.token_stream import TokenRequest, TokenStream
 from ...errors import EngineCrashedError, GenerationError, OptionError, Phi3OVError
 from ...runtime.limits import RequestLoad
 from ..pinned import temporary_folder
+from .interpreter import find_interpreter
 from .protocol import (
     MAX_LINE_BYTES,
     Cancel,
@@ -93,7 +93,8 @@ class WorkerChild:
 
         Raises:
             EngineCrashedError: The system starts no process.
-            OptionError: A temporary folder is needed and cannot be made.
+            OptionError: A temporary folder is needed and cannot be made; or there is no Python to
+                start.
             OptionError: A path is not UTF-8.
         """
         try:
@@ -130,7 +131,7 @@ class WorkerChild:
         packages = Path(__file__).resolve().parents[3]  # where phi3ov is found
         try:
             return subprocess.Popen(
-                [sys.executable, "-S", "-c", _START, str(packages)],
+                [find_interpreter(), "-S", "-c", _START, str(packages)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
