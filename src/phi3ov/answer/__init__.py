@@ -1,1 +1,1 @@
-"""What a caller may ask for, and what comes back: options, token stream, reply stream, reply."""
+"""Generation options, token stream, reply stream and reply."""

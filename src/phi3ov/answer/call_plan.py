@@ -1,9 +1,9 @@
-"""How calls of tools are asked for in one answer: `plan_calls`.
+"""Plans the tool calls of one answer: `plan_calls`.
 
-A call that must come is *guided*: the answer begins with the checkpoint's own token that opens
-calls, and a grammar enforces the rest, a JSON list in which each call names an offered tool and
-has arguments that fit its schema. Where the model decides itself (``tool_choice="auto"``), the
-same grammar applies from the moment it produces that token.
+A required call is *guided*: the answer begins with the checkpoint's own token that opens calls,
+and a grammar enforces the rest, a JSON list in which each call names an offered tool and has
+arguments that fit its schema. With ``tool_choice="auto"`` the same grammar applies once the model
+generates that token.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from ..structured.parts import grammar, one_of, repeated, sequence, text
 _LOGGER = logging.getLogger("phi3ov")
 
 MOST_CALLS = 16
-"""The most calls of one answer, unless a tool is chosen by name: then there is one."""
+"""Maximum number of calls in one answer; a tool chosen by name is called once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallPlan:
-    """What an answer does with tools.
+    """Tool handling of one answer.
 
     Attributes:
-        offered: Names of the tools whose calls are read out of the answer.
-        opening_ids: Ids that the answer begins with; the model does not choose them.
-        grammar: Grammar of the calls; None where none is enforced.
-        grammar_after: Id from which on the grammar applies; None for the answer's beginning.
-        stop_ids: Further ids that end the answer.
+        offered: Names of the tools whose calls are parsed from the answer.
+        opening_ids: Ids that the answer is forced to begin with.
+        grammar: Grammar of the calls; None if calls are not guided.
+        grammar_after: Id after which the grammar applies; None for the whole answer.
+        stop_ids: Additional ids that end the answer.
     """
 
     offered: tuple[str, ...] = ()
@@ -54,22 +54,22 @@ def plan_calls(
     guide: bool = True,
     shaped: bool = False,
 ) -> CallPlan:
-    """Return what ``choice`` means for an answer.
+    """Return the plan for ``choice``.
 
     Args:
-        tokenizer: The checkpoint's.
-        tools: What the model may call, described in the prompt.
-        choice: None for ``"auto"`` where there are tools. With ``"none"`` the token that opens
-            calls ends the answer.
-        guide: Whether the engine takes grammars. Without, ``"auto"`` is not guided, and a call
-            that must come is refused.
-        shaped: Whether the answer has a shape (``json_schema``, ``regex``, ``choices``). Then it
-            has no calls.
+        tokenizer: The checkpoint's tokenizer.
+        tools: Tools that the model may call, described in the prompt.
+        choice: The tool choice; None for ``"auto"`` if there are tools. With ``"none"`` the token
+            that opens calls ends the answer.
+        guide: Whether the engine supports grammars. Otherwise ``"auto"`` is not guided, and a
+            required call is refused.
+        shaped: Whether the answer is structured (``json_schema``, ``regex``, ``choices``). Then
+            it has no calls.
 
     Raises:
-        OptionError: The choice needs tools and there are none, or names another, or contradicts
-            the answer's shape; or a call must come, and the engine takes no grammar, or no
-            grammar can enforce a tool's schema.
+        OptionError: The choice needs tools but none are given, names an unknown tool, or
+            contradicts a structured answer; or a call is required, and the engine does not
+            support grammars or no grammar can enforce a tool's schema.
         PromptError: The model was trained without tools.
     """
     if shaped and tools:
@@ -119,9 +119,10 @@ def call_grammar(
     """Return the grammar of calls as the model writes them, without the tokens around them.
 
     Args:
-        tools: What may be called.
-        most_calls: How many calls there may be; there is at least one.
-        loosen: Allow any arguments where no grammar can enforce a tool's schema, and log which.
+        tools: The tools that may be called.
+        most_calls: Maximum number of calls; the minimum is 1.
+        loosen: Allow any arguments for a tool whose schema no grammar can enforce, and log a
+            warning.
 
     Raises:
         OptionError: No grammar can enforce a tool's schema, and ``loosen`` is not set.
@@ -145,7 +146,7 @@ def _remembered_grammar(schemas: tuple[tuple[str, str], ...], most_calls: int) -
 
 
 def _schema_text(tool: Tool, *, loosen: bool) -> str:
-    """Return a tool's schema as JSON, checked to be one that a grammar can enforce."""
+    """Return a tool's schema as JSON text, after checking that a grammar can enforce it."""
     try:
         schema = json.dumps(tool.schema)
         _remembered_grammar(((tool.name, schema),), 1)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class CandidateStream(ReplyStream[Any]):
     """Streams the first of several candidates; its reply is complete when all have ended.
 
-    Each candidate is a stream of its own in `candidates`. A piece that is read there does not
-    come again here.
+    `candidates` holds a separate stream for each candidate. A piece of the first candidate that
+    is read there is not repeated here.
     """
 
     def __init__(self, candidates: Sequence[ReplyStream[Any]]) -> None:
@@ -27,12 +27,12 @@ class CandidateStream(ReplyStream[Any]):
 
     @property
     def token_streams(self) -> Sequence[TokenStream]:
-        """The engine's streams of all candidates."""
+        """The engine streams of all candidates."""
         return [tokens for stream in self._candidates for tokens in stream.token_streams]
 
     @property
     def stops_early(self) -> bool:
-        """Whether a stop string, which the engine does not know, may end an answer."""
+        """Whether a stop string may end a candidate; the engine itself only knows stop tokens."""
         return self._candidates[0].stops_early
 
     @property
@@ -42,7 +42,7 @@ class CandidateStream(ReplyStream[Any]):
 
     @property
     def text(self) -> str:
-        """The text of the first candidate that has been read so far."""
+        """The text of the first candidate so far."""
         return self._candidates[0].text
 
     def cancel(self, *, keep: bool = False) -> None:

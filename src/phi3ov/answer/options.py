@@ -1,8 +1,9 @@
-"""What a caller may choose for an answer: `GenerationOptions`, checked plain values.
+"""Generation options of a request: `GenerationOptions`, validated plain values.
 
-The part that an engine needs to choose tokens is `Sampling`: one frozen value from here to the
-engine. A new sampling option is a field of `Sampling`, a key of `Options`, and the engines that
-honour it in ``engine/sampling.py``. What comes back is ``reply.py``.
+`Sampling` is the part that an engine needs to choose tokens: one frozen value that is passed
+unchanged from here to the engine. A new sampling option is a field of `Sampling`, a key of
+`Options`, and an entry in ``engine/sampling.py`` for the engines that support it. ``reply.py``
+holds the answer.
 """
 
 from __future__ import annotations
@@ -19,22 +20,22 @@ from ..structured.shape import AnswerShape, Validation, answer_shape, copy_schem
 from ..validation import is_number, require_integer
 
 OverflowPolicy = Literal["raise", "clamp", "drop_oldest"]
-"""What to do when prompt and answer do not fit the context; see `GenerationOptions`."""
+"""Policy when prompt and answer do not fit the context; see `GenerationOptions`."""
 
 TimeoutPolicy = Literal["drop", "keep"]
-"""Whether a turn whose time was over enters the history; see `GenerationOptions`."""
+"""Whether a turn that ran out of time enters the history; see `GenerationOptions`."""
 
 QueuePolicy = Literal["raise", "wait"]
-"""What to do when as many requests wait as may; see `GenerationOptions`."""
+"""Policy when the queue is full; see `GenerationOptions`."""
 
 
 MOST_CANDIDATES = 64
-"""The most answers that one request may draw."""
+"""Maximum number of candidates per request."""
 LEAST_ABOVE_ZERO = 1e-30
 """Smallest non-zero magnitude accepted; anything smaller underflows to 0 in float32."""
 MOST_SEED = 2**32 - 1
 MOST_TOP_LOGPROBS = 20
-"""The most alternatives per token that `GenerationOptions.top_logprobs` reports."""
+"""Maximum of `GenerationOptions.top_logprobs`."""
 
 
 JsonSchema = dict[str, Any] | type[Any]
@@ -42,7 +43,7 @@ JsonSchema = dict[str, Any] | type[Any]
 
 
 class OptionsBesideSchema(TypedDict, total=False):
-    """The fields of `GenerationOptions` but ``json_schema``, whose type `Reply.parsed` follows."""
+    """All fields of `GenerationOptions` except ``json_schema``, which types `Reply.parsed`."""
 
     max_new_tokens: int
     stop: Sequence[str]
@@ -77,9 +78,9 @@ class Options(OptionsBesideSchema, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen; the defaults are greedy decoding.
+    """Sampling parameters; the defaults are greedy decoding.
 
-    `GenerationOptions` inherits these fields and says what each of them does.
+    `GenerationOptions` inherits and documents these fields.
     """
 
     temperature: float = 0.0
@@ -107,7 +108,7 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is taken each time."""
+        """Whether decoding is greedy: always the most likely token."""
         return self.temperature == 0
 
 
@@ -116,67 +117,67 @@ class GenerationOptions(Sampling):
     """How an answer is generated; the defaults are greedy decoding of up to 1024 tokens.
 
     Attributes:
-        max_new_tokens: The most tokens an answer may have, the stop token included; at least 1.
+        max_new_tokens: Maximum number of generated tokens, including the stop token; at least 1.
         stop: Strings that end the answer. They may span tokens and are never shown, not even
             in part.
-        temperature: 0 takes the likeliest token each time (greedy). Above 0 the next token is
-            drawn at random from the distribution sharpened (below 1) or flattened (above 1).
+        temperature: 0 chooses the most likely token each time (greedy). Above 0 the next token
+            is sampled from the distribution, sharpened (below 1) or flattened (above 1).
             At most 100, and above 0 at least 1e-30.
-        top_p: Draw only from the likeliest tokens that together reach this probability,
-            in (0, 1]; needs a temperature above 0.
-        top_k: Draw only from this many likeliest tokens; None for all of them; needs a
+        top_p: Sample only from the smallest set of most likely tokens whose probabilities add up
+            to this, in (0, 1]; needs a temperature above 0.
+        top_k: Sample only from this many most likely tokens; None for all of them; needs a
             temperature above 0.
-        min_p: Draw only from tokens at least this share as likely as the likeliest, in [0, 1);
-            0.0 is off; needs a temperature above 0.
+        min_p: Sample only from tokens with at least this fraction of the highest probability,
+            in [0, 1); 0.0 is off; needs a temperature above 0.
         repetition_penalty: Divides the score of tokens that prompt or answer already hold
             (multiplies it where it is negative); 1.0 is off, must be above 0.
         presence_penalty: Moves the score of tokens that the answer already holds towards zero
             by this much, -2 to 2; 0.0 is off. This is openvino-genai's rule: a negative score
             rises, where other libraries would lower it further.
-        frequency_penalty: The same, times how often the answer holds the token.
-        logit_bias: Token ids, and what is added to their scores before penalties and temperature:
-            -100 to 100. -100 in effect bans a token, 100 in effect forces it. Ids may be decimal
-            strings, as in JSON. Needs ``engine="paged"``.
-        seed: Makes the drawing repeatable, 0 to 2**32 - 1; needs a temperature above 0. None
-            draws a new seed, which the reply records.
-        candidates: How many answers to draw, each with a seed of its own: ``seed``,
-            ``seed + 1`` and so on. More than one needs a temperature above 0. The first is
-            the reply and is streamed; all are in `Reply.candidates`.
-        logprobs: Report how likely the model found each token (`Reply.logprobs`); needs
+        frequency_penalty: The same, multiplied by the token's count in the answer.
+        logit_bias: Token ids, and the bias added to their scores before penalties and
+            temperature: -100 to 100. -100 in effect bans a token, 100 in effect forces it. Ids may
+            be decimal strings, as in JSON. Needs ``engine="paged"``.
+        seed: Seed of the sampling, for repeatable answers, 0 to 2**32 - 1; needs a temperature
+            above 0. None draws a new seed, which the reply records.
+        candidates: Number of answers to sample, with the seeds ``seed``, ``seed + 1`` and so on.
+            More than one needs a temperature above 0. The first is the reply and is streamed; all
+            are in `Reply.candidates`.
+        logprobs: Report the log-probability of each token (`Reply.logprobs`); needs
             ``engine="worker"`` or ``"paged"``.
-        top_logprobs: How many of the likeliest tokens to report beside each token, up to 20
+        top_logprobs: Number of most likely tokens to report beside each token, up to 20
             (`Reply.top_logprobs`); needs ``logprobs=True`` and ``engine="paged"``.
-        skip_special_tokens: Whether special tokens of the vocabulary give no text. Tokens that end
-            an answer or stand around a tool call never give text.
-        tool_choice: Whether the answer calls a tool, where tools are given: ``"auto"`` (the
+        skip_special_tokens: Whether to leave special tokens of the vocabulary out of the text.
+            Tokens that end an answer or enclose a tool call are always left out.
+        tool_choice: Whether the answer calls a tool, if tools are given: ``"auto"`` (the
             default) lets the model decide, ``"required"`` makes it call at least one, ``{"name":
-            "get_weather"}`` makes it call that one, and ``"none"`` ends the answer where a call
+            "get_weather"}`` makes it call that tool, and ``"none"`` ends the answer where a call
             would begin. Calls are guided: a grammar enforces their syntax and the tool's schema,
-            with ``engine="pipeline"`` or ``"worker"``; the others take ``"auto"``, unguided, and
-            ``"none"``.
+            with ``engine="pipeline"`` or ``"worker"``; the other engines accept ``"auto"``,
+            unguided, and ``"none"``.
         json_schema: The answer is JSON that fits this schema: a dictionary, or a dataclass,
             TypedDict, NamedTuple or pydantic model. `Reply.parsed` is its value, or an instance
             of the class. Needs ``engine="pipeline"`` or ``"worker"``, as do the next two.
         regex: The answer matches this regular expression from its beginning to its end.
         choices: The answer is one of these strings.
         validate: ``"grammar"`` refuses a ``json_schema`` with a keyword that cannot be enforced
-            while the model writes. ``"after"`` enforces what it can and checks the finished
+            during generation. ``"after"`` enforces as much as possible and validates the finished
             answer with the class, or with jsonschema (``pip install jsonschema``) for a
             dictionary; an answer that does not fit raises a `GenerationError`.
         on_overflow: When prompt and ``max_new_tokens`` exceed the context: ``"raise"`` a
             `ContextLengthError`, ``"clamp"`` ``max_new_tokens`` to what fits, or
             ``"drop_oldest"`` turns (whole turns, never the system prompt). The reply says
             what was done (`Reply.max_new_tokens`, `Reply.dropped_turns`).
-        timeout_seconds: How long the answer may take from now, waiting for others included;
-            None for as long as it takes. When the time is over, the reply holds what there
-            is, possibly nothing, with the finish reason ``"timeout"``.
-        on_timeout: ``"drop"`` a turn whose time was over, so that the history stays as it was,
+        timeout_seconds: Time limit of the answer, including time in the queue; None for no
+            limit. When the time is over, the reply holds the partial answer, possibly empty, with
+            the finish reason ``"timeout"``.
+        on_timeout: ``"drop"`` a turn that ran out of time, so that the history stays as it was,
             or ``"keep"`` it with the partial answer; needs ``timeout_seconds``.
-        on_full_queue: When as many requests wait as `RequestLimits` allows: ``"raise"`` a
-            `QueueFullError`, or ``"wait"`` behind them.
+        on_full_queue: When the queue is full (see `RequestLimits`): ``"raise"`` a
+            `QueueFullError`, or ``"wait"`` for a place.
 
     Raises:
-        OptionError: A value is out of its range, or contradicts another.
+        OptionError: A value is out of range, or contradicts another.
 
     Example:
         >>> GenerationOptions(temperature=0.7, seed=1).max_new_tokens
@@ -255,11 +256,11 @@ Set a temperature above 0, or leave top_p out.
 
     @property
     def sampling(self) -> Sampling:
-        """The part of these options that an engine needs to choose tokens."""
+        """The sampling parameters of these options, for the engine."""
         return Sampling(**{each.name: getattr(self, each.name) for each in fields(Sampling)})
 
     def shape(self) -> AnswerShape | None:
-        """Return what ``json_schema``, ``regex`` or ``choices`` ask for; None without them."""
+        """Return the answer shape of ``json_schema``, ``regex`` or ``choices``; None without."""
         return answer_shape(
             json_schema=self.json_schema,
             regex=self.regex,
@@ -277,7 +278,7 @@ Set a temperature above 0, or leave top_p out.
                 )
 
     def changed(self, changes: Options) -> GenerationOptions:
-        """Return these options with the ``changes`` of one call.
+        """Return a copy of these options with ``changes`` applied.
 
         Raises:
             OptionError: A name is not an option, or a value is not allowed.
@@ -317,11 +318,11 @@ _FOREIGN_NAMES = {
     "stream": "the method stream()",
     "system": "a system message",
 }
-"""What other libraries call the same thing: openai, transformers, vLLM, llama.cpp, Ollama."""
+"""Names of the same options in openai, transformers, vLLM, llama.cpp and Ollama."""
 
 
 def _suggest(name: str) -> str:
-    """Return " Did you mean …?" for a name of another library or a misspelt one, else ""."""
+    """Return " Did you mean …?" for a misspelt name or another library's name, else ""."""
     foreign = _FOREIGN_NAMES.get(name)
     near = [foreign] if foreign else get_close_matches(name, OPTION_NAMES, n=1, cutoff=0.6)
     return f" Did you mean {near[0]}?" if near else ""
@@ -335,11 +336,11 @@ _POLICIES: dict[str, tuple[str, ...]] = {
 
 
 _SAMPLING_ONLY = {"top_p": 1.0, "top_k": None, "min_p": 0.0, "seed": None, "candidates": 1}
-"""What needs a temperature above 0, and the value that says nothing."""
+"""Options that need a temperature above 0, with the value that switches each off."""
 
 
 def _read_logit_bias(bias: object) -> dict[int, float] | None:
-    """Return a checked copy with integer ids; None for no bias."""
+    """Return a validated copy with integer ids; None for no bias."""
     if bias is None:
         return None
     if not isinstance(bias, Mapping):

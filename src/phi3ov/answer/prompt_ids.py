@@ -1,4 +1,4 @@
-"""A prompt as token ids, made to fit the context: `PromptIds`."""
+"""A prompt as token ids, and its fitting to the context: `PromptIds`, `fit_prompt`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .options import GenerationOptions
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptIds:
-    """A prompt in parts, so that old turns can be left out and an answer can be continued.
+    """A prompt in parts, so that old turns can be dropped and an answer can be continued.
 
     Attributes:
         beginning: Ids before the first turn, such as the system message; always kept.
-        turns: Ids of each finished turn, oldest first; these may be left out.
-        ending: Ids after the last turn: the new message and the opening of the answer; kept.
-        answer: Ids of the answer so far, which the model continues; kept.
+        turns: Ids of each finished turn, oldest first; may be dropped.
+        ending: Ids after the last turn: the new message and the assistant header; always kept.
+        answer: Ids of a partial answer that the model continues; always kept.
     """
 
     beginning: tuple[int, ...] = ()
@@ -29,7 +29,7 @@ class PromptIds:
     answer: tuple[int, ...] = ()
 
     def joined(self, *, dropped_turns: int = 0) -> tuple[int, ...]:
-        """Return the ids in one, without the oldest turns."""
+        """Return all ids as one sequence, without the ``dropped_turns`` oldest turns."""
         kept = (token_id for turn in self.turns[dropped_turns:] for token_id in turn)
         return (*self.beginning, *kept, *self.ending, *self.answer)
 
@@ -40,8 +40,8 @@ class FittedPrompt:
 
     Attributes:
         token_ids: The prompt.
-        max_new_tokens: The most tokens that the answer may have.
-        dropped_turns: How many of the oldest turns were left out.
+        max_new_tokens: Maximum number of tokens of the answer.
+        dropped_turns: Number of oldest turns that were dropped.
     """
 
     token_ids: tuple[int, ...]
@@ -50,16 +50,16 @@ class FittedPrompt:
 
 
 def fit_prompt(prompt: PromptIds, options: GenerationOptions, context_tokens: int) -> FittedPrompt:
-    """Make prompt and answer fit the context, as ``options.on_overflow`` says.
+    """Make prompt and answer fit the context, following ``options.on_overflow``.
 
     Args:
         prompt: The whole prompt.
-        options: Names the policy and the length of the answer.
-        context_tokens: Tokens that prompt and answer may have together.
+        options: Overflow policy and maximum length of the answer.
+        context_tokens: Context length that prompt and answer share.
 
     Raises:
         PromptError: The prompt is empty.
-        ContextLengthError: They do not fit, and the policy does not allow to make room.
+        ContextLengthError: Prompt and answer do not fit, and the policy cannot make room.
 
     Example:
         >>> prompt = PromptIds(turns=((1, 2, 3), (4, 5)), ending=(6,))
@@ -95,13 +95,15 @@ def conversation_ids(
     tools: Sequence[Tool] = (),
     continue_last: bool = False,
 ) -> PromptIds:
-    """Return the ids of a conversation, cut into its turns: those of `ChatTokenizer.encode_prompt`.
+    """Encode a conversation and split its ids into turns.
+
+    Joined, the ids equal those of `ChatTokenizer.encode_prompt`.
 
     Args:
-        tokenizer: The checkpoint's.
-        messages: The conversation, checked already (`read_messages`).
-        tools: What the model may call.
-        continue_last: The last message is the beginning of the answer.
+        tokenizer: The checkpoint's tokenizer.
+        messages: The conversation, already checked by `read_messages`.
+        tools: Tools that the model may call.
+        continue_last: Whether the last message is the beginning of the answer.
 
     Raises:
         PromptError: The chat format has no place for a message, a call, a result or tools.

@@ -1,6 +1,6 @@
-"""What comes back: the finished answer, `Reply`, with its `Usage` and `Timings`.
+"""The finished answer, `Reply`, with its `Usage` and `Timings`.
 
-The answer while it is being made is ``stream.py``.
+``stream.py`` holds the answer while it is being generated.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ FinishReason = Literal["stop", "length", "cancelled", "timeout"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """How many tokens an answer took.
+    """Token counts of an answer.
 
     Attributes:
         prompt_tokens: Tokens of the whole prompt, history included.
-        cached_tokens: How many of those the engine did not read again; with speculation this is a
-            lower bound (docs/how-it-works.md, "Cached tokens").
-        completion_tokens: Tokens that the model produced, a stop token included.
-        accepted_tokens: How many of those were proposed by `PromptLookup` or a `DraftModel` and
-            needed no pass over the weights of their own.
+        cached_tokens: Prompt tokens that the engine found in its prefix cache; with speculation
+            this is a lower bound (docs/how-it-works.md, "Cached tokens").
+        completion_tokens: Tokens that the model generated, including the stop token.
+        accepted_tokens: Generated tokens that `PromptLookup` or a `DraftModel` proposed and the
+            model accepted, which saves a forward pass for each.
     """
 
     prompt_tokens: int
@@ -42,19 +42,19 @@ class Usage:
 
     @property
     def tokens_per_pass(self) -> float:
-        """Tokens per pass over the weights; 1.0 without speculation, 0.0 without tokens."""
+        """Tokens per forward pass; 1.0 without speculation, 0.0 without tokens."""
         passes = self.completion_tokens - self.accepted_tokens
         return self.completion_tokens / passes if passes else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
-    """How long an answer took, in seconds from the moment it was asked for.
+    """Durations of an answer in seconds, measured from the request.
 
     Attributes:
-        first_token_seconds: Until the first token; waiting for other requests is part of it.
-        total_seconds: Until the last token.
-        tokens_per_second: Rate of decoding: tokens after the first over the time after it;
+        first_token_seconds: Time to first token, including time in the queue.
+        total_seconds: Time to the last token.
+        tokens_per_second: Decode rate: tokens after the first over the time after the first;
             0.0 with fewer than two tokens.
     """
 
@@ -65,13 +65,13 @@ class Timings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadTimings:
-    """How long a model took to load, in seconds.
+    """Durations of loading a model, in seconds.
 
     Attributes:
-        read_seconds: Manifest, tokenizer and choice of the device.
-        compile_seconds: The engine: reading the IR and compiling it for the device.
-        verify_seconds: Waiting for the checksums after that; they run at the same time.
-        warm_up_seconds: The first tokens, for which weights are repacked; 0.0 without warm-up.
+        read_seconds: Reading manifest and tokenizer, and choosing the device.
+        compile_seconds: Reading the IR and compiling it for the device.
+        verify_seconds: Waiting for the checksums after compilation; both run in parallel.
+        warm_up_seconds: Generating the first tokens, which repacks weights; 0.0 without warm-up.
     """
 
     read_seconds: float = 0.0
@@ -81,7 +81,7 @@ class LoadTimings:
 
     @property
     def total_seconds(self) -> float:
-        """The sum."""
+        """The sum of all durations."""
         return self.read_seconds + self.compile_seconds + self.verify_seconds + self.warm_up_seconds
 
 
@@ -91,31 +91,30 @@ class Reply(Generic[Parsed]):
 
     Attributes:
         text: The answer, without control tokens and without the stop string.
-        token_ids: The ids that the model produced, without the stop token.
+        token_ids: The generated ids, without the stop token.
         prompt_ids: The ids of the whole prompt. An incomplete answer continues from
             ``(*reply.prompt_ids, *reply.token_ids)`` (`Phi3Model.stream_ids`).
-        finish_reason: ``"stop"`` (the model or a stop string ended it); or the answer is
+        finish_reason: ``"stop"`` (a stop token or a stop string ended it); or the answer is
             incomplete: ``"length"`` (``max_new_tokens`` was reached), ``"cancelled"`` or
             ``"timeout"`` (``timeout_seconds`` were over).
-        stopped_by: The control token or the stop string that ended it; None otherwise.
+        stopped_by: The control token or the stop string that ended the answer; None otherwise.
         usage: Token counts.
         timings: Durations.
         max_new_tokens: The limit in force; ``on_overflow="clamp"`` may have lowered it.
-        dropped_turns: How many of the oldest turns ``on_overflow="drop_oldest"`` left out.
-        seed: The seed that the tokens were drawn with; None for greedy decoding.
-        tool_calls: The calls that the model asked for; see `Tool`.
-        reasoning: What a reasoning model thought before the answer; empty for other models. It is
-            not part of ``text``, and a chat leaves it out of its history.
-        logprobs: With ``logprobs=True``: for each of ``token_ids`` the natural logarithm of
-            the probability that the model gave it, before temperature, penalties, filters
-            and grammar. None otherwise.
-        top_logprobs: With ``top_logprobs=n``: for each of ``token_ids`` the n likeliest ids in
-            its place, each with its log-probability, the likeliest first. None otherwise.
-        parsed: With ``json_schema``: the value of the answer, as a dictionary (or what else
-            the schema allows) or as an instance of the class that was given. With ``regex``
-            and ``choices``: the text. Type checkers know the class: ``json_schema=City`` gives a
-            ``Reply[City]``. None where the answer was cut off, which
-            ``finish_reason`` says, because then the value is incomplete.
+        dropped_turns: Number of oldest turns that ``on_overflow="drop_oldest"`` dropped.
+        seed: The seed of the sampling; None for greedy decoding.
+        tool_calls: The tool calls of the answer; see `Tool`.
+        reasoning: Reasoning text that precedes the answer of a reasoning model; empty for other
+            models. It is not part of ``text``, and a chat does not keep it in its history.
+        logprobs: With ``logprobs=True``: natural logarithm of the model's probability of each of
+            ``token_ids``, before temperature, penalties, filters and grammar. None otherwise.
+        top_logprobs: With ``top_logprobs=n``: for each of ``token_ids`` the n most likely ids at
+            its position with their log-probabilities, most likely first. None otherwise.
+        parsed: With ``json_schema``: the value of the answer, as a dictionary (or another JSON
+            type that the schema allows) or as an instance of the given class. With ``regex`` and
+            ``choices``: the text. Type checkers infer the class: ``json_schema=City`` gives a
+            ``Reply[City]``. None for an answer that was cut off (see ``finish_reason``), because
+            its value is incomplete.
         candidates: With ``candidates=n``: all n answers in the order of their seeds, this one
             first. Empty otherwise.
     """
@@ -143,13 +142,12 @@ class Reply(Generic[Parsed]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenScores:
-    """How likely a model finds the tokens of a given text; see `Phi3Model.score`.
+    """Log-probabilities of the tokens of a given text; see `Phi3Model.score`.
 
     Attributes:
-        token_ids: The tokens that were scored.
-        logprobs: For each of them the natural logarithm of its probability after all tokens
-            before it.
-        is_greedy: For each of them, whether it is the likeliest token in its place.
+        token_ids: The scored tokens.
+        logprobs: Natural logarithm of each token's probability given all tokens before it.
+        is_greedy: Whether each token is the most likely one at its position.
 
     Example:
         >>> scores = TokenScores(token_ids=(5, 6), logprobs=(-0.5, -1.0), is_greedy=(True, False))
@@ -163,22 +161,22 @@ class TokenScores:
 
     @property
     def total_logprob(self) -> float:
-        """The natural logarithm of the probability of all these tokens together."""
+        """The sum of ``logprobs``: natural logarithm of the probability of the whole text."""
         return math.fsum(self.logprobs)
 
 
 class Meter:
-    """Counts what has been read of an answer; when it came, the engine's side has noted."""
+    """Counts the tokens read of an answer; the engine records when each chunk arrived."""
 
     def __init__(self, asked_at: float, put_at: Sequence[float]) -> None:
-        """Measure from ``asked_at``; ``put_at`` grows by one with each pass of the engine."""
+        """Measure from ``asked_at``; the engine appends a time to ``put_at`` per forward pass."""
         self.completion_tokens = 0
         self.passes = 0
         self._asked_at = asked_at
         self._put_at = put_at
 
     def usage(self, *, prompt_tokens: int, cached_tokens: int) -> Usage:
-        """Return what the answer took so far."""
+        """Return the token counts of the answer so far."""
         return Usage(
             prompt_tokens=prompt_tokens,
             cached_tokens=cached_tokens,

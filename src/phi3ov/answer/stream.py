@@ -1,7 +1,7 @@
 """One answer while it is being generated: `ReplyStream`.
 
-``generate()`` is this stream read to its end; there is no second way to an answer. Several
-candidates of one request are ``candidates.py``.
+``generate()`` reads this stream to its end, so there is only one code path. ``candidates.py``
+streams several candidates of one request.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """What one read of a stream brought: text that is certain, and the tokens that came with it.
+    """Result of one read of a stream: text that can be shown, and the tokens that arrived.
 
     Attributes:
         text: Text to show; empty while a character or a stop string is incomplete.
-        reasoning: Thoughts of a reasoning model, which come before its answer.
-        token_ids: The ids that came, the stop token left out. The text of a token may come with a
-            later piece.
-        logprobs: Their log-probabilities, where ``logprobs=True`` was asked for; else empty.
-        top_logprobs: The likeliest ids in the place of each, with their log-probabilities, where
-            ``top_logprobs`` was asked for; else empty.
+        reasoning: Reasoning text of a reasoning model, which precedes its answer.
+        token_ids: The ids that arrived, without the stop token. The text of a token may arrive
+            with a later piece.
+        logprobs: Log-probability of each id with ``logprobs=True``; otherwise empty.
+        top_logprobs: Most likely ids at each position with their log-probabilities, with
+            ``top_logprobs``; otherwise empty.
     """
 
     text: str
@@ -45,7 +45,7 @@ class Piece:
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
 
     def __bool__(self) -> bool:
-        """Whether it holds anything."""
+        """Whether the piece holds text or tokens."""
         return bool(self.text or self.reasoning or self.token_ids)
 
 
@@ -53,8 +53,8 @@ class ReplyStream(Iterator[str], AsyncIterator[str], Generic[Parsed]):
     """An answer while it is being generated: iterate over its text, or ``async for`` over it.
 
     The pieces never split a character, and joined they equal `Reply.text`. When the
-    iteration ends, `reply` is complete. Leaving early (``close()``, the end of a ``with``
-    block, or dropping the last reference) cancels the answer.
+    iteration ends, `reply` is complete. Leaving early cancels the answer: ``close()``, the end of
+    a ``with`` block, or dropping the last reference.
 
     Example:
         >>> import phi3ov
@@ -64,7 +64,7 @@ class ReplyStream(Iterator[str], AsyncIterator[str], Generic[Parsed]):
     """
 
     def __init__(self) -> None:
-        """Start with nothing read; `Phi3Model` and `Phi3Chat` make streams."""
+        """Start an unread stream; `Phi3Model` and `Phi3Chat` create streams."""
         self._reply: Reply[Parsed] | None = None
         self._failed = False
         self._keep_partial = False
@@ -74,26 +74,26 @@ class ReplyStream(Iterator[str], AsyncIterator[str], Generic[Parsed]):
         # One reader at a time: close() may be called while another thread waits for a piece.
         self._reading = threading.RLock()
 
-    # --- what kinds of streams differ in ------------------------------------------------------
+    # --- implemented by subclasses ------------------------------------------------------------
 
     @abstractmethod
     def _advance(self, *, wait: bool) -> Piece | None:
-        """Take what comes next, for `read`; None if nothing has come."""
+        """Return the next piece, for `read`; None if nothing has arrived."""
 
     @property
     @abstractmethod
     def token_streams(self) -> Sequence[TokenStream]:
-        """The engine's streams that this one reads; not for users."""
+        """The engine streams that this stream reads; internal."""
 
     @property
     @abstractmethod
     def stops_early(self) -> bool:
-        """Whether a stop string, which the engine does not know, may end the answer."""
+        """Whether a stop string may end the answer; the engine itself only knows stop tokens."""
 
     @property
     @abstractmethod
     def candidates(self) -> Sequence[ReplyStream[Parsed]]:
-        """The stream of each candidate, the first one's included; empty for a single answer."""
+        """The stream of each candidate, including the first; empty for a single answer."""
 
     # --- state --------------------------------------------------------------------------------
 
@@ -116,7 +116,7 @@ class ReplyStream(Iterator[str], AsyncIterator[str], Generic[Parsed]):
 
     @property
     def done(self) -> bool:
-        """Whether the answer has ended, in whatever way."""
+        """Whether the answer has ended, successfully or not."""
         return self._reply is not None or self._failed
 
     def __repr__(self) -> str:
@@ -126,25 +126,24 @@ class ReplyStream(Iterator[str], AsyncIterator[str], Generic[Parsed]):
         return f"<phi3ov.ReplyStream: {state}>"
 
     def on_end(self, call: Callable[[Reply[Parsed] | None], None]) -> None:
-        """Call ``call`` once when the stream ends: with the reply, or None.
+        """Call ``call`` once when the stream ends, with the reply or None.
 
-        None stands for an answer that is not to be kept: it failed, was abandoned, cancelled
-        without ``keep``, or ran out of time without ``on_timeout="keep"``. The call happens on
-        the thread that reads the end.
+        None means that the answer is discarded: it failed, was abandoned, was cancelled without
+        ``keep``, or ran out of time without ``on_timeout="keep"``. The call happens on the thread
+        that reads the end of the stream.
         """
         self._on_end.append(call)
 
     # --- reading ------------------------------------------------------------------------------
 
     def read(self, *, wait: bool = False) -> Piece | None:
-        """Read what comes next: the one way in which a stream is read.
+        """Read the next piece. All other ways to read a stream use this method.
 
         Args:
-            wait: Wait for it, up to half a second.
+            wait: Wait up to half a second for a piece.
 
         Returns:
-            A piece, possibly an empty one; None if nothing has come, or `done` says that nothing
-            will.
+            A piece, possibly empty; None if nothing has arrived, or if the stream is `done`.
 
         Raises:
             GenerationError: The engine failed.
@@ -153,12 +152,12 @@ class ReplyStream(Iterator[str], AsyncIterator[str], Generic[Parsed]):
             return None if self.done else self._advance(wait=wait)
 
     def pieces(self) -> Iterator[Piece]:
-        """Read on, and yield each piece with its token ids and log-probabilities."""
+        """Yield the remaining pieces with their token ids and log-probabilities."""
         while (piece := self._next_piece()) is not None:
             yield piece
 
     async def apieces(self) -> AsyncIterator[Piece]:
-        """Do what `pieces` does without blocking the event loop."""
+        """Async version of `pieces`; does not block the event loop."""
         while (piece := await self._await_piece()) is not None:
             yield piece
 
@@ -181,7 +180,7 @@ class ReplyStream(Iterator[str], AsyncIterator[str], Generic[Parsed]):
         raise StopAsyncIteration
 
     def _next_piece(self) -> Piece | None:
-        """Return the next piece that holds something; None at the end."""
+        """Return the next piece that is not empty; None at the end."""
         while not self.done:
             try:
                 piece = self.read(wait=True)
@@ -195,21 +194,21 @@ class ReplyStream(Iterator[str], AsyncIterator[str], Generic[Parsed]):
         return None
 
     async def _await_piece(self) -> Piece | None:
-        """Do what `_next_piece` does without blocking the event loop."""
-        import asyncio  # costs `import phi3ov` 20 ms
+        """Async version of `_next_piece`; does not block the event loop."""
+        import asyncio  # at module level it would add 20 ms to `import phi3ov`
 
         loop = asyncio.get_running_loop()
         try:
-            await asyncio.sleep(0)  # a reader that lags behind must not keep the loop busy
+            await asyncio.sleep(0)  # a reader that lags behind must not block the loop
             return await self._piece_on(loop)
         except asyncio.CancelledError:
             self.cancel(keep=self._keep_partial)
-            # This reader is gone, so another thread reads the rest: the turn must end.
+            # The reader was cancelled, so another thread must close the stream to end the turn.
             loop.run_in_executor(None, self.close)
             raise
 
     async def _piece_on(self, loop: AbstractEventLoop) -> Piece | None:
-        """Return the next piece, None at the end; no thread waits meanwhile."""
+        """Return the next piece, or None at the end, without blocking a thread."""
         import asyncio
 
         news = asyncio.Event()
@@ -236,23 +235,23 @@ class ReplyStream(Iterator[str], AsyncIterator[str], Generic[Parsed]):
         finally:
             for tokens in self.token_streams:
                 tokens.remove_listener(wake)
-        # Another thread reads: wait behind it.
+        # Another thread is reading: wait for it in a worker thread.
         return await asyncio.to_thread(self._next_piece)
 
     def _remaining_seconds(self) -> float | None:
-        """Return how soon the time of an engine's stream is over."""
+        """Return the shortest remaining time of the engine streams; None without a limit."""
         left = (tokens.remaining_seconds for tokens in self.token_streams)
         return min((seconds for seconds in left if seconds is not None), default=None)
 
     def _next_ready(self) -> Piece | None:
-        """Return the next piece without waiting; None if there is none yet, or at the end."""
+        """Return the next piece without waiting; None if none has arrived, or at the end."""
         while (piece := self.read()) is not None:
             if piece:
                 return piece
         return None
 
     def poll(self) -> bool:
-        """Read what has come, without waiting, and return whether the answer has ended.
+        """Read everything that has arrived without waiting; return whether the answer has ended.
 
         Raises:
             GenerationError: The engine failed.
@@ -262,19 +261,19 @@ class ReplyStream(Iterator[str], AsyncIterator[str], Generic[Parsed]):
         return self.done
 
     def add_listener(self, wake: Callable[[], None]) -> None:
-        """Call ``wake``, on another thread, when `poll` may find that the answer has ended.
+        """Call ``wake`` on another thread when the answer may have ended; call `poll` then.
 
         Args:
-            wake: Must not wait for anything.
+            wake: The callback; must not block.
         """
         for tokens in self.token_streams:
             tokens.add_listener(wake, only_end=not self.stops_early)
 
     def drain(self) -> Reply[Parsed]:
-        """Read the stream to its end and return the reply: this is all that ``generate()`` does.
+        """Read the stream to its end and return the reply, as ``generate()`` does.
 
-        Unless a stop string may end it, nothing is read before the engine has ended: waking up
-        for each token would take time from the processor that computes the next.
+        Without stop strings this waits for the engine to end before reading anything: waking up
+        for each token would take CPU time from the computation of the next token.
         """
         if not self.stops_early:
             try:
@@ -288,7 +287,7 @@ class ReplyStream(Iterator[str], AsyncIterator[str], Generic[Parsed]):
         return self.reply
 
     async def adrain(self) -> Reply[Parsed]:
-        """Do what `drain` does without blocking the event loop."""
+        """Async version of `drain`; does not block the event loop."""
         while await self._await_piece() is not None:
             pass
         return self.reply
@@ -296,9 +295,9 @@ class ReplyStream(Iterator[str], AsyncIterator[str], Generic[Parsed]):
     # --- leaving ------------------------------------------------------------------------------
 
     def cancel(self, *, keep: bool = False) -> None:
-        """Stop the answer within one token, from any thread or signal handler, any number of times.
+        """Stop the answer within one token; safe from any thread or signal handler, repeatedly.
 
-        The iteration then ends and `reply` holds what there was, with the finish reason
+        The iteration then ends, and `reply` holds the partial answer with the finish reason
         ``"cancelled"``.
 
         Args:
@@ -311,9 +310,9 @@ class ReplyStream(Iterator[str], AsyncIterator[str], Generic[Parsed]):
                 tokens.cancel()
 
     def close(self) -> None:
-        """Cancel the answer if it has not ended, and wait until the engine let go of it.
+        """Cancel the answer if it has not ended, and wait until the engine has stopped it.
 
-        An answer that the engine has not begun, or whose time is over, is not waited for.
+        Returns at once if the engine has not begun the answer, or if its time is over.
         """
         self.cancel(keep=self._keep_partial)
         with suppress(GenerationError):
@@ -321,12 +320,12 @@ class ReplyStream(Iterator[str], AsyncIterator[str], Generic[Parsed]):
                 self.read(wait=True)
 
     def _abandon(self) -> None:
-        """Close the stream, and keep nothing of it even if it had ended before."""
+        """Close the stream and discard its answer, even if it had already ended."""
         self._is_abandoned = True
         self.close()
 
     async def aclose(self) -> None:
-        """Do what `close` does without blocking the event loop."""
+        """Async version of `close`; does not block the event loop."""
         self.cancel(keep=self._keep_partial)
         with suppress(GenerationError):
             while await self._await_piece() is not None:
@@ -380,11 +379,11 @@ class AnswerStream(ReplyStream[Any]):
         """Read ``tokens`` through ``answer``.
 
         Args:
-            tokens: The engine's side: chunks of token ids.
-            answer: Turns ids into text and knows the stop tokens and strings.
-            shape: Parses the finished answer; None where it has no shape.
-            dropped_turns: How many turns were left out of the prompt, for the reply.
-            keep_at_timeout: Whether an answer whose time was over shall be kept.
+            tokens: The engine stream with chunks of token ids.
+            answer: Decodes ids to text and detects stop tokens and stop strings.
+            shape: Parses the finished answer; None for an unstructured answer.
+            dropped_turns: Number of turns dropped from the prompt, for the reply.
+            keep_at_timeout: Whether to keep an answer that ran out of time.
         """
         self._tokens = tokens
         self._answer = answer
@@ -396,7 +395,7 @@ class AnswerStream(ReplyStream[Any]):
 
     @property
     def token_streams(self) -> Sequence[TokenStream]:
-        """The engine's one stream."""
+        """The single engine stream."""
         return (self._tokens,)
 
     @property
@@ -426,15 +425,15 @@ class AnswerStream(ReplyStream[Any]):
             raise
 
     def _take(self, chunk: list[int]) -> Piece:
-        """Turn one chunk of ids into text, ending the answer where it says so."""
+        """Decode one chunk of ids, ending the answer at a stop token or stop string."""
         known = len(self._answer.token_ids)
         texts, reasoning = [], ""
-        self._meter.passes += 1  # engines put what one pass over the weights gave at once
+        self._meter.passes += 1  # engines put the tokens of one forward pass as one chunk
         for token_id in chunk:
             self._meter.completion_tokens += 1
             texts.append(self._answer.add(token_id))
             if self._answer.stopped_by is not None:
-                self._tokens.cancel()  # harmless where the engine stopped by itself
+                self._tokens.cancel()  # harmless if the engine has already stopped
                 end = self._end()
                 texts.append(end.text)
                 reasoning += end.reasoning
@@ -450,7 +449,7 @@ class AnswerStream(ReplyStream[Any]):
         )
 
     def _end(self) -> Piece:
-        """Complete the reply and return the text that was still held back."""
+        """Complete the reply, and return the last piece with the text that was held back."""
         rest = self._answer.finish()
         reason = self._finish_reason()
         request, answer = self._tokens.request, self._answer
@@ -459,7 +458,7 @@ class AnswerStream(ReplyStream[Any]):
                 f"The engine ended after {self._meter.completion_tokens} tokens without a stop "
                 f"token and before max_new_tokens={request.max_new_tokens}."
             )
-        shown = slice(len(answer.token_ids))  # not the stop token
+        shown = slice(len(answer.token_ids))  # without the stop token
         logprobs = tuple(self._tokens.logprobs[shown])
         top_logprobs = tuple(self._tokens.top_logprobs[shown])
         reply = Reply(

@@ -1,4 +1,4 @@
-"""`TokenRequest`, the engine's input, and `TokenStream`, its output: ids as they are generated."""
+"""Input and output of an engine: `TokenRequest`, and `TokenStream` of generated ids."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from ..errors import GenerationError
 from .options import Sampling
 
 TopLogprobs = tuple[tuple[int, float], ...]
-"""Ids with their log-probabilities, the likeliest first."""
+"""Ids with their log-probabilities, most likely first."""
 
 _LOGGER = logging.getLogger("phi3ov")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRequest:
-    """What to generate.
+    """A generation request to an engine.
 
     Attributes:
         prompt_ids: The prompt, at least one id.
-        max_new_tokens: The most ids to produce, the stop id included.
-        stop_ids: Ids that end the answer; the one that did is the last id produced.
-        sampling: How the next token is chosen.
+        max_new_tokens: Maximum number of generated ids, including the stop id.
+        stop_ids: Ids that end the answer. The engine emits the stop id as the last id.
+        sampling: Sampling parameters.
         logprobs: Whether to fill `TokenStream.logprobs`.
-        top_logprobs: How many alternatives per token `TokenStream.top_logprobs` gets; 0 is off.
-        grammar: Rules in EBNF; the text of the ids follows the first, ``answer``. None is off.
+        top_logprobs: Number of alternatives per token in `TokenStream.top_logprobs`; 0 is off.
+        grammar: Rules in EBNF; the generated text must match the first, ``answer``. None is off.
     """
 
     prompt_ids: tuple[int, ...]
@@ -40,7 +40,7 @@ class TokenRequest:
     grammar: str | None = None
 
     def asked(self) -> dict[str, object]:
-        """Return, by name, what this request asks for beyond greedy decoding."""
+        """Return the options of this request that differ from greedy decoding, by name."""
         values = {each.name: getattr(self.sampling, each.name) for each in fields(self.sampling)}
         values |= {name: getattr(self, name) for name in ("logprobs", "top_logprobs", "grammar")}
         neutral = {each.name: each.default for each in (*fields(self.sampling), *fields(self))}
@@ -48,26 +48,28 @@ class TokenRequest:
 
 
 class TokenStream(Iterator[list[int]]):
-    """Ids of one answer: an engine's thread puts them in, one consumer reads them with `read`.
+    """Queue of one answer's ids: the engine's thread puts them, one consumer reads them.
 
-    Looking at a property changes nothing. `cancel` may be called from a signal handler: nothing
-    here takes a lock that is not reentrant.
+    Reading a property has no side effect. `cancel` may be called from a signal handler, because
+    no method takes a lock that is not reentrant.
 
     Attributes:
-        request: What was asked for.
-        cached_tokens: Prompt ids that the engine did not have to read again; right once the
-            first ids have come.
-        logprobs: If the request asks for them: the log-probability of each id put so far,
-            in the same order. An engine adds to it before it puts the ids.
-        top_logprobs: Likewise, for each id the likeliest ids with their log-probabilities.
-        begun: Whether the engine works on it; until then it can end without the engine.
-        timed_out: Whether `expire` cancelled it because its time was over.
-        asked_at: When it was opened, as ``time.perf_counter`` counts.
-        put_at: When each chunk was put.
+        request: The request.
+        cached_tokens: Number of prompt ids found in the prefix cache; valid once the first ids
+            have arrived.
+        logprobs: If requested, the log-probability of each id put so far, in the same order. An
+            engine adds to it before it puts the ids.
+        top_logprobs: If requested, the most likely ids at each position, with their
+            log-probabilities.
+        begun: Whether the engine has begun the request; before that it can end without the
+            engine.
+        timed_out: Whether `expire` cancelled the stream because its time was over.
+        asked_at: Time of creation, from ``time.perf_counter``.
+        put_at: Time of each chunk.
     """
 
     def __init__(self, request: TokenRequest, *, timeout_seconds: float | None = None) -> None:
-        """Open the stream for ``request``; its time, if limited, runs from now."""
+        """Open the stream for ``request``; the timeout, if any, starts now."""
         self.request = request
         self.cached_tokens = 0
         self.logprobs: list[float] = []
@@ -89,7 +91,7 @@ class TokenStream(Iterator[list[int]]):
     # --- the consumer's side ------------------------------------------------------------------
 
     def read(self, wait_seconds: float = 0.0) -> list[int] | None:
-        """Return the next ids, ``[]`` if none come in time, None at the end.
+        """Return the next ids; ``[]`` if none arrive within ``wait_seconds``, None at the end.
 
         Raises:
             GenerationError: The engine failed.
@@ -106,8 +108,8 @@ class TokenStream(Iterator[list[int]]):
             if isinstance(chunk, GenerationError):
                 raise chunk
             raise GenerationError(f"The engine failed: {chunk}") from chunk
-        # A KeyboardInterrupt may have swallowed the last chunk; the engine may be busy with a long
-        # step, which a reader does not wait for.
+        # A KeyboardInterrupt may have lost the last chunk. After a timeout, the engine may be busy
+        # with a long step, and a reader must not wait for it.
         is_lost = chunk == [] and self._engine_ended and self._chunks.empty()
         self._ended = (
             chunk is None or is_lost or (self._cancelled and (self.timed_out or not self.begun))
@@ -121,9 +123,9 @@ class TokenStream(Iterator[list[int]]):
         return chunk
 
     def wait_for_end(self) -> None:
-        """Wait until the engine has ended it, it was cancelled, or its time is over.
+        """Wait until the engine ends the stream, it is cancelled, or its time is over.
 
-        For a consumer that wants the whole answer: no token wakes it up.
+        This is for a consumer of the whole answer: single tokens do not wake it up.
         """
         while not self._is_over:
             try:
@@ -132,40 +134,40 @@ class TokenStream(Iterator[list[int]]):
                 self.expire()
 
     def add_listener(self, wake: Callable[[], None], *, only_end: bool = False) -> None:
-        """Call ``wake`` when `read` may have something new, on the thread that causes it.
+        """Call ``wake`` when `read` may return something new, on the thread that causes it.
 
         Args:
-            wake: Must not wait for anything.
-            only_end: Call it when `wait_for_end` would return, not for each chunk.
+            wake: The callback; must not block.
+            only_end: Call it only when `wait_for_end` would return, not for each chunk.
         """
         (self._end_listeners if only_end else self._listeners).append(wake)
 
     def remove_listener(self, wake: Callable[[], None]) -> None:
-        """Undo `add_listener` for each chunk."""
+        """Remove a listener that was added for each chunk."""
         self._listeners.remove(wake)
 
     @property
     def remaining_seconds(self) -> float | None:
-        """Time left; None if it is not limited, or the stream was cancelled."""
+        """Seconds until the timeout; None without a timeout, or if the stream was cancelled."""
         if self._deadline is None or self._cancelled:
             return None
         return max(0.0, self._deadline - time.monotonic())
 
-    # --- anybody's side -----------------------------------------------------------------------
+    # --- both sides ---------------------------------------------------------------------------
 
     def cancel(self) -> None:
-        """Ask the engine to stop; it ends the stream within one token. For any thread."""
+        """Ask the engine to end the stream within one token; safe from any thread."""
         self._cancelled = True
         self._tell([])
         self._tell_end()
 
     @property
     def cancelled(self) -> bool:
-        """Whether it was cancelled, or its time is over; engines ask after each token."""
+        """Whether the stream was cancelled or timed out; engines check this after each token."""
         return self._cancelled or self.remaining_seconds == 0
 
     def expire(self) -> None:
-        """Cancel it if its time is over."""
+        """Cancel the stream if its time is over."""
         if self.remaining_seconds == 0:
             self.timed_out = True
             self.cancel()
@@ -173,19 +175,19 @@ class TokenStream(Iterator[list[int]]):
     # --- the engine's side --------------------------------------------------------------------
 
     def put(self, token_ids: list[int]) -> None:
-        """Add ids, those of one pass over the weights; for the engine."""
+        """Add the ids of one forward pass."""
         if token_ids:
             self.put_at.append(time.perf_counter())
             self._tell(token_ids)
 
     def end(self, error: BaseException | None = None) -> None:
-        """End the stream, with the error that ended it if there was one; for the engine."""
+        """End the stream, with the error that caused it, if any."""
         self._tell(error)
         self._engine_ended = True
         self._tell_end()
 
     def _next_chunk(self, wait_seconds: float) -> list[int] | BaseException | None:
-        """Return what the engine said next; ``[]``, which also wakes readers, says nothing."""
+        """Return the engine's next chunk, its error, or None at the end; ``[]`` for nothing new."""
         try:
             chunk = self._chunks.get(block=wait_seconds > 0, timeout=wait_seconds or None)
             while chunk == []:
@@ -213,5 +215,5 @@ def _wake_all(listeners: Sequence[Callable[[], None]]) -> None:
     for wake in tuple(listeners):
         try:
             wake()
-        except Exception:  # the engine's thread serves other streams, too
+        except Exception:  # the engine's thread also serves other streams
             _LOGGER.exception("A listener of a stream failed.")

@@ -1,17 +1,17 @@
 """Sets of characters, as ranges of their code points.
 
-``ebnf.py`` writes them as classes of a grammar.
+``ebnf.py`` writes them as character classes of a grammar.
 """
 
 from __future__ import annotations
 
 Ranges = tuple[tuple[int, int], ...]
-"""Code points as inclusive ranges, sorted, with gaps between them."""
+"""Code points as sorted, inclusive, non-adjacent ranges."""
 
 _LAST = 0x10FFFF
 ANY: Ranges = ((1, 0xD7FF), (0xE000, _LAST))
 """Every character that an answer can hold: no surrogates, and no NUL, which
-genai's matcher drops."""
+genai's grammar matcher drops."""
 DIGIT: Ranges = ((0x30, 0x39),)
 WORD: Ranges = ((0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A))
 SPACE: Ranges = ((0x09, 0x0D), (0x20, 0x20))
@@ -19,7 +19,7 @@ NEWLINE: Ranges = ((0x0A, 0x0A),)
 
 
 def unite(*parts: Ranges) -> Ranges:
-    """Return the characters that are in any of ``parts``, in one sorting."""
+    """Return the union of ``parts``, sorting once."""
     merged: list[tuple[int, int]] = []
     for low, high in sorted(pair for part in parts for pair in part):
         if merged and low <= merged[-1][1] + 1:
@@ -30,7 +30,7 @@ def unite(*parts: Ranges) -> Ranges:
 
 
 def without(characters: Ranges, others: Ranges) -> Ranges:
-    """Return ``characters`` that are not in ``others``."""
+    """Return the difference: ``characters`` without ``others``."""
     gaps, first = [], 0
     for low, high in others:
         if first < low:
@@ -42,7 +42,7 @@ def without(characters: Ranges, others: Ranges) -> Ranges:
 
 
 def common(one: Ranges, other: Ranges) -> Ranges:
-    """Return the characters that are in both, walking along both at once."""
+    """Return the intersection of both sets in one parallel pass."""
     found, left, right = [], 0, 0
     while left < len(one) and right < len(other):
         low, high = max(one[left][0], other[right][0]), min(one[left][1], other[right][1])
@@ -56,7 +56,7 @@ def common(one: Ranges, other: Ranges) -> Ranges:
 
 
 def split_utf8(low: int, high: int) -> list[tuple[int, int]]:
-    """Split a range so that within a piece each byte of UTF-8 takes a range of its own."""
+    """Split a range into pieces in which each UTF-8 byte covers an independent range."""
     for last in (0x7F, 0x7FF, 0xFFFF):
         if low <= last < high:
             return split_utf8(low, last) + split_utf8(last + 1, high)

@@ -1,9 +1,9 @@
-r"""Grammars (EBNF) for openvino-genai: classes, strings, repetitions, rules.
+r"""Writes grammars (EBNF) for openvino-genai: character classes, strings, repetitions, rules.
 
-genai can convert patterns and schemas itself, with defects that decision 29 lists. So every
-grammar is written here. A class is split where the first byte of its characters' UTF-8 changes,
-because genai's matcher lets invalid bytes through other classes. Patterns are converted in
-``regex.py``, schemas in ``json_schema.py``.
+genai's own conversion of patterns and schemas has the defects that decision 29 lists, so phi3ov
+writes every grammar itself. A class is split where the first UTF-8 byte of its characters changes,
+because genai's matcher lets invalid bytes through unsplit classes. ``regex.py`` converts patterns,
+``json_schema.py`` schemas.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from ..errors import OptionError
 from .character_sets import ANY, Ranges, common, split_utf8
 
 MOST_REPETITIONS = 20_000
-"""Most characters of an expression when its repetitions are written out. The matcher writes them
-out, and takes seconds for more."""
+"""Maximum size of an expression with its repetitions expanded. The matcher expands them, which
+takes seconds for larger ones."""
 
 _FEW = 16
-"""Longest range of a repetition that is left to the matcher."""
+"""Longest repetition range that is left to the matcher."""
 
 
 def characters(ranges: Ranges) -> str:
-    r"""Return the grammar's class for ``ranges``, which must not be empty.
+    r"""Return the character class for ``ranges``, which must not be empty.
 
     Example:
         >>> print(characters(((0x41, 0x5A), (0xE9, 0xE9))))
@@ -38,10 +38,10 @@ def characters(ranges: Ranges) -> str:
 
 
 def literal(text: str) -> str:
-    r"""Return the grammar's string for ``text``, or several in a row.
+    r"""Return ``text`` as one or more string literals of the grammar.
 
-    A character that is not printable ASCII has a string of its own: genai rewrites the grammar with
-    such characters as ``\x..``, and takes a hexadecimal digit behind one for part of it.
+    A character outside printable ASCII gets a separate literal: genai rewrites such characters as
+    ``\x..``, and would read a hexadecimal digit after one as part of it.
 
     Example:
         >>> print(literal('a"'), literal("aéb"))
@@ -62,9 +62,9 @@ def literal(text: str) -> str:
 def rules(answer: str, others: Mapping[str, str] | None = None) -> str:
     """Return the whole grammar: ``answer``, the ``others`` by name, and a rule for each class.
 
-    A class is written once, however often it is used. A class or rule that may come up to n times
-    is written out by `_up_to`: with its own ``{0,n}`` and ``{n,}``, genai's matcher takes half a
-    minute for the first tokens (decision 29).
+    Each class is written once. `_up_to` expands a class or rule that may repeat up to n times:
+    with the native ``{0,n}`` and ``{n,}``, genai's matcher takes half a minute for the first
+    tokens (decision 29).
     """
     named = (f"{name} ::= {body}" for name, body in (others or {}).items())
     lines = [f"answer ::= {answer}", *named]
@@ -73,7 +73,7 @@ def rules(answer: str, others: Mapping[str, str] | None = None) -> str:
     def name_class(found: re.Match[str]) -> str:
         return classes.setdefault(found[0], f"class{len(classes)}")
 
-    # Inside of strings, brackets are escaped.
+    # Brackets inside string literals are escaped, so this finds classes only.
     lines = [re.sub(r"\[[^\]]*\]", name_class, line) for line in lines]
     counted: dict[str, str] = {}
 
@@ -93,10 +93,11 @@ def rules(answer: str, others: Mapping[str, str] | None = None) -> str:
 
 
 def _up_to(name: str, most: int) -> dict[str, str]:
-    """Return rules, the first of which is ``name`` at most ``most`` times.
+    """Return rules, the first of which matches ``name`` at most ``most`` times.
 
-    The text is some whole blocks and a rest that is shorter than a block, so that each count can be
-    read in one way only. Both are chains of rules that end or go on, of about the same length.
+    The text is parsed as some whole blocks and a remainder shorter than a block, so that each
+    count has exactly one parse. Blocks and remainder are chains of rules of about the same length,
+    and each rule either ends the chain or continues it.
     """
     block = math.isqrt(most)
     blocks, rest = divmod(most, block)
@@ -114,12 +115,12 @@ def _up_to(name: str, most: int) -> dict[str, str]:
 
 
 def alternatives(expressions: Iterable[str]) -> str:
-    """Return an expression that is one of ``expressions``."""
+    """Return the alternation of ``expressions``."""
     return "(" + " | ".join(expressions) + ")"
 
 
 def repeat(expression: str, least: int, most: int | None) -> str:
-    """Return ``least`` to ``most`` times ``expression``; None is without a limit."""
+    """Return ``expression`` repeated ``least`` to ``most`` times; None for no limit."""
     short = {(0, 1): "?", (0, None): "*", (1, None): "+", (1, 1): ""}
     counted = f"{{{least},{'' if most is None else most}}}"
     return f"({expression}){short.get((least, most), counted)}"

@@ -1,9 +1,9 @@
-"""JSON schemas to grammars for openvino-genai.
+"""Compiles JSON schemas to grammars for openvino-genai.
 
-A finished answer fits its schema: a keyword that cannot be enforced is refused by name. Between
-JSON tokens stands exactly the white space of ``json.dumps``, so that a model cannot write spaces
-without end. Integers have at most 15 digits, and the members of an object come in the schema's
-order. ``keywords.py`` reads the keywords.
+A finished answer fits its schema: a keyword that cannot be enforced is refused by name. White
+space between JSON tokens is exactly that of ``json.dumps``, so a model cannot write spaces without
+end. Integers have at most 15 digits, and the members of an object come in the schema's order.
+``keywords.py`` reads the keywords.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ from .regex import regex_grammar
 from .relaxation import relaxed
 
 MOST_SCHEMAS = 1000
-"""The most parts that a schema may have."""
+"""Maximum number of subschemas in a schema."""
 _DEEPEST = 32
 _RESERVED = ("answer", "class", "json_")
-"""What the names of all other rules begin with."""
+"""Prefixes that the names of all other rules use."""
 _CHARACTERS_PER_REPETITION = 5
 """Characters of constants that count as one repetition."""
 
@@ -64,8 +64,8 @@ def json_grammar(schema: Any, *, lenient: bool = False) -> str:
 
     Args:
         schema: A JSON schema.
-        lenient: Drop what a grammar cannot enforce instead of refusing it: then the grammar
-            also allows texts that do not fit, and finished ones are to be checked.
+        lenient: Drop keywords that a grammar cannot enforce instead of refusing them. The grammar
+            then allows texts that do not fit, so check the finished answer.
 
     Raises:
         OptionError: The schema is malformed or too large, has a keyword that cannot be enforced,
@@ -81,11 +81,10 @@ def schema_part(schema: Any, name: str) -> GrammarPart:
 
     Args:
         schema: A JSON schema.
-        name: Name of its first rule, and prefix of all others: a word that no other part of the
-            grammar has.
+        name: Name of its first rule, and prefix of its other rules; must be unique in the grammar.
 
     Raises:
-        OptionError: As `json_grammar`, or ``name`` is not an identifier of its own.
+        OptionError: As `json_grammar`, or ``name`` is not a valid identifier or is reserved.
 
     Example:
         >>> from phi3ov.structured.parts import grammar, one_of, sequence, text
@@ -110,7 +109,7 @@ def schema_part(schema: Any, name: str) -> GrammarPart:
 
 
 class _Compiler:
-    """Turns one schema, with its definitions, into rules."""
+    """Compiles one schema, with its definitions, to rules."""
 
     def __init__(self, root: Any, prefix: str = "", *, lenient: bool = False) -> None:
         self.rules: dict[str, str] = {}
@@ -120,7 +119,7 @@ class _Compiler:
         self._names: dict[str, str] = {}  # body to rule
         self._references: dict[tuple[str, str | None], str] = {}  # pointer and tag to rule
         self._pending: list[tuple[str, str | None]] = []
-        self._pointers: dict[str, None] = {}  # all that are followed, in that order
+        self._pointers: dict[str, None] = {}  # every followed pointer, in order
         self._count = 0
 
     def compile(self) -> str:
@@ -136,7 +135,7 @@ class _Compiler:
         return answer
 
     def _rule(self, body: str, size: int = 0, where: str = "") -> str:
-        """Return the name of the rule with a body; the same body is written and counted once."""
+        """Return the name of the rule with this body; equal bodies share one rule."""
         if re.fullmatch(r"\w+", body):
             return body
         if body not in self._names:
@@ -192,7 +191,7 @@ class _Compiler:
         return alternatives(parts)
 
     def _tagged(self, schema: dict[str, Any], where: str, depth: int) -> str:
-        """Write each schema of ``oneOf`` with the property by which it is none of the others."""
+        """Compile ``oneOf``: require the discriminator in each member, so that only one fits."""
         tag, branches = read_tagged(self._root, schema, where)
         parts = []
         for index, branch in enumerate(branches):
@@ -217,7 +216,7 @@ class _Compiler:
         key = (pointer, tag)
         if key not in self._references:
             name = self._references[key] = f"{self._prefix}reference{len(self._references)}"
-            self.rules[name] = ""  # `compile` writes it: a chain of them needs no stack
+            self.rules[name] = ""  # `compile` writes it later, so long chains do not recurse
             self._pending.append(key)
             self._pointers[pointer] = None
         return self._references[key]
@@ -234,7 +233,7 @@ class _Compiler:
             elif kind == "string":
                 parts.append(self._text(schema, where))
             elif kind in ("integer", "number"):
-                if kind == "number" or "number" not in types:  # each integer is a number
+                if kind == "number" or "number" not in types:  # "number" covers integers
                     parts.append(self._number(schema, where, whole=kind == "integer"))
             else:
                 parts.append({"null": '"null"', "boolean": '("true" | "false")'}[kind])
@@ -255,8 +254,8 @@ class _Compiler:
             for name, part in properties.items()
         ]
         needed = [name in required for name in properties]
-        # From the last to the first: which member may come next, and what may follow it. No part
-        # of that is optional, for the matcher's time grows with the square of those in a row.
+        # From the last member to the first: the rule for the members that may come next. No part
+        # is optional, because the matcher's time grows with the square of adjacent optional parts.
         choice = ""
         for index in reversed(range(len(members))):
             follows = [] if any(needed[index + 1 :]) else [literal("}")]
@@ -288,12 +287,12 @@ class _Compiler:
         return f"{literal('[')} {listed(item, least, most)} {literal(']')}"
 
     def _unique(self, values: list[Any], least: int, most: int | None, where: str) -> str:
-        """Write an array whose items are different: some of ``values``, in their order."""
+        """Compile an array of distinct items: a subsequence of ``values``."""
         most = len(values) if most is None else min(most, len(values))
         if least > most:
             raise refusal(where, f"has {least} different items of {len(values)} values.")
         texts = [self._constant(value, where) for value in values]
-        # From the last to the first value: `choice[count]` is what follows so many items.
+        # From the last value to the first: `choice[count]` is the expression after `count` items.
         choice = [""] * (most + 1)
         for text in reversed(texts):
             for count in range(most):
@@ -343,9 +342,9 @@ class _Compiler:
         return expression
 
     def _require_steps(self) -> None:
-        """Refuse references that lead back to themselves with nothing to be written between.
+        """Refuse references that lead back to themselves without producing any text.
 
-        The standard leaves open what they mean; validators follow them for ever.
+        The standard does not define them, and validators loop on them.
         """
         next_ones = {
             pointer: direct_references(resolve(self._root, pointer, pointer))
@@ -363,12 +362,12 @@ class _Compiler:
                     waiting.append(pointed)
 
     def _require_finite(self) -> None:
-        """Refuse references that could only be followed for ever."""
+        """Refuse recursive references that allow no finite value."""
         finite: set[str] = set()
         before = -1
         while len(finite) > before:
             before = len(finite)
-            for pointer in reversed(self._pointers):  # what is referred to mostly comes later
+            for pointer in reversed(self._pointers):  # targets mostly come later
                 if pointer not in finite:
                     schema = resolve(self._root, pointer, pointer)
                     if self._is_finite(schema, finite):

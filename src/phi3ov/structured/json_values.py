@@ -1,6 +1,6 @@
 """JSON's values as grammar rules: strings, numbers, lists, and values of every kind.
 
-``json_schema.py`` puts schemas together from them.
+``json_schema.py`` builds the grammars of schemas from them.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from .character_sets import ANY, Ranges, common, without
 from .ebnf import alternatives, characters, literal, repeat
 
 ANY_DEPTH = 6
-"""Depth of nesting where a schema allows every value."""
+"""Maximum nesting depth of values where a schema allows any value."""
 
 _ESCAPES = {'"': '"', "\\": "\\", "\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t"}
 _BARE = without(ANY, ((0, 0x1F), (0x22, 0x22), (0x5C, 0x5C)))
 
 
 def spell_in_string(ranges: Ranges) -> str:
-    """Return the expression for a character of ``ranges`` in a JSON string; empty for none."""
+    """Return the expression for a character of ``ranges`` in a JSON string; may be empty."""
     bare = common(ranges, _BARE)
     parts = [characters(bare)] if bare else []
     parts += [
@@ -57,11 +57,11 @@ FORMATS = {
     "uri": rf"https?://{_DOMAIN}(:[1-9]\d{{1,3}})?(/[A-Za-z0-9._~-]{{0,40}}){{0,8}}",
     "ipv4": rf"{_BYTE}(\.{_BYTE}){{3}}",
 }
-"""Patterns of the formats: not all texts that a format allows, but only such."""
+"""Pattern of each format. Every match is valid, but some valid texts do not match."""
 
 
 def listed(item: str, least: int, most: int | None) -> str:
-    """Return ``least`` to ``most`` times ``item`` with commas between."""
+    """Return ``item`` repeated ``least`` to ``most`` times, separated by commas."""
     if most == 0:
         return '""'
     rest = repeat(f"{literal(', ')} {item}", max(0, least - 1), None if most is None else most - 1)
@@ -70,7 +70,7 @@ def listed(item: str, least: int, most: int | None) -> str:
 
 
 def value_rules() -> dict[str, str]:
-    """Return the rules of JSON itself."""
+    """Return the grammar rules of JSON values."""
     rules = {
         CHARACTER: spell_in_string(ANY),
         STRING: f"{QUOTE} {repeat(CHARACTER, 0, None)} {QUOTE}",
@@ -87,7 +87,7 @@ def value_rules() -> dict[str, str]:
 
 
 def used_rules(expression: str, others: Mapping[str, str]) -> dict[str, str]:
-    """Return those of `value_rules` that ``expression`` and the ``others`` lead to."""
+    """Return the rules of `value_rules` that ``expression`` and ``others`` use, also indirectly."""
     known, used = value_rules(), dict[str, str]()
     waiting = [expression, *others.values()]
     while waiting:

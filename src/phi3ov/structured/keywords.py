@@ -1,6 +1,6 @@
-"""Keywords of a JSON schema, read and checked.
+"""Reads and checks the keywords of a JSON schema.
 
-``json_schema.py`` makes the grammar of what they say.
+``json_schema.py`` compiles them to a grammar.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .numbers import DIGITS, NumberRange
 
 WAY_OUT = "Leave it out and check the answer yourself."
 MOST_REMAINDERS = 1000
-"""Greatest step of numbers, in units of the last digit: the automaton has a state for each
+"""Largest ``multipleOf``, in units of the last digit: the automaton has a state for each
 remainder and digit."""
 
 ANNOTATIONS = {
@@ -31,9 +31,9 @@ KEYWORDS: dict[str, set[str]] = {
     "boolean": set(),
     "null": set(),
 }
-"""The types, and which keywords can be enforced for each."""
+"""The types, and the keywords that can be enforced for each."""
 MOST_UNIQUE = 100
-"""Most values among which the items of an array can be kept apart."""
+"""Maximum number of constants among which ``uniqueItems`` can be enforced."""
 
 
 def refusal(where: str, why: str) -> OptionError:
@@ -43,10 +43,10 @@ def refusal(where: str, why: str) -> OptionError:
 
 
 def read_types(schema: dict[str, Any], where: str) -> list[str]:
-    """Return the types that ``schema`` names, or else the type that its keywords are about.
+    """Return the types that ``schema`` names, or else the type that its keywords imply.
 
     Raises:
-        OptionError: There is no type, or an unknown one.
+        OptionError: The type is missing or unknown.
     """
     types = schema.get("type")
     if "type" not in schema:
@@ -66,7 +66,7 @@ def require_enforceable(schema: dict[str, Any], types: list[str], where: str) ->
     """Check that every keyword can be enforced for values of ``types``.
 
     Raises:
-        OptionError: One cannot.
+        OptionError: A keyword cannot be enforced.
     """
     known = {"type"}.union(*(KEYWORDS[name] for name in types)) | ANNOTATIONS
     if schema.keys() - known:
@@ -83,10 +83,10 @@ def _unenforced(schema: dict[str, Any], known: set[str], where: str) -> OptionEr
 
 
 def require_alone(schema: dict[str, Any], keyword: str, where: str) -> None:
-    """Check that no other keyword has to be enforced beside ``keyword``.
+    """Check that ``schema`` has no keyword to enforce other than ``keyword``.
 
     Raises:
-        OptionError: Another has.
+        OptionError: It has another keyword to enforce.
     """
     allowed = {keyword, "type"} if keyword in ("const", "enum") else {keyword}
     others = sorted(schema.keys() - ANNOTATIONS - allowed)
@@ -95,10 +95,10 @@ def require_alone(schema: dict[str, Any], keyword: str, where: str) -> None:
 
 
 def read_list(schema: dict[str, Any], keyword: str, where: str) -> list[Any]:
-    """Return the list that ``keyword`` must hold.
+    """Return the list in ``keyword``.
 
     Raises:
-        OptionError: It is not a list, or empty.
+        OptionError: The value is not a list, or the list is empty.
     """
     value = schema[keyword]
     if not isinstance(value, list) or not value:
@@ -107,10 +107,10 @@ def read_list(schema: dict[str, Any], keyword: str, where: str) -> list[Any]:
 
 
 def read_constants(schema: dict[str, Any], where: str) -> list[Any]:
-    """Return the values of ``const`` or ``enum`` that are of the ``type`` beside it.
+    """Return the values of ``const`` or ``enum`` that match the ``type`` beside it.
 
     Raises:
-        OptionError: No value is.
+        OptionError: No value matches.
     """
     values = [schema["const"]] if "const" in schema else read_list(schema, "enum", where)
     if "type" not in schema:
@@ -132,10 +132,10 @@ def _is_of_type(value: Any, kind: str) -> bool:
 
 
 def read_count(schema: dict[str, Any], keyword: str, where: str) -> int | None:
-    """Return a length or a number of items; None without the keyword.
+    """Return the value of a keyword that holds a length or a number of items; None without it.
 
     Raises:
-        OptionError: It is not an integer of at least 0.
+        OptionError: The value is not an integer of at least 0.
     """
     if keyword not in schema:
         return None
@@ -146,10 +146,10 @@ def read_count(schema: dict[str, Any], keyword: str, where: str) -> int | None:
 
 
 def read_counts(schema: dict[str, Any], what: str, where: str) -> tuple[int, int | None]:
-    """Return the least and the greatest count of ``"Items"`` or ``"Length"``; None for no limit.
+    """Return minimum and maximum of ``"Items"`` or ``"Length"``; None for no maximum.
 
     Raises:
-        OptionError: One is not an integer of at least 0, or the least exceeds the greatest.
+        OptionError: A value is not an integer of at least 0, or the minimum exceeds the maximum.
     """
     least = read_count(schema, f"min{what}", where) or 0
     most = read_count(schema, f"max{what}", where)
@@ -159,15 +159,16 @@ def read_counts(schema: dict[str, Any], what: str, where: str) -> tuple[int, int
 
 
 def read_range(schema: dict[str, Any], where: str, *, whole: bool) -> NumberRange | None:
-    """Return the numbers that the bounds and ``multipleOf`` allow; None where there are neither.
+    """Return the numbers that the bounds and ``multipleOf`` allow; None without such keywords.
 
     Args:
-        schema: Of type ``number`` or ``integer``.
-        where: Its place.
-        whole: Whether it allows integers alone.
+        schema: A schema of type ``number`` or ``integer``.
+        where: Location of the schema, for messages.
+        whole: Whether it allows integers only.
 
     Raises:
-        OptionError: A bound is not a number, ``multipleOf`` is not above 0, or no number is left.
+        OptionError: A bound is not a number, ``multipleOf`` is not above 0, or no number is
+            allowed.
     """
     given: dict[str, Decimal] = {}
     for keyword in sorted(KEYWORDS["number"] & schema.keys()):
@@ -198,7 +199,9 @@ def read_range(schema: dict[str, Any], where: str, *, whole: bool) -> NumberRang
 
 
 def read_unique(schema: dict[str, Any], where: str) -> list[Any] | None:
-    """Return the values among which ``uniqueItems`` chooses; None where items may be alike.
+    """Return the distinct constants allowed as items of a ``uniqueItems`` array.
+
+    Returns None if items may repeat.
 
     Raises:
         OptionError: ``uniqueItems`` is not a boolean, or the items are not simple constants.
@@ -223,17 +226,17 @@ def read_unique(schema: dict[str, Any], where: str) -> list[Any] | None:
             f"{MOST_UNIQUE} texts, numbers, true, false and null. {WAY_OUT}",
         )
     apart: list[Any] = []
-    for value in values:  # to JSON, unlike Python, true and 1 are not equal
+    for value in values:  # unlike in Python, true and 1 differ in JSON
         if not any(value == a and isinstance(value, bool) == isinstance(a, bool) for a in apart):
             apart.append(value)
     return apart
 
 
 def read_properties(schema: dict[str, Any], where: str) -> tuple[dict[str, Any], set[str]]:
-    """Return the properties, and the names of those that are required.
+    """Return the properties, and the names of the required ones.
 
     Raises:
-        OptionError: A keyword of objects has a wrong type, or a required property is missing.
+        OptionError: An object keyword has a wrong type, or a required property is not declared.
     """
     properties, required = schema.get("properties", {}), schema.get("required", [])
     if not isinstance(properties, dict):
@@ -250,10 +253,11 @@ def read_properties(schema: dict[str, Any], where: str) -> tuple[dict[str, Any],
 
 
 def resolve(root: Any, pointer: Any, where: str) -> Any:
-    """Return what is at a JSON pointer within ``root``, such as ``#/$defs/name``.
+    """Return the schema at a JSON pointer within ``root``, such as ``#/$defs/name``.
 
     Raises:
-        OptionError: It is another kind of reference (an anchor, a document), or leads nowhere.
+        OptionError: The reference is of another kind (an anchor, a document), or its target does
+            not exist.
     """
     from urllib.parse import unquote  # a pointer in a reference is part of a URL
 
@@ -278,12 +282,12 @@ def resolve(root: Any, pointer: Any, where: str) -> Any:
 
 
 def nested_id(where: str) -> OptionError:
-    """Return the error for an ``$id`` below the root, which gives references another base."""
+    """Return the error for an ``$id`` below the root, which would rebase references."""
     return refusal(where, "is in a part with an $id, where references mean others. Leave $id out.")
 
 
 def direct_references(schema: Any) -> set[str]:
-    """Return the pointers to schemas of the value itself, not to those of its parts."""
+    """Return the pointers that apply to the value itself, not to its properties or items."""
     if not isinstance(schema, dict):
         return set()
     found = {schema["$ref"]} if "$ref" in schema else set()
@@ -292,10 +296,10 @@ def direct_references(schema: Any) -> set[str]:
 
 
 def follow(root: Any, schema: Any, where: str) -> tuple[list[str], Any]:
-    """Return the pointers of a chain of references, and what is at its end.
+    """Return the pointers of a chain of references, and the schema at its end.
 
     Raises:
-        OptionError: A pointer leads nowhere, or they form a circle.
+        OptionError: A pointer has no target, or the references form a cycle.
     """
     pointers: list[str] = []
     while isinstance(schema, dict) and "$ref" in schema:
@@ -309,16 +313,16 @@ def follow(root: Any, schema: Any, where: str) -> tuple[list[str], Any]:
 
 
 def require_tag(schema: Any, name: str) -> Any:
-    """Return the schema with the property ``name`` required as well."""
+    """Return the schema with the property ``name`` added to the required ones."""
     return schema | {"required": [*schema.get("required", []), name]}
 
 
 def read_tagged(root: Any, schema: dict[str, Any], where: str) -> tuple[str, list[Any]]:
-    """Return the property that tells the members of ``oneOf`` apart, and the members.
+    """Return the discriminator property of ``oneOf``, and its members.
 
     Raises:
-        OptionError: No discriminator names such a property, or it does not tell them apart. A
-            grammar could not keep an answer from fitting two members.
+        OptionError: No discriminator names a property, or its values do not tell the members
+            apart. A grammar could then allow an answer that fits two members.
     """
     given = schema.get("discriminator")
     name = given.get("propertyName") if isinstance(given, dict) else None
@@ -344,7 +348,7 @@ def read_tagged(root: Any, schema: dict[str, Any], where: str) -> tuple[str, lis
 
 
 def _tags(root: Any, branch: Any, name: str, where: str) -> list[Any]:
-    """Return the values of the property ``name`` of a member; empty if they are not known."""
+    """Return the constant values of a member's property ``name``; empty if they are unknown."""
     _, found = follow(root, branch, where)
     if not isinstance(found, dict) or found.get("type", "object") != "object":
         return []

@@ -1,8 +1,7 @@
 """Decimal numbers between bounds, and multiples of a step, as grammar rules.
 
-The digits of a number decide from left to right whether it is within its bounds, and its
-remainder whether it is a multiple: both are the work of a finite automaton, whose states become
-rules.
+A finite automaton reads the digits from left to right. Its state tracks whether the digits so far
+equal those of a bound, and the remainder modulo the step. Each state becomes a rule.
 """
 
 from __future__ import annotations
@@ -18,19 +17,21 @@ from itertools import groupby
 from .ebnf import alternatives, literal
 
 DIGITS = 15
-"""Most digits before the point, and most significant digits of a bounded number: with more, two
-different texts could be the same float."""
+"""Maximum digits before the point, and maximum significant digits of a bounded number: with more,
+two different texts could be the same float."""
 GREATEST = 10**DIGITS - 1
 
 
 @dataclass(frozen=True, slots=True)
 class NumberRange:
-    """Numbers with at most ``decimals`` digits after the point, in units of the last of these.
+    """Numbers with at most ``decimals`` digits after the point.
+
+    Bounds and step are integers in units of the last digit.
 
     Attributes:
-        low: Least number.
-        high: Greatest number.
-        step: Every number is a multiple of it.
+        low: Minimum.
+        high: Maximum.
+        step: Every number is a multiple of this.
         decimals: Digits after the point.
     """
 
@@ -50,15 +51,15 @@ class NumberRange:
         step: Decimal | None = None,
         whole: bool,
     ) -> NumberRange:
-        """Return the numbers from ``low`` to ``high``, and above ``above`` and below ``below``.
+        """Return the numbers that satisfy all given bounds; None means no bound.
 
         Args:
-            low: Least number; None for none.
-            high: Greatest number.
-            above: Number that all are greater than.
-            below: Number that all are less than.
-            step: Number of which all are multiples.
-            whole: Whether there are integers only.
+            low: Inclusive minimum.
+            high: Inclusive maximum.
+            above: Exclusive minimum.
+            below: Exclusive maximum.
+            step: Every number is a multiple of this.
+            whole: Whether to allow integers only.
         """
         given = [bound for bound in (low, high, above, below) if bound is not None]
         if whole:
@@ -78,16 +79,16 @@ class NumberRange:
             most = min(most, math.floor(Fraction(high) * unit))
         if below is not None:
             most = min(most, math.ceil(Fraction(below) * unit) - 1)
-        # u / unit is a multiple of p / q exactly where u * q is one of p * unit
+        # u / unit is a multiple of p / q exactly if u * q is a multiple of p * unit
         part = Fraction(1, unit) if step is None else Fraction(step)
         whole_step = part.numerator * unit
         return cls(least, most, whole_step // math.gcd(whole_step, part.denominator), decimals)
 
     def expression(self, name: Callable[[str], str]) -> str | None:
-        """Return the grammar's expression for these numbers; None where there are none.
+        """Return the grammar expression for these numbers; None if the range is empty.
 
         Args:
-            name: Returns the name of a rule with the body that it is given.
+            name: Returns the name of a rule with the given body.
         """
         parts = []
         if self.low < 0:
@@ -97,7 +98,7 @@ class NumberRange:
         return alternatives(parts) if parts else None
 
     def _positive(self, low: int, high: int, name: Callable[[str], str]) -> list[str]:
-        """Return expressions for the numbers of each length of the part before the point."""
+        """Return one expression per number of digits before the point."""
         unit = 10**self.decimals
         parts = []
         for length in range(len(str(low // unit)), len(str(high // unit)) + 1):
@@ -113,11 +114,18 @@ class NumberRange:
     def _of_length(
         self, length: int, low: str, high: str, name: Callable[[str], str]
     ) -> str | None:
-        """Return the expression for numbers between two of the same number of digits."""
+        """Return the expression for the numbers between two bounds with equally many digits."""
 
         @cache
         def rest(at: int, remainder: int, *, at_low: bool, at_high: bool) -> str | None:
-            """Return what may follow ``at`` digits, which may be those of ``low`` or ``high``."""
+            """Return the expression for the digits from ``at`` on.
+
+            Args:
+                at: Number of digits before it.
+                remainder: Remainder of those digits modulo the step.
+                at_low: Whether those digits equal the first digits of ``low``.
+                at_high: Whether those digits equal the first digits of ``high``.
+            """
             parts = []
             if at >= length:
                 ends = not at_low or not low[at:].strip("0")

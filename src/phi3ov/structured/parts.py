@@ -1,7 +1,7 @@
-"""Grammars put together from parts: fixed text, JSON schemas, alternatives, repetitions.
+"""Grammars composed from parts: fixed text, JSON schemas, alternatives, repetitions.
 
-`phi3ov.structured.json_schema.schema_part` makes a part of a schema. A guided tool call is such a
-grammar: fixed text around the schema of the arguments of one of several tools.
+`phi3ov.structured.json_schema.schema_part` compiles a schema to a part. The grammar of guided tool
+calls is an example: fixed text around the argument schemas of the offered tools.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from .json_values import used_rules
 
 @dataclass(frozen=True, slots=True)
 class GrammarPart:
-    """An expression and the rules that it uses.
+    """A grammar expression and the rules that it uses.
 
     Attributes:
         expression: EBNF.
-        rules: Name to body. The rules of JSON values (`value_rules`) are not among them.
-        size: Repetitions, when they are written out.
+        rules: Rule bodies by name, without the rules of JSON values (`value_rules`).
+        size: Number of repetitions when they are expanded.
     """
 
     expression: str
@@ -30,7 +30,7 @@ class GrammarPart:
 
 
 def text(fixed: str) -> GrammarPart:
-    """Return the part that is exactly ``fixed``.
+    """Return the part that matches exactly ``fixed``.
 
     Raises:
         OptionError: ``fixed`` holds NUL.
@@ -39,19 +39,19 @@ def text(fixed: str) -> GrammarPart:
 
 
 def sequence(*parts: GrammarPart) -> GrammarPart:
-    """Return ``parts`` one after the other."""
+    """Return the concatenation of ``parts``."""
     return _joined(" ".join(part.expression for part in parts), parts)
 
 
 def one_of(*parts: GrammarPart) -> GrammarPart:
-    """Return one of ``parts``."""
+    """Return the alternation of ``parts``."""
     return _joined(alternatives(part.expression for part in parts), parts)
 
 
 def repeated(
     part: GrammarPart, *, least: int = 0, most: int | None = None, separator: str = ""
 ) -> GrammarPart:
-    """Return ``least`` to ``most`` times ``part`` with ``separator`` between; None: no limit."""
+    """Return ``part`` repeated ``least`` to ``most`` times (None: no limit), with ``separator``."""
     if most == 0:
         return GrammarPart('""')
     rest = repeat(
@@ -68,7 +68,7 @@ def grammar(part: GrammarPart) -> str:
     """Return the whole grammar; its first rule is ``answer``.
 
     Raises:
-        OptionError: It has too many repetitions.
+        OptionError: The grammar has too many repetitions.
     """
     if part.size > MOST_REPETITIONS:
         raise OptionError(
@@ -84,5 +84,5 @@ def _joined(expression: str, parts: tuple[GrammarPart, ...]) -> GrammarPart:
         for name, body in part.rules.items():
             if found.setdefault(name, body) != body:
                 raise OptionError(f"Two parts of a grammar are named {name!r}; rename one.")
-    sizes = {id(part): part.size for part in parts}  # the same part twice is written once
+    sizes = {id(part): part.size for part in parts}  # a part that is used twice is written once
     return GrammarPart(expression, found, sum(sizes.values()))

@@ -1,6 +1,6 @@
-"""Classes that pydantic reads: its models and dataclasses, and what has constraints of its.
+"""Reads classes with pydantic: its models, its dataclasses, and types with its constraints.
 
-A caller with such a class has pydantic; phi3ov does not install it.
+A caller with such a class has pydantic installed; phi3ov does not depend on it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from ..errors import MissingDependencyError, OptionError
 
 
 def read_pydantic(cls: type[Any]) -> tuple[dict[str, Any], Callable[[str], Any]]:
-    """Return the JSON schema of a class, and what makes an instance of a JSON text.
+    """Return the JSON schema of a class, and a function that parses a JSON text into an instance.
 
     Raises:
-        OptionError: pydantic makes no schema of the class.
-        MissingDependencyError: The class has constraints of annotated_types, without pydantic.
+        OptionError: pydantic cannot make a schema of the class.
+        MissingDependencyError: The class has constraints of annotated_types, and pydantic is not
+            installed.
     """
     try:
         import pydantic
@@ -30,7 +31,7 @@ def read_pydantic(cls: type[Any]) -> tuple[dict[str, Any], Callable[[str], Any]]
     try:
         adapter = pydantic.TypeAdapter(cls)
         schema = adapter.json_schema(schema_generator=_schema_generator())
-    except Exception as error:  # pydantic's own, and those of its users' hooks
+    except Exception as error:  # pydantic's errors, and those of the class's own hooks
         raise OptionError(
             f"json_schema={cls.__name__}: pydantic makes no schema of it: {error}"
         ) from error
@@ -42,7 +43,7 @@ def _schema_generator() -> Any:
     from pydantic.json_schema import GenerateJsonSchema
 
     class NumbersForDecimal(GenerateJsonSchema):
-        """Asks for a Decimal as a number; pydantic's pattern for text looks ahead."""
+        """Generates a number for Decimal; pydantic's pattern for its text uses lookahead."""
 
         def decimal_schema(self, schema: Any) -> dict[str, Any]:
             found = super().decimal_schema(schema)
@@ -54,13 +55,13 @@ def _schema_generator() -> Any:
             if places is not None:
                 known = number.setdefault("multipleOf", 10**-places)
                 if known != 10**-places:
-                    number["decimalPlaces"] = places  # not a keyword: refused
+                    number["decimalPlaces"] = places  # not a JSON schema keyword, so refused
             if digits is not None and places is not None:
                 most = 10 ** (digits - places) - 10**-places
                 number["maximum"] = min(number.get("maximum", most), most)
                 number["minimum"] = max(number.get("minimum", -most), -most)
             elif digits is not None:
-                number["maxDigits"] = digits  # not a keyword: refused
+                number["maxDigits"] = digits  # not a JSON schema keyword, so refused
             return number
 
     return NumbersForDecimal

@@ -1,4 +1,4 @@
-r"""Regular expressions to the grammars that openvino-genai enforces: what it cannot is refused."""
+r"""Compiles regular expressions to grammars for openvino-genai; refuses unsupported syntax."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from .character_sets import ANY, DIGIT, NEWLINE, SPACE, WORD, Ranges, common, un
 from .ebnf import MOST_REPETITIONS, alternatives, characters, repeat
 
 MOST_CHARACTERS = 20_000
-"""The longest expression."""
+"""Maximum length of a pattern in characters."""
 MOST_VARIABLE = 120
-"""Most parts of variable length, and `MOST_IN_A_ROW` the most that may be empty one after the
-other: with more, openvino-genai needs seconds for a token (decision 30)."""
+"""Maximum number of parts of variable length. `MOST_IN_A_ROW` limits adjacent parts that may each
+be empty. With more, openvino-genai needs seconds for a token (decision 30)."""
 MOST_IN_A_ROW = 20
 _DEEPEST = 50
 
 
 class Spelling(Protocol):
-    """How a character class is written into the grammar."""
+    """Writes a character class into the grammar."""
 
     def __call__(self, ranges: Ranges) -> str:
-        """Return the expression; empty where no character of ``ranges`` can be written."""
+        """Return the expression; empty if no character of ``ranges`` can be written."""
         ...
 
 
@@ -33,11 +33,11 @@ class Pattern:
 
     Attributes:
         expression: EBNF.
-        size: Its characters and classes when repetitions are written out.
-        shortest: Characters of the shortest text.
-        longest: Characters of the longest text; None where there is no limit.
-        variable: Its parts of variable length when repetitions are written out.
-        row: Most parts that follow each other and may each be empty.
+        size: Number of characters and classes with repetitions expanded.
+        shortest: Length of the shortest text in characters.
+        longest: Length of the longest text in characters; None for no limit.
+        variable: Number of parts of variable length with repetitions expanded.
+        row: Longest run of adjacent parts that may each be empty.
     """
 
     expression: str
@@ -50,7 +50,7 @@ class Pattern:
 
 @dataclass(frozen=True, slots=True)
 class _Repeated:
-    """A pattern that follows itself ``least`` to ``most`` times."""
+    """A pattern that is repeated ``least`` to ``most`` times."""
 
     unit: Pattern
     least: int
@@ -81,16 +81,16 @@ def regex_grammar(
     r"""Return the grammar of the texts that ``re.fullmatch(pattern, text, re.ASCII)`` accepts.
 
     Args:
-        pattern: Of Python's syntax: characters, ``.``, classes, ``\d \w \s \D \W \S``, groups,
-            alternatives and repetitions. ``^`` and ``$`` may begin and end an alternative of
-            the whole. What looks around, refers back or sets flags is refused.
-        spell: How characters are written: as they are, or escaped in a JSON string.
-        name: The option, for messages.
-        lengths: Least and greatest number of characters; None for no limit.
+        pattern: A pattern in Python's syntax: characters, ``.``, classes, ``\d \w \s \D \W \S``,
+            groups, alternatives and repetitions. ``^`` and ``$`` may begin and end an alternative
+            at the top level. Lookaround, backreferences and flags are refused.
+        spell: Writes character classes: plain, or escaped in a JSON string.
+        name: Name of the option, for messages.
+        lengths: Minimum and maximum number of characters; None for no maximum.
 
     Raises:
-        OptionError: The pattern is not a regular expression, or no grammar can follow it: also
-            where several parts of different lengths would have to share what ``lengths`` leaves.
+        OptionError: The pattern is not a regular expression, or no grammar can enforce it. That
+            includes ``lengths`` for a pattern with more than one part of variable length.
     """
     if not isinstance(pattern, str):
         raise OptionError(f"{name}={pattern!r} must be a string.")
@@ -100,7 +100,7 @@ def regex_grammar(
 
 
 def _joined(parts: Sequence[Pattern]) -> Pattern:
-    """Return ``parts`` one after the other."""
+    """Return the concatenation of ``parts``."""
     return Pattern(
         " ".join(['""', *(part.expression for part in parts)]),
         size=max(1, sum(part.size for part in parts)),
@@ -120,7 +120,7 @@ def _longest_row(parts: Sequence[Pattern]) -> int:
 
 
 def _either(parts: Sequence[Pattern]) -> Pattern:
-    """Return one of ``parts``."""
+    """Return the alternation of ``parts``."""
     longest = [part.longest for part in parts]
     known = [length for length in longest if length is not None]
     shortest = min(part.shortest for part in parts)
@@ -143,10 +143,10 @@ def _total(lengths: Sequence[int | None]) -> int | None:
 def _of_length(
     branch: Sequence[_Repeated], least: int, most: int | None
 ) -> Sequence[_Repeated] | None:
-    """Return a sequence whose texts have ``least`` to ``most`` characters; None for no text.
+    """Return a sequence whose texts have ``least`` to ``most`` characters; None if none fits.
 
     Raises:
-        ValueError: More than one part of it may have several lengths.
+        ValueError: More than one part of the sequence has a variable length.
     """
     patterns = [part.pattern() for part in branch]
     shortest = sum(pattern.shortest for pattern in patterns)
@@ -240,7 +240,7 @@ class _RegexParser:
         return self._limited(_either([self._limited(part) for part in parts]))
 
     def _fitted(self, branches: list[Sequence[_Repeated]]) -> list[Sequence[_Repeated]]:
-        """Return the alternatives of the whole pattern within its lengths."""
+        """Return the top-level alternatives, restricted to the pattern's lengths."""
         try:
             fitted = [_of_length(branch, *self._lengths) for branch in branches]
         except ValueError:
@@ -271,7 +271,7 @@ class _RegexParser:
             return _Repeated(part, 1, 1)
         repeated = _Repeated(part, *found)
         self._limited(repeated.pattern())
-        if self._peek() == "?":  # lazy: the same texts
+        if self._peek() == "?":  # lazy: matches the same texts
             self._at += 1
         elif self._peek() in ("+", "*", "{") and self._peek():
             self._fail("a repetition of a repetition")

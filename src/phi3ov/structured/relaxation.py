@@ -1,4 +1,4 @@
-"""A schema without what a grammar cannot enforce, for answers that are checked when finished."""
+"""Relaxes a schema to what a grammar can enforce, for answers that are checked when finished."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from .keywords import ANNOTATIONS, KEYWORDS, read_range, read_types, read_unique
 from .regex import regex_grammar
 
 _DEEPEST = 64
-"""Deeper parts are left as they are: the compiler refuses them."""
+"""Maximum nesting depth; deeper parts stay unchanged, and the compiler refuses them."""
 
 
 def relaxed(schema: Any, depth: int = 0) -> Any:
     """Return a schema whose keywords can all be enforced.
 
-    It keeps as much of ``schema`` as a grammar can hold. What is malformed stays as it is.
+    It keeps as much of ``schema`` as a grammar can enforce. Malformed parts stay unchanged.
 
     Example:
         >>> relaxed({"type": "array", "items": {"type": "string"}, "uniqueItems": True})
@@ -43,7 +43,7 @@ def relaxed(schema: Any, depth: int = 0) -> Any:
 
 
 def _relaxed_type(schema: dict[str, Any], depth: int) -> dict[str, Any]:
-    """Return a schema with a type, or with a type's keywords, without the others."""
+    """Relax a schema that has a type, or keywords of a type."""
     try:
         types = read_types(schema, "schema")
     except OptionError:
@@ -70,7 +70,7 @@ def _relaxed_type(schema: dict[str, Any], depth: int) -> dict[str, Any]:
 
 
 def _relax_text(kept: dict[str, Any]) -> None:
-    """Leave one of pattern, format and lengths: the first that can be enforced."""
+    """Keep only the first of pattern, format and lengths that can be enforced."""
     if isinstance(kept.get("format"), str) and kept["format"] not in FORMATS:
         del kept["format"]
     if "pattern" in kept:

@@ -1,4 +1,4 @@
-"""A finished answer, checked against its schema by the jsonschema package."""
+"""Checks a finished answer against its schema with the jsonschema package."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..errors import MissingDependencyError, OptionError
 
 
 def schema_check(schema: dict[str, Any]) -> Callable[[Any], Any]:
-    """Return a function that returns a value which fits ``schema``, and raises ValueError else.
+    """Return a function that returns a value if it fits ``schema``, else raises ValueError.
 
     Raises:
         OptionError: ``schema`` is not a JSON schema.

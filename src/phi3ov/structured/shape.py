@@ -1,9 +1,9 @@
-"""Structured answers: which texts an answer may be, and what a finished one means.
+"""Structured answers: the allowed texts, and the value of a finished answer.
 
 `AnswerShape` is made from ``json_schema``, ``regex`` or ``choices`` of `GenerationOptions`. It
-holds the grammar that the engine enforces, and turns the text of a finished answer into its
-value. Grammars of schemas are made in ``json_schema.py``, those of patterns in ``regex.py``;
-classes are read in ``types.py``, and those of pydantic in ``pydantic_types.py``.
+holds the grammar that the engine enforces, and parses the text of a finished answer into its
+value. ``json_schema.py`` compiles schemas, ``regex.py`` compiles patterns, ``types.py`` reads
+classes, and ``pydantic_types.py`` reads classes of pydantic.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from .schema_check import schema_check
 from .types import is_structure, packages_in, read_class
 
 MOST_CHOICES = 1000
-"""Most choices: each costs the matcher time."""
+"""Maximum number of choices: each costs the matcher time."""
 MOST_CHOICE_CHARACTERS = 100_000
-"""Most characters of all choices together."""
+"""Maximum number of characters of all choices together."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerShape:
-    """What an answer must look like.
+    """The allowed texts of an answer, and their values.
 
     Attributes:
-        grammar: Rules in EBNF, the first of which, ``answer``, is every text that is allowed.
-        parse: Returns the value of such a text.
+        grammar: Rules in EBNF; the first, ``answer``, matches every allowed text.
+        parse: Returns the value of an allowed text.
     """
 
     grammar: str
@@ -43,23 +43,23 @@ class AnswerShape:
 
 
 Validation = Literal["grammar", "after"]
-"""Whether a grammar must enforce all of a schema, or a check of the finished answer the rest."""
+"""Whether a grammar must enforce the whole schema, or a check of the finished answer may help."""
 
 
 def answer_shape(
     *, json_schema: Any, regex: str | None, choices: Any, validate: Validation = "grammar"
 ) -> AnswerShape | None:
-    """Return the shape that the options ask for; None if they ask for none.
+    """Return the shape that the options describe; None if they describe none.
 
     Args:
         json_schema: A schema as a dictionary, or a class.
         regex: A pattern.
-        choices: Texts.
+        choices: The allowed texts.
         validate: ``"grammar"`` refuses a schema with a keyword that no grammar can enforce.
-            ``"after"`` enforces what it can, and ``parse`` of the shape checks all of it.
+            ``"after"`` enforces as much as possible, and the shape's ``parse`` checks the rest.
 
     Raises:
-        OptionError: More than one is given, or one that no grammar can follow.
+        OptionError: More than one of the three is given, or no grammar can enforce it.
         MissingDependencyError: ``validate="after"`` with a dictionary needs jsonschema.
     """
     if validate not in get_args(Validation):
@@ -92,7 +92,7 @@ def answer_shape(
 
 
 # The same shape is needed often: twice in a turn, in every turn of a chat, for every line of a
-# batch. The last few are kept; the key of a schema is its text, because the order counts.
+# batch. A few are cached. A schema's key is its JSON text, because the order of properties counts.
 _remembered = lru_cache(maxsize=16)
 
 
@@ -133,7 +133,7 @@ def _grammar(schema: Any, validate: Validation) -> str:
 
 
 def _has_grammar(schema: Any) -> bool:
-    """Whether a schema has a grammar without the keywords that cannot be enforced."""
+    """Whether a schema compiles once the keywords that cannot be enforced are removed."""
     try:
         json_grammar(schema, lenient=True)
     except OptionError:
@@ -142,7 +142,7 @@ def _has_grammar(schema: Any) -> bool:
 
 
 def _read_class(cls: type[Any]) -> tuple[Any, Callable[[str], Any]]:
-    """Return a class's schema and what makes an instance of a text."""
+    """Return a class's schema, and a function that parses a text into an instance."""
     packages = packages_in(cls)
     if packages & {"pydantic", "pydantic_core", "annotated_types"}:
         if "msgspec" in packages:
@@ -164,10 +164,10 @@ def _read_class(cls: type[Any]) -> tuple[Any, Callable[[str], Any]]:
 
 
 def copy_schema(json_schema: Any) -> Any:
-    """Return a copy of a schema, so that its caller cannot change it.
+    """Return a copy of a schema, so that later changes by the caller have no effect.
 
     Raises:
-        OptionError: The schema holds something that JSON cannot.
+        OptionError: The schema holds a value that JSON cannot represent.
     """
     if not isinstance(json_schema, dict):
         return json_schema

@@ -1,8 +1,9 @@
-"""Classes as JSON schemas, and JSON values as their instances.
+"""Converts classes to JSON schemas, and JSON values to instances of the classes.
 
-Dataclasses, TypedDicts and NamedTuples are walked here, so that unions of them and ``InitVar``
-work; msgspec, which reads neither, converts what they hold: dates, Decimal, UUID, and the bounds
-of ``Annotated[..., msgspec.Meta(...)]``. A class with something of pydantic's in it is pydantic's.
+This module traverses dataclasses, TypedDicts and NamedTuples itself, because msgspec supports
+neither unions of them nor ``InitVar``. msgspec converts their fields: dates, Decimal, UUID, and
+the bounds of ``Annotated[..., msgspec.Meta(...)]``. `pydantic_types` reads a class that contains
+types of pydantic.
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ _CONVERTED: dict[Any, dict[str, Any]] = {
     UUID: {"type": "string", "format": "uuid"},
     Decimal: {"type": "number"},
 }
-"""Types that msgspec makes of a string or a number."""
+"""Types that msgspec converts from a string or a number."""
 _BOUNDS = {
     "ge": "minimum",
     "gt": "exclusiveMinimum",
     "le": "maximum",
     "lt": "exclusiveMaximum",
     "multiple_of": "multipleOf",
-    "pattern": "pattern",  # here it must match the whole text
+    "pattern": "pattern",  # phi3ov matches it against the whole text
 }
 _LENGTHS = {"string": "Length", "array": "Items", "object": "Properties"}
 _UNIONS = (Union, types.UnionType)
@@ -55,16 +56,16 @@ Schema = dict[str, Any]
 
 
 def read_class(cls: type) -> tuple[Schema, Callable[[Any], Any]]:
-    """Return the JSON schema of a class, and what makes an instance of a value that fits it.
+    """Return the JSON schema of a class, and a function that builds an instance from a value.
 
     Fields may be ``str``, ``int``, ``float``, ``bool``, ``None``, ``Literal``, ``Enum``, dates and
     times, ``UUID``, ``Decimal``, ``list``, ``tuple``, ``set``, ``dict`` with ``str`` keys, unions,
     ``Any``, ``Annotated`` with `msgspec.Meta`, dataclasses, TypedDicts and NamedTuples. Fields
-    that ``__init__`` does not take are left out; an ``InitVar``, which it takes, is not.
+    that ``__init__`` does not accept are left out; an ``InitVar`` is included.
 
     Raises:
-        OptionError: A field has another type, one that cannot be found, or a value that JSON
-            cannot hold.
+        OptionError: A field has another type, a type that cannot be resolved, or a constant that
+            JSON cannot represent.
     """
     definitions = _Definitions()
     root = definitions.schema(cls, cls.__name__)
@@ -110,7 +111,7 @@ def _package(cls: type) -> str:
 
 
 class _Definitions:
-    """The schemas of all structures that a class needs, each under a name of its own."""
+    """Schemas of all structures that a class needs, each under a unique name."""
 
     def __init__(self) -> None:
         self.schemas: dict[str, Any] = {}
@@ -163,7 +164,7 @@ class _Definitions:
             name = re.sub(r"\W", "_", cls.__qualname__)
             name = name if name not in self.schemas else f"{name}.{len(self.schemas)}"
             self._names[cls] = name
-            self.schemas[name] = {}  # its place, and an end to recursion
+            self.schemas[name] = {}  # reserves the order and stops recursion
             properties = {
                 field: self.schema(kind, f"{cls.__name__}.{field}")
                 for field, kind in _arguments(cls).items()
@@ -184,13 +185,13 @@ def _constrained(kind: Any, schema: Schema, where: str) -> Schema:
     """Return ``schema`` with the constraints of an ``Annotated`` type.
 
     Raises:
-        OptionError: It has one that is not msgspec's, or does not fit the type.
+        OptionError: A constraint is not msgspec's, or does not fit the type.
     """
     import msgspec
 
     for constraint in kind.__metadata__:
         if isinstance(constraint, str) or type(constraint).__name__ == "Doc":
-            continue  # for readers
+            continue  # annotations for readers
         if not isinstance(constraint, msgspec.Meta):
             raise OptionError(
                 f"json_schema: {where} has the annotation {constraint!r:.80}, whose meaning is not "
@@ -206,14 +207,14 @@ def _constrained(kind: Any, schema: Schema, where: str) -> Schema:
             what = _LENGTHS[schema.get("type", "string")]
             found |= {f"min{what}": meta.min_length, f"max{what}": meta.max_length}
         if meta.tz is False:
-            found["timezone"] = "none"  # not a keyword: refused, for grammars write times with one
+            found["timezone"] = "none"  # refused as an unknown keyword: grammars write a zone
         found |= meta.extra_json_schema or {}
         schema = schema | {word: value for word, value in found.items() if value is not None}
     return schema
 
 
 def _erased(kind: Any) -> Any:
-    """Return an ``Annotated`` type in a form that msgspec reads: without what its items are."""
+    """Return an ``Annotated`` type in a form that msgspec supports: without its item types."""
     import msgspec
 
     base = kind.__origin__
@@ -227,7 +228,7 @@ def _erased(kind: Any) -> Any:
 
 
 def _is_required(cls: Any, field: str) -> bool:
-    """Whether an answer must have a field: all of a dataclass are asked for."""
+    """Whether an answer must have a field; all fields of a dataclass are required."""
     if not typing.is_typeddict(cls):
         return True
     origin = get_origin(_hints(cls)[field])
@@ -235,7 +236,7 @@ def _is_required(cls: Any, field: str) -> bool:
 
 
 def _json_constant(value: Any, where: str) -> Any:
-    """Return ``value`` if JSON gives it back as it is, of the same type."""
+    """Return ``value`` if it survives a round trip through JSON with the same type."""
     try:
         copy = plain_json(value)
     except ValueError:
@@ -259,7 +260,10 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _arguments(cls: Any) -> dict[str, Any]:
-    """Return name and type of what makes an instance: for a dataclass, what ``__init__`` takes."""
+    """Return names and types of the values that build an instance.
+
+    For a dataclass these are the parameters of ``__init__``.
+    """
     hints = _hints(cls)
     if not dataclasses.is_dataclass(cls):
         return hints
@@ -275,7 +279,7 @@ def build_value(kind: Any, value: Any) -> Any:
     """Return ``value`` as an instance of ``kind``.
 
     Raises:
-        ValueError: It does not fit.
+        ValueError: ``value`` does not fit ``kind``.
     """
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
@@ -294,7 +298,7 @@ def build_value(kind: Any, value: Any) -> Any:
 
 def _build_array(origin: Any, arguments: tuple[Any, ...], value: Any) -> Any:
     if not isinstance(value, list):
-        raise ValueError(f"{value!r} is not a list")  # noqa: TRY004 - as of any wrong value
+        raise ValueError(f"{value!r} is not a list")  # noqa: TRY004 - as for any wrong value
     alike = origin is not tuple or Ellipsis in arguments
     kinds = arguments[:1] * len(value) if alike else arguments
     return origin(build_value(part, item) for part, item in zip(kinds, value, strict=True))
@@ -317,10 +321,10 @@ def _convert(kind: Any, value: Any) -> Any:
 
 
 def _build_instance(cls: Any, value: Any) -> Any:
-    """Return an instance of a structure, its simple fields first.
+    """Return an instance of a structure, building its simple fields first.
 
-    They tell the members of a union apart before anything is built that may be a union itself:
-    otherwise each level of a nested union would be tried again for each of those above it.
+    Simple fields distinguish the members of a union before nested unions are built. Otherwise
+    each nested union would be tried again for every member of the unions above it.
     """
     kinds = _arguments(cls)
     if _is_named_tuple(cls) and isinstance(value, list):
