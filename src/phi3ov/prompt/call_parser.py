@@ -1,9 +1,9 @@
-"""Tool calls out of an answer's text, in every form that Phi-4-mini is known to write.
+"""Parses tool calls from an answer's text, in every form that Phi-4-mini is known to write.
 
 The model was trained to write ``[{"name": ..., "arguments": {...}}]`` between its tool-call
-tokens. It also writes ``parameters`` for ``arguments``, the arguments as a JSON string, none at
-all, OpenAI's ``{"type": "function", "function": {...}}``, a fenced block, several objects without
-a list around them, and, without the tokens, a list behind the word ``functools``.
+tokens. It also writes ``parameters`` for ``arguments``, the arguments as a JSON string, a call
+without arguments, OpenAI's ``{"type": "function", "function": {...}}``, a fenced block, several
+objects without a list around them, and, without the tokens, a list after the word ``functools``.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from typing import Any
 from .tools import ToolCall, refuse_constant
 
 MARKER = "functools["
-"""What begins a list of calls in ordinary text."""
+"""Text that begins a list of calls in ordinary text."""
 
 _FENCE = re.compile(r"```[ \t]*\w*[ \t]*\r?\n?(.*?)(?:```|\Z)", re.DOTALL)
 _BETWEEN = re.compile(r"[\s,;]*")
 _DECODER = json.JSONDecoder(parse_constant=refuse_constant)
 _ARGUMENTS = ("arguments", "parameters")
 _LABELS = frozenset({"id", "type", "index"})
-"""Keys beside name and arguments that change nothing."""
+"""Keys beside name and arguments that are ignored."""
 
 
 def parse_tool_calls(text: str) -> tuple[ToolCall, ...] | None:
-    """Return the calls that ``text`` consists of; None if it is anything else.
+    """Parse ``text`` as a list of calls; None if it is anything else.
 
     Example:
         >>> parse_tool_calls('[{"name": "now", "arguments": {}}]')
@@ -51,7 +51,7 @@ def parse_tool_calls(text: str) -> tuple[ToolCall, ...] | None:
 
 
 def _values(text: str) -> Iterator[Any]:
-    """Yield JSON values that stand one after the other, with commas or lines between."""
+    """Yield consecutive JSON values, separated by commas or line breaks."""
     position = 0
     while position < len(text):
         value, position = _DECODER.raw_decode(text, position)
@@ -61,7 +61,7 @@ def _values(text: str) -> Iterator[Any]:
 
 
 def _flat(values: Iterator[Any]) -> Iterator[Any]:
-    """Yield the values, and those of lists among them, at any depth."""
+    """Yield the values, flattening nested lists."""
     waiting = list(values)[::-1]
     while waiting:
         value = waiting.pop()
@@ -72,10 +72,10 @@ def _flat(values: Iterator[Any]) -> Iterator[Any]:
 
 
 def _read_call(value: Any) -> ToolCall | None:
-    """Return one call; None if it is anything else.
+    """Parse one call; None if the value is anything else.
 
     Raises:
-        ValueError: Its arguments are not JSON, or hold what a call cannot.
+        ValueError: The arguments are not JSON, or hold values that a call cannot hold.
     """
     if isinstance(value, dict) and isinstance(value.get("function"), dict):
         if value.keys() - {"function"} - _LABELS:
@@ -85,7 +85,7 @@ def _read_call(value: Any) -> ToolCall | None:
         return None
     given = [name for name in _ARGUMENTS if name in value]
     if len(given) > 1 or value.keys() - {"name", *given} - _LABELS:
-        return None  # more than a call: the description of a tool, for example
+        return None  # not only a call, but for example the description of a tool
     arguments = value[given[0]] if given else None
     if isinstance(arguments, str):
         arguments = json.loads(arguments, parse_constant=refuse_constant) if arguments else {}
@@ -93,18 +93,18 @@ def _read_call(value: Any) -> ToolCall | None:
 
 
 class CallText:
-    """Takes calls out of ordinary text, where the model wrote them without its tokens.
+    """Extracts calls that the model wrote as ordinary text, without its tool-call tokens.
 
-    Text is held back while it may still become calls: from ``functools[`` on, anywhere, and from
-    the beginning of an answer that looks like a call of an offered tool. What cannot be read as
-    calls of offered tools is text.
+    Text is held back while it may still become calls: after ``functools[`` anywhere, and from
+    the beginning of an answer that looks like a call of an offered tool. Held text that cannot be
+    parsed as calls of offered tools is returned as text.
 
     Attributes:
         calls: The calls; complete after `finish`.
     """
 
     def __init__(self, offered: Collection[str]) -> None:
-        """Look for calls of the tools named ``offered``; for none if there are none."""
+        """Look for calls of the tools named in ``offered``, which may be empty."""
         self._offered = frozenset(offered)
         self._heads = tuple(_heads(offered))
         self._held = ""
@@ -113,11 +113,11 @@ class CallText:
         self.calls: tuple[ToolCall, ...] = ()
 
     def add(self, text: str) -> str:
-        """Take more text; return what is certainly not part of a call."""
+        """Add text; return the text that is certainly not part of a call."""
         if not self._offered:
             return text
         self._held += text
-        if self._at_start:  # whether it looks like calls so far
+        if self._at_start:  # the text so far may still look like calls
             dense = "".join(self._held.split())
             if any(dense.startswith(head) for head in self._heads):
                 self._at_start = False
@@ -135,7 +135,7 @@ class CallText:
         return shown
 
     def finish(self) -> str:
-        """Return what was held back and is not a call, once no more text will come."""
+        """Return the held text that is not a call, at the end of the answer."""
         text, self._held = self._held, ""
         calls, rest = self._read(text)
         self.calls += calls
@@ -153,7 +153,7 @@ class CallText:
 
 
 def _heads(offered: Collection[str]) -> Iterator[str]:
-    """Yield how an answer that consists of calls may begin, without white space."""
+    """Yield the possible beginnings of an answer that consists of calls, without white space."""
     for fence in ("", "```", "```json", "```tool_call"):
         for marker in ("", "functools"):
             for bracket in ("", "[", "[["):
@@ -166,13 +166,13 @@ def _heads(offered: Collection[str]) -> Iterator[str]:
 
 
 def _beginning(text: str, marker: str) -> int:
-    """Return the length of the longest end of ``text`` that begins ``marker``."""
+    """Return the length of the longest suffix of ``text`` that is a prefix of ``marker``."""
     lengths = range(min(len(text), len(marker) - 1), 0, -1)
     return next((length for length in lengths if text.endswith(marker[:length])), 0)
 
 
 def _list_end(text: str) -> int:
-    """Return where the list behind the marker ends; the text's end if it has none."""
+    """Return the end position of the list after the marker; the text's end if it is open."""
     try:
         _, end = _DECODER.raw_decode(text, len(MARKER) - 1)
     except (ValueError, RecursionError):

@@ -1,8 +1,8 @@
 """A checkpoint's tokenizer with its chat format: messages to token ids, and ids back to text.
 
-`ChatTokenizer` puts control tokens in by id and encodes every content as ordinary text, so no
-content can become a control token. What is written around a message is ``formats.py``; text that
-arrives token by token is ``detokenizer.py``; the tokenizer itself is ``text_tokenizer.py``.
+`ChatTokenizer` inserts control tokens by id and encodes every content as ordinary text, so no
+content can become a control token. ``formats.py`` defines the text around a message,
+``detokenizer.py`` decodes an answer token by token, and ``text_tokenizer.py`` is the tokenizer.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from .tools import Tool, describe_calls, describe_tools
 class ChatTokenizer(TextTokenizer):
     """A checkpoint's tokenizer with its chat format: messages to ids, ids to text.
 
-    Control tokens enter a prompt by id. Contents are encoded by a tokenizer in which every
-    control token has lost its meaning, so ``"<|end|>"`` in a content stays seven characters.
+    Control tokens enter a prompt by id. Contents are encoded by a tokenizer without control
+    tokens, so ``"<|end|>"`` in a content stays seven characters.
 
     Attributes:
         format: The chat format.
-        stop_tokens: The control tokens that end an answer: id to text.
+        stop_tokens: Text of the control tokens that end an answer, by id.
     """
 
     def __init__(
@@ -41,14 +41,14 @@ class ChatTokenizer(TextTokenizer):
 
         Args:
             tokenizer_json: The file's content.
-            chat_format: What to write around messages.
-            stop_ids: Ids that the checkpoint's configs end an answer at; united with those
-                that the format implies (end of message, start of another).
-            eos_token: The tokenizer's own end-of-text token, united likewise.
+            chat_format: The chat format.
+            stop_ids: Stop ids of the checkpoint's configs, in addition to those that the format
+                implies (end of message, start of another).
+            eos_token: The tokenizer's own end-of-text token, also a stop token.
 
         Raises:
-            UnsupportedModelError: The tokenizer lacks a control token of the format, or is
-                of a kind whose segments cannot be encoded one by one.
+            UnsupportedModelError: The tokenizer lacks a control token of the format, or its
+                segments cannot be encoded separately.
         """
         named = () if eos_token is None else (eos_token,)
         super().__init__(
@@ -64,7 +64,7 @@ class ChatTokenizer(TextTokenizer):
         """Read ``tokenizer.json`` and all stop ids from a checkpoint's or an artifact's folder.
 
         Raises:
-            UnsupportedModelError: One of the files is damaged, or as in the constructor.
+            UnsupportedModelError: A file is damaged, or as in the constructor.
         """
         try:
             return cls(
@@ -81,13 +81,13 @@ class ChatTokenizer(TextTokenizer):
             ) from error
 
     def require_rows(self, rows: int) -> None:
-        """Check that the model has a row of its embedding matrix for every token.
+        """Check that the model's embedding matrix has a row for every token.
 
         Args:
-            rows: Those that it has; more than tokens are fine.
+            rows: Number of rows; may exceed the number of tokens.
 
         Raises:
-            UnsupportedModelError: A token's id is beyond them; names the token.
+            UnsupportedModelError: A token's id is out of range; names the token.
         """
         token_id, text = self.last_token()
         if token_id >= rows:
@@ -105,21 +105,21 @@ class ChatTokenizer(TextTokenizer):
         tools: Sequence[Tool] = (),
         continue_last: bool = False,
     ) -> list[int]:
-        """Return the ids of a whole conversation with the assistant's turn opened.
+        """Return the ids of a whole conversation, ending in an open assistant turn.
 
-        These are the ids of its pieces, one after the other: `encode_beginning`,
-        `encode_message` of each message after the system message, and `opening` (or
-        `encode_open`).
+        The ids are the concatenation of `encode_beginning`, `encode_message` of each message
+        after the system message, and `opening` (or `encode_open`).
 
         Args:
             messages: The conversation.
-            tools: What the model may call. Without a system message, an empty one holds them.
-            continue_last: The last message is the beginning of the assistant's answer, and the
-                ids end behind it, within the assistant's turn.
+            tools: Tools that the model may call. Without a system message, an empty one is added
+                to hold them.
+            continue_last: Whether the last message is the beginning of the assistant's answer.
+                The ids then end after its content, within the assistant's turn.
 
         Raises:
-            PromptError: The order is not one that can be answered, or the format has no place
-                for a message, a call, a result or tools.
+            PromptError: The order of roles is invalid, or the format has no place for a message,
+                a call, a result or tools.
         """
         check_order(messages, ends_with="answer" if continue_last else "question")
         system = messages[0] if messages[0].role == "system" else None
@@ -139,8 +139,8 @@ class ChatTokenizer(TextTokenizer):
         """Return the ids before the first user message: prefix, system message and tools.
 
         Args:
-            system: The system message; None for none.
-            tools: What the model may call; they stand in the system message, which is empty if
+            system: The system message, if any.
+            tools: Tools that the model may call. The system message holds them; it is empty if
                 ``system`` is None.
 
         Raises:
@@ -154,7 +154,7 @@ class ChatTokenizer(TextTokenizer):
         return self.prefix + (ids or self._encode_system_text())
 
     def _encode_system_text(self) -> list[int]:
-        """Return the ids of the format's own system message; none for most formats."""
+        """Return the ids of the format's own system message; empty for most formats."""
         if not self.format.system_text:
             return []
         header = self._segments(self.format.header.format(role="system"))
@@ -164,17 +164,17 @@ class ChatTokenizer(TextTokenizer):
     def encode_message(self, message: Message, *, tools: str | None = None) -> list[int]:
         """Return the ids of one message, from its header to its footer.
 
-        The calls of an assistant message stand behind its content as the model writes them. A
-        tool message has the header that the checkpoint's vocabulary holds for results.
+        The calls of an assistant message follow its content in the form that the model writes. A
+        tool message gets the header that the checkpoint's vocabulary has for results.
 
         Args:
             message: The message.
-            tools: JSON that describes the tools, for the end of a system message. It is text,
-                like a content.
+            tools: JSON that describes the tools, for the end of a system message. It is encoded
+                as ordinary text, like a content.
 
         Raises:
-            PromptError: The format's own template drops system messages, or empty ones, and this
-                is one that holds text or tools; or the model was trained without tools.
+            PromptError: The message is a system message with text or tools, and the format's own
+                template drops it; or the model was trained without tools.
         """
         described = self._tool_segments(tools)
         if message.role == "system" and self.format.system_messages == "replaces messages":
@@ -204,10 +204,10 @@ class ChatTokenizer(TextTokenizer):
         )
 
     def encode_open(self, message: Message) -> list[int]:
-        """Return the ids of an assistant message that the model shall continue: without footer.
+        """Return the ids of an assistant message that the model continues: without its footer.
 
         Raises:
-            PromptError: The message is not the assistant's, or has calls.
+            PromptError: The message is not an assistant message, or has calls.
         """
         if message.role != "assistant" or message.tool_calls:
             raise PromptError(
@@ -232,7 +232,7 @@ class ChatTokenizer(TextTokenizer):
         return self.encode_segments(self._segments(self.format.footer))
 
     def _open_segments(self, message: Message) -> list[int | str]:
-        """Return header and content of a message."""
+        """Return header and content segments of a message."""
         role = self.format.header_role(message.role)
         if role is None:
             raise PromptError(
@@ -270,19 +270,19 @@ class ChatTokenizer(TextTokenizer):
 
     @property
     def thought_tags(self) -> tuple[str, str] | None:
-        """What stands around the thoughts before an answer; None for a model that has none."""
+        """Tags around the reasoning text before an answer; None for other models."""
         return self.format.thoughts
 
     @property
     def tool_call_ids(self) -> tuple[int, int] | None:
-        """Ids that stand before and after a tool call; None for a model without tools."""
+        """Ids before and after a tool call; None for a model without tools."""
         if self.format.tool_call is None:
             return None
         before, after = (self.control[token]["id"] for token in self.format.tool_call)
         return before, after
 
     def _segments(self, text: str) -> list[int | str]:
-        """Split ``text`` of a format into control ids and the text between them."""
+        """Split a format's text into control ids and the text between them."""
         segments: list[int | str] = []
         position = 0
         for match in CONTROL_TOKEN.finditer(text):
@@ -317,7 +317,7 @@ class ChatTokenizer(TextTokenizer):
             )
 
     def _check_segments(self) -> None:
-        """Make sure that text after a control token encodes as it does by itself."""
+        """Check that text encodes the same after a control token as on its own."""
         for text in ("a b", "\na", " a"):
             opening = self.format.header.format(role="user") + text
             if self.encode_raw(opening) != self.encode_segments(self._segments(opening)):
@@ -327,7 +327,7 @@ class ChatTokenizer(TextTokenizer):
                 )
 
     def _find_stop_tokens(self, stop_ids: Sequence[int], eos_token: str | None) -> dict[int, str]:
-        """Unite the configured stop ids with the tokens that end a message or start the next."""
+        """Combine the configured stop ids with the tokens that end a message or start the next."""
         names = {"<|endoftext|>", eos_token or ""} & self.control.keys()
         for role in self.format.roles:
             names.update(CONTROL_TOKEN.findall(self.format.header.format(role=role)))

@@ -1,9 +1,9 @@
-"""Token ids to text while they arrive: no split characters, no control tokens, stop strings.
+"""Streaming detokenizer: decodes ids as they arrive, and handles control tokens and stop strings.
 
-`AnswerText` is what `ReplyStream` feeds one id at a time. It composes small steps: ids that end
-the answer or that are control tokens are taken out, `Detokenizer` turns the rest into text that
-never splits a character, thoughts and calls are taken out of that (``thoughts.py``,
-``call_parser.py``), and `StopStrings` holds back what may still become a stop string.
+`ReplyStream` feeds `AnswerText` one id at a time. `AnswerText` composes small steps: it removes
+stop ids and control tokens, `Detokenizer` decodes the rest without splitting a character,
+``thoughts.py`` and ``call_parser.py`` extract thoughts and calls, and `StopStrings` holds back
+text that may still become a stop string.
 """
 
 from __future__ import annotations
@@ -23,40 +23,39 @@ if TYPE_CHECKING:
 
 
 class TokenDecoder(Protocol):
-    """What a tokenizer must offer to turn an answer into text."""
+    """Tokenizer interface that decoding an answer needs."""
 
     control_tokens: dict[int, str]
-    """Every control token: id to text."""
+    """Text of every control token, by id."""
     stop_tokens: dict[int, str]
-    """The control tokens that end an answer: id to text."""
+    """Text of the control tokens that end an answer, by id."""
     byte_values: dict[int, int]
-    """Ids that stand for one byte each, and that byte (byte fallback); empty for byte-level
-    vocabularies."""
+    """Byte of each byte token, by id (byte fallback); empty for byte-level vocabularies."""
 
     @property
     def thought_tags(self) -> tuple[str, str] | None:
-        """What stands around the thoughts before an answer; None for a model that has none."""
+        """Tags around the reasoning text before an answer; None for other models."""
         ...
 
     @property
     def tool_call_ids(self) -> tuple[int, int] | None:
-        """Ids that stand before and after a tool call; None for a model without tools."""
+        """Ids before and after a tool call; None for a model without tools."""
         ...
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Return the text of ``token_ids`` as a whole."""
+        """Return the text of ``token_ids``."""
         ...
 
     def decode_piece(self, token_ids: Sequence[int], *, first: bool) -> str:
-        """Return the text of ids of a byte fallback vocabulary among which no byte is."""
+        """Return the text of ids of a byte fallback vocabulary without byte tokens."""
         ...
 
     def decode_bytes(self, token_ids: Sequence[int], *, first: bool) -> bytes:
-        """Return the bytes that ids of a byte fallback vocabulary stand for."""
+        """Return the UTF-8 bytes of ids of a byte fallback vocabulary."""
         ...
 
     def decode_stream(self) -> DecodeStream:
-        """Return a fresh incremental decoder."""
+        """Return a new incremental decoder."""
         ...
 
     def step(self, stream: DecodeStream, token_ids: list[int]) -> str:
@@ -65,9 +64,9 @@ class TokenDecoder(Protocol):
 
 
 class Detokenizer:
-    """Text of a growing list of ids; the pieces joined equal ``decode(all ids)``.
+    """Incremental decoder of a growing list of ids; joined pieces equal ``decode(all ids)``.
 
-    A character appears when its last byte does: at most three bytes are held back.
+    A character appears as soon as its last byte has arrived; at most three bytes are held back.
     """
 
     def __init__(self, decoder: TokenDecoder) -> None:
@@ -78,7 +77,7 @@ class Detokenizer:
         self._bytes = codecs.getincrementaldecoder("utf-8")(BYTE_BY_BYTE)
 
     def add(self, token_id: int) -> str:
-        """Take one id; return the text that became certain, often empty."""
+        """Add one id; return the text that is now certain, often empty."""
         if self._decoder.byte_values:
             return self._add_to_fallback(token_id)
         self._token_ids.append(token_id)
@@ -87,7 +86,7 @@ class Detokenizer:
         return piece
 
     def finish(self) -> str:
-        """Return what was held back: an unfinished character becomes U+FFFD."""
+        """Return the text that was held back; an unfinished character becomes U+FFFD."""
         if self._decoder.byte_values:
             return self._bytes.decode(b"", final=True)
         rest = self._decoder.decode(self._token_ids, skip_special_tokens=False)[self._emitted :]
@@ -95,9 +94,9 @@ class Detokenizer:
         return rest
 
     def _add_to_fallback(self, token_id: int) -> str:
-        """Take an id of a vocabulary that spells rare characters as one token per byte.
+        """Add an id of a byte fallback vocabulary, which spells rare characters byte by byte.
 
-        Every other token of such a vocabulary has a text of its own, whatever stands beside it.
+        The text of every other token in such a vocabulary does not depend on its neighbours.
         """
         first, self._token_ids = not self._token_ids, [token_id]
         if token_id in self._decoder.byte_values:
@@ -107,7 +106,7 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Text up to the first stop string, no part of which is ever let through."""
+    """Passes text on up to the first stop string, and never shows a part of it."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
@@ -115,14 +114,14 @@ class StopStrings:
         self.found: str | None = None
 
     def add(self, text: str) -> str:
-        """Take more text; return what can be shown now."""
+        """Add text; return the text that can be shown now."""
         if not self._stops or self.found is not None:
             return "" if self.found is not None else text
         self._held += text
         hits = [(self._held.find(stop), stop) for stop in self._stops]
         hits = [(start, stop) for start, stop in hits if start >= 0]
         if hits:
-            # The one that is complete first, so that the pieces' borders make no difference.
+            # Choose the stop string that is complete first, so that piece boundaries do not matter.
             start, self.found = min(hits, key=lambda hit: (hit[0] + len(hit[1]), hit[0]))
             shown, self._held = self._held[:start], ""
             return shown
@@ -134,12 +133,12 @@ class StopStrings:
         return shown
 
     def finish(self) -> str:
-        """Return what was held back for a stop string that did not come."""
+        """Return the text that was held back for a stop string that did not follow."""
         rest, self._held = self._held, ""
         return rest
 
     def _longest_beginning(self) -> int:
-        """Length of the longest end of the held text that begins one of the stop strings."""
+        """Length of the longest suffix of the held text that is a prefix of a stop string."""
         longest = min(len(self._held), max(len(stop) for stop in self._stops) - 1)
         for length in range(longest, 0, -1):
             if any(stop.startswith(self._held[-length:]) for stop in self._stops):
@@ -152,10 +151,10 @@ class AnswerText:
 
     Attributes:
         token_ids: The ids of the answer so far, without the stop token.
-        stops_early: Whether there are stop strings, for which an engine does not stop by itself.
+        stops_early: Whether there are stop strings; an engine itself only knows stop tokens.
         stopped_by: The stop token's text or the stop string that ended it; None until then.
-        tool_calls: The calls that the answer holds; complete after `finish`. What stands
-            between tool-call tokens is not text, unless it cannot be read as calls.
+        tool_calls: The calls in the answer; complete after `finish`. The ids between tool-call
+            tokens give text only if they cannot be parsed as calls.
     """
 
     def __init__(
@@ -172,14 +171,14 @@ class AnswerText:
 
         Args:
             decoder: The tokenizer.
-            stops: Strings that end the answer. They are not looked for in calls.
-            offered: Names of the tools whose calls are also read where the model wrote them as
+            stops: Strings that end the answer. Calls are not searched for them.
+            offered: Names of tools whose calls are also parsed if the model wrote them as
                 ordinary text.
-            skip_special_tokens: Whether control tokens give no text. Those that end the answer
-                or stand around calls never do.
-            stop_ids: Control tokens that end this answer beside the decoder's stop tokens.
-            before: Ids that the answer continues. They give no text, but what follows is decoded
-                as their continuation: with its leading space, and within a character.
+            skip_special_tokens: Whether to leave out control tokens. Those that end the answer or
+                enclose calls are always left out.
+            stop_ids: Control tokens that end this answer, besides the decoder's stop tokens.
+            before: Ids that the answer continues. They give no text, but the following ids are
+                decoded as their continuation: with a leading space, and within a character.
         """
         self._skips_special = skip_special_tokens
         self._decoder = decoder
@@ -219,17 +218,17 @@ class AnswerText:
 
     @property
     def reasoning(self) -> str:
-        """The thoughts before the answer so far; empty for models that have none."""
+        """The reasoning text so far; empty for other models."""
         return "".join(self._reasoning)
 
     def take_reasoning(self) -> str:
-        """Return the thoughts that came since this was last called."""
+        """Return the reasoning text since the last call of this method."""
         new = self._reasoning[self._taken_reasoning :]
         self._taken_reasoning = len(self._reasoning)
         return "".join(new)
 
     def add(self, token_id: int) -> str:
-        """Take one id; return the text to show for it, often empty."""
+        """Add one id; return the text to show now, often empty."""
         if token_id in self._stop_tokens:
             self.stopped_by = self._stop_tokens[token_id]
             return ""
@@ -244,7 +243,7 @@ class AnswerText:
         return self._show_text(self._detokenizer.add(token_id))
 
     def _begin(self, token_ids: Sequence[int]) -> None:
-        """Take the ids that the answer begins with, none of which is shown or counted."""
+        """Add the ids that the answer continues; they are neither shown nor counted."""
         opening, closing = self._decoder.tool_call_ids or (None, None)
         for token_id in token_ids:
             if token_id == opening and self._call_ids is None:
@@ -259,17 +258,17 @@ class AnswerText:
                 self._thoughts.add(self._detokenizer.add(token_id))
 
     def finish(self) -> str:
-        """Return the text that was held back, once no more ids will come."""
+        """Return the text that was held back, at the end of the answer."""
         if self._stops.found is not None:
             return ""
         rest = self._end_call() + self._end_text()
         return rest + self._show(self._stops.finish())
 
     def _switch_call(self, token_id: int) -> str:
-        """Begin or end a tool call where ``token_id`` says so.
+        """Begin or end a tool call at a tool-call token.
 
-        A character that the call interrupts is shown before it, as unfinished as it is: the text
-        of a call that cannot be read comes behind it then, as the model wrote it.
+        A character that the call interrupts is shown unfinished before the call. The text of a
+        call that cannot be parsed then follows it, in the order that the model wrote.
         """
         before, after = self._decoder.tool_call_ids or (None, None)
         if token_id == before and self._call_ids is None:
@@ -278,7 +277,7 @@ class AnswerText:
         return self._end_call() if token_id == after else ""
 
     def _end_call(self) -> str:
-        """Read the ids of a tool call; return their text if they are not one."""
+        """Parse the ids of a tool call; return their text if they are not a call."""
         if self._call_ids is None:
             return ""
         text, self._call_ids = self._decoder.decode(self._call_ids), None
@@ -289,13 +288,13 @@ class AnswerText:
         return ""
 
     def _show_text(self, text: str) -> str:
-        """Show text of the answer, less the thoughts and calls that it holds."""
+        """Show text of the answer without its thoughts and calls."""
         thoughts, answer = self._thoughts.add(text)
         self._reasoning.append(thoughts)
         return self._show(self._stops.add(self._call_text.add(answer)))
 
     def _end_text(self) -> str:
-        """Show what is held back of the text, whole characters or not."""
+        """Show the text that was held back, including an unfinished character."""
         rest = self._detokenizer.finish()
         if rest:
             self._detokenizer = Detokenizer(self._decoder)

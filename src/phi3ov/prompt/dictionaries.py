@@ -1,6 +1,6 @@
-"""OpenAI-shaped dictionaries as messages: `read_messages` reads them, or refuses them by field.
+"""Reads messages from dictionaries of OpenAI's protocol: `read_messages`.
 
-What a message may hold and in which order messages stand is ``messages.py``.
+Unsupported fields are refused by name. ``messages.py`` defines the content and order of messages.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from .tools import ToolCall, refuse_constant
 
 _FIELDS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id"})
 _THOUGHTS = frozenset({"reasoning", "reasoning_content"})
-"""Fields of an assistant message in which servers return thoughts. Prompts leave thoughts out, as
-the cards of the reasoning models ask."""
+"""Fields of an assistant message in which servers return reasoning text. Prompts leave it out, as
+the model cards of the reasoning models recommend."""
 
 
 class TextPart(TypedDict):
-    """A part of a content in OpenAI's protocol; parts are joined by line breaks."""
+    """A text part of a content in OpenAI's protocol; parts are joined by line breaks."""
 
     type: Literal["text"]
     text: str
@@ -42,7 +42,7 @@ class ChatToolCall(TypedDict):
 
 
 class ChatMessage(TypedDict, total=False):
-    """A message as a dictionary in OpenAI's protocol, for type checkers; see `read_messages`."""
+    """A message as a dictionary of OpenAI's protocol, for type checkers; see `read_messages`."""
 
     role: Required[Literal["system", "developer", "user", "assistant", "tool"]]
     content: str | Sequence[TextPart] | None
@@ -57,19 +57,19 @@ def read_messages(
     """Return a conversation as `Message` values, checked for content and order.
 
     A dictionary has the fields of `ChatMessage`. ``developer`` is read as ``system``, ``null``
-    and an empty list as absent, text parts are joined by line breaks, and thoughts of an earlier
-    answer (``reasoning``, ``reasoning_content``) are left out. Everything else is refused.
+    and an empty list as absent, text parts are joined by line breaks, and the reasoning text of an
+    earlier answer (``reasoning``, ``reasoning_content``) is dropped. Everything else is refused.
 
     Args:
         messages: The conversation, oldest message first.
-        ends_with: How it must end.
+        ends_with: How the conversation must end.
 
     Returns:
-        The same conversation.
+        The conversation as `Message` values.
 
     Raises:
-        PromptError: A message cannot be read, a user's message is empty, or the order is not one
-            that a model can answer. The text begins with the message's number and field, such as
+        PromptError: A message cannot be read, a user message is empty, or the order of roles is
+            invalid. The text begins with the message's number and field, such as
             ``messages[3].content``.
 
     Example:
@@ -122,7 +122,7 @@ def _read_message(number: int, fields: object) -> Message:
         raise PromptError(f"{where}.content is missing. Give a string, or a list of text parts.")
     try:
         return Message(
-            role=role,  # type: ignore[arg-type]  # compared with ROLES above
+            role=role,  # type: ignore[arg-type]  # checked against ROLES above
             content=_read_content(where, given.get("content", "")),
             tool_calls=calls,
             tool_call_id=given.get("tool_call_id"),

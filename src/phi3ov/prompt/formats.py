@@ -1,8 +1,8 @@
-"""Chat formats: what each member of the Phi-3 family writes around a message.
+"""Chat formats: the text that each member of the Phi-3 family expects around a message.
 
-`FORMATS` lists every chat format that phi3ov knows; `recognize_format` finds the one that a
-checkpoint's own template writes, by rendering the same conversations with both. To add a
-format, add its shape to `_SHAPES`. Turning messages into token ids is ``chat_tokenizer.py``.
+`FORMATS` lists every chat format that phi3ov knows. `recognize_format` finds the format of a
+checkpoint's own template by rendering the same conversations with both. To add a format, add its
+shape to `_SHAPES`. ``chat_tokenizer.py`` encodes messages to token ids.
 """
 
 from __future__ import annotations
@@ -16,34 +16,35 @@ from ..errors import UnsupportedModelError
 from .messages import Role
 
 RenderTemplate = Callable[[list[dict[str, str]]], str]
-"""A checkpoint's own chat template: messages to prompt string, assistant turn opened."""
+"""A checkpoint's own chat template: messages to a prompt that ends in an open assistant turn."""
 
 SystemMessages = Literal["kept", "kept unless empty", "dropped", "replaces messages"]
-"""What a template does with a system message; see `ChatFormat`."""
+"""A template's treatment of system messages; see `ChatFormat`."""
 
 CONTROL_TOKEN = re.compile(r"<\|[a-z_/]+\|>|<s>")
-"""How control tokens look inside a `ChatFormat`."""
+"""Pattern of control tokens in the texts of a `ChatFormat`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatFormat:
-    """What a model was trained to see around a message.
+    """The text around messages that a model was trained with.
 
     Attributes:
-        name: How manifests and ``phi3ov info`` call it.
+        name: Name in manifests and in ``phi3ov info``.
         header: Text before a content; ``{role}`` is the role. Control tokens are written out.
         footer: Text after a content.
-        system_messages: What the checkpoint's own template does with a system message: it is
+        system_messages: How the checkpoint's own template treats a system message: it is
             ``"kept"``, ``"kept unless empty"``, or ``"dropped"`` without an error; or it
-            ``"replaces messages"``: every message, the user's too, is written as ``system_text``.
-        system_text: Text of the checkpoint's own system message, which stands in every prompt. A
-            system message that is kept is appended to it, behind a space.
-        prefix: Text before the first message; most formats have none.
+            ``"replaces messages"``: every message, also the user's, is written as
+            ``system_text``.
+        system_text: Text of the checkpoint's own system message, which every prompt contains. A
+            system message that is kept is appended to it after a space.
+        prefix: Text before the first message; empty for most formats.
         tool_list: Tokens around the tool descriptions at the end of the system message; None
             for a model that was trained without tools.
-        tool_call: Tokens around the calls in an answer; None likewise.
-        thoughts: Tags around the thoughts before an answer; None for a model that has none.
-        tool_result: Role in the header of a call's result; None likewise.
+        tool_call: Tokens around the calls in an answer; None without tools.
+        thoughts: Tags around the reasoning text before an answer; None for other models.
+        tool_result: Role in the header of a call's result; None without tools.
     """
 
     name: str
@@ -59,16 +60,16 @@ class ChatFormat:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """Every role that the format writes into a header."""
+        """Every role that can appear in a header of this format."""
         results = () if self.tool_result is None else (self.tool_result,)
         return ("system", "user", "assistant", *results)
 
     def header_role(self, role: Role) -> str | None:
-        """Return what the header says for ``role``; None if the format has nothing for it."""
+        """Return the name of ``role`` in a header; None if the format does not support it."""
         return self.tool_result if role == "tool" else role
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """Write ``messages`` as one string, as the checkpoint's own template does."""
+        """Render ``messages`` to one string, as the checkpoint's own template does."""
         parts = [self.prefix]
         has_system = messages[0]["role"] == "system"
         own = self.header.format(role="system") + self.system_text + self.footer
@@ -90,11 +91,11 @@ class ChatFormat:
         return "".join(parts) + self.header.format(role="assistant")
 
     def system_content(self, content: str) -> str:
-        """Return what stands in the system message where a conversation's own holds ``content``."""
+        """Return the text of the rendered system message for a conversation's ``content``."""
         return f"{self.system_text} {content}" if self.system_text else content
 
     def skips(self, role: str, content: str) -> bool:
-        """Whether the checkpoint's own template leaves this message out."""
+        """Whether the checkpoint's own template drops this message."""
         if role != "system":
             return False
         return self.system_messages == "dropped" or (
@@ -161,7 +162,7 @@ FORMATS: tuple[ChatFormat, ...] = (
     replace(_REASONING, system_messages="replaces messages"),
     replace(_REASONING, system_messages="dropped"),
 )
-"""Every format that phi3ov writes. Sources: the chat templates in the checkpoints'
+"""Every format that phi3ov supports. Sources: the chat templates in the checkpoints'
 ``tokenizer_config.json`` or ``chat_template.jinja`` (Phi-3 and 3.5: phi3; Phi-4-mini: phi4-mini;
 Phi-4: phi4; Phi-4-mini-reasoning; Phi-4-reasoning and -plus: phi4-reasoning)."""
 
@@ -180,17 +181,17 @@ _PROBES: tuple[tuple[tuple[Role, str], ...], ...] = (
         ("user", "d"),
     ),
 )
-"""Conversations that tell the formats apart; the checkpoint's own template renders each."""
+"""Conversations that distinguish the formats when the checkpoint's own template renders them."""
 
 
 def recognize_format(render: RenderTemplate) -> ChatFormat:
-    """Find the format that a checkpoint's own template writes, by rendering with both.
+    """Find the format of a checkpoint's own template by rendering with both.
 
     Args:
         render: The checkpoint's template.
 
     Raises:
-        UnsupportedModelError: It is not one of `FORMATS`; says where the nearest one differs.
+        UnsupportedModelError: No format of `FORMATS` matches; says where the nearest one differs.
     """
     probes = [[{"role": role, "content": text} for role, text in probe] for probe in _PROBES]
     probes.append([{"role": "system", "content": "s", "tools": "[1]"}, *probes[0]])

@@ -1,11 +1,11 @@
-"""Messages of a conversation, `Message`, and the order in which a model can read them.
+"""Messages of a conversation, `Message`, and the check of their order.
 
-Dictionaries of OpenAI's protocol become messages in ``dictionaries.py``; messages become token
-ids in ``chat_tokenizer.py``.
+``dictionaries.py`` reads messages from dictionaries of OpenAI's protocol; ``chat_tokenizer.py``
+encodes messages to token ids.
 
 Three fields are for the caller and never part of a prompt, because no chat template of the
-family writes them: ``name``, ``tool_call_id`` and the ids of calls. They are checked, so that a
-result belongs to its call.
+family writes them: ``name``, ``tool_call_id`` and the ids of calls. They are checked, so that
+every result matches its call.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from ..errors import PromptError
 from .tools import ToolCall
 
 Role = Literal["system", "user", "assistant", "tool"]
-"""Who a message is from; ``tool`` is the result of a call."""
+"""Author of a message; ``tool`` is the result of a call."""
 
 Ending = Literal["question", "answer", "history"]
-"""How a conversation ends: with a ``question`` (of the user, or a tool's result) that the model
-answers; with the beginning of an ``answer`` that the model continues; or as a ``history``: with a
-whole answer, a system message, or empty."""
+"""How a conversation ends. ``question``: a user message or tool result that the model answers.
+``answer``: the beginning of an answer that the model continues. ``history``: a complete answer, a
+system message, or no message at all."""
 
 ROLES: frozenset[str] = frozenset(get_args(Role))
 
@@ -33,16 +33,16 @@ class Message:
     """One message of a conversation.
 
     Attributes:
-        role: Who it is from.
-        content: Its text. Empty where an assistant only calls tools.
+        role: Author of the message.
+        content: Text of the message. Empty if an assistant message only calls tools.
         tool_calls: The calls of an assistant message, in order.
         tool_call_id: The `ToolCall.id` that a tool message answers. None for the next call that
             has no result yet.
-        name: A label for the caller, never part of a prompt. Of a tool message: the tool's name.
+        name: A label for the caller, never part of a prompt. In a tool message, the tool's name.
 
     Raises:
         PromptError: The role is unknown, the content is not a string or holds a lone surrogate,
-            or a field does not belong to the role.
+            or the role does not allow a field.
 
     Example:
         >>> Message("user", "Hello")
@@ -109,7 +109,7 @@ def require_text(what: str, text: str) -> None:
     """Check that ``text`` can be encoded.
 
     Raises:
-        PromptError: It holds a lone surrogate.
+        PromptError: The text holds a lone surrogate.
     """
     try:
         text.encode()
@@ -121,11 +121,11 @@ def require_text(what: str, text: str) -> None:
 
 
 def check_order(messages: Sequence[Message], *, ends_with: Ending = "question") -> None:
-    """Check that a model can read ``messages`` in this order.
+    """Check that the roles of ``messages`` are in a valid order.
 
-    An optional system message comes first, then turns: a user's message and the assistant's
-    answer. An answer with calls may be followed by the result of each call, in the calls' order,
-    and the next answer; or by a user's message.
+    An optional system message comes first, then turns: a user message and the assistant's
+    answer. An answer with calls may be followed by the result of each call, in the order of the
+    calls, and the next answer; or by a user message.
 
     Raises:
         PromptError: A value is not a `Message`, a role is in the wrong place, a result has no
@@ -133,7 +133,7 @@ def check_order(messages: Sequence[Message], *, ends_with: Ending = "question") 
     """
     require_list(messages)
     waiting: list[ToolCall] = []  # calls without a result
-    answering = False  # whether the last message is a result
+    answering = False  # whether the last message is a tool result
     expected: tuple[str, ...] = ("user", "system")
     for number, message in enumerate(messages):
         if not isinstance(message, Message):
@@ -224,7 +224,7 @@ def require_list(messages: object) -> None:
     """Check that a conversation is a list.
 
     Raises:
-        PromptError: It is not.
+        PromptError: ``messages`` is not a list.
     """
     if isinstance(messages, str) or not isinstance(messages, Sequence):
         raise PromptError(

@@ -1,7 +1,7 @@
-"""Python functions and classes as tools: their JSON schema, and a call's arguments as their types.
+"""Derives a tool's JSON schema from a Python function or class, and converts arguments back.
 
-The schema of a function is that of a structure with a field for each parameter; msgspec makes it
-from the type hints and converts arguments back. A pydantic model does both itself.
+A function becomes a structure with one field per parameter. msgspec makes its schema from the type
+hints and converts arguments back. A pydantic model does both itself.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ def is_pydantic(source: object) -> bool:
 
 
 def describe_signature(source: Callable[..., Any]) -> tuple[str, dict[str, Any]]:
-    """Return the description and the JSON schema of what a function or a class takes.
+    """Return the description of a function or class, and the JSON schema of its parameters.
 
-    The description is the docstring up to its first section; the section ``Args:`` describes the
-    parameters, in Google's style. Every parameter needs a type hint.
+    The description is the docstring up to its first section. The section ``Args:`` describes the
+    parameters, in Google style. Every parameter needs a type hint.
 
     Raises:
-        OptionError: A parameter has no type hint, one that JSON has no form for, or is
+        OptionError: A parameter has no type hint, has a type that JSON cannot represent, or is
             positional-only, ``*args`` or ``**kwargs``.
     """
     if is_pydantic(source):
         model: Any = source
         try:
             schema = dict(model.model_json_schema())
-        except Exception as error:  # pydantic's own, and whatever its users' hooks raise
+        except Exception as error:  # pydantic's errors, and those of the class's own hooks
             raise OptionError(
                 f"{_name(source)}: pydantic makes no schema of it: {error}"
             ) from error
@@ -64,11 +64,11 @@ def describe_signature(source: Callable[..., Any]) -> tuple[str, dict[str, Any]]
 
 
 def parse_arguments(arguments: Mapping[str, Any], source: Callable[..., Any]) -> Any:
-    """Return arguments as a function or class takes them; see `ToolCall.parse`.
+    """Convert arguments to the type hints of a function or class; see `ToolCall.parse`.
 
     Raises:
-        GenerationError: They do not fit its type hints.
-        OptionError: It cannot be a tool; see `describe_signature`.
+        GenerationError: The arguments do not fit the type hints.
+        OptionError: ``source`` cannot be a tool; see `describe_signature`.
     """
     if is_pydantic(source):
         model: Any = source
@@ -101,7 +101,7 @@ def _structure(source: Callable[..., Any]) -> Any:
     for name, parameter in _parameters(source).items():
         if parameter.default is inspect.Parameter.empty:
             fields.append((name, parameter.annotation))
-        else:  # the function itself fills in its default
+        else:  # the function fills in its own default
             fields.append((name, parameter.annotation | msgspec.UnsetType, msgspec.UNSET))
     return msgspec.defstruct(_name(source), fields, kw_only=True, forbid_unknown_fields=True)
 
@@ -137,7 +137,7 @@ def _name(source: Callable[..., Any]) -> str:
 
 
 def _summary(documentation: str) -> str:
-    """Return a docstring up to its first section, as one paragraph a line."""
+    """Return a docstring up to its first section, each paragraph on a single line."""
     found = _SECTION.search("\n" + documentation)
     text = documentation if found is None else documentation[: max(found.start() - 1, 0)]
     paragraphs = re.split(r"\n\s*\n", text.strip())
@@ -145,7 +145,7 @@ def _summary(documentation: str) -> str:
 
 
 def _documented(documentation: str) -> dict[str, str]:
-    """Return what the section ``Args:`` says of each parameter."""
+    """Return the description of each parameter in the section ``Args:``."""
     parts = _SECTION.split("\n" + documentation)
     sections = dict(zip(parts[1::2], parts[2::2], strict=False))
     text = inspect.cleandoc(sections.get("Args") or sections.get("Arguments") or "")
@@ -162,7 +162,7 @@ def _documented(documentation: str) -> dict[str, str]:
 
 
 def _without_titles(schema: Any) -> Any:
-    """Return a schema without the titles that pydantic makes of names: they cost prompt tokens."""
+    """Remove the titles that pydantic derives from names, because they cost prompt tokens."""
     if isinstance(schema, list):
         return [_without_titles(part) for part in schema]
     if not isinstance(schema, dict):

@@ -1,8 +1,8 @@
-"""A ``tokenizer.json`` as text sees it: control tokens stand by id, and text never becomes one.
+"""Tokenizer of a ``tokenizer.json`` that never encodes ordinary text as a control token.
 
 `TextTokenizer` holds the file's tokenizer twice: one that honours control tokens, for raw prompts
-and for decoding, and one in which they have lost their meaning, for every other text. Messages
-and what stands around them are ``chat_tokenizer.py``.
+and for decoding, and one in which they are ordinary text, for everything else.
+``chat_tokenizer.py`` encodes messages and the control tokens around them.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ RUST_WHITE_SPACE = (
     + "\u2028\u2029\u202f\u205f\u3000"
 )
 """Unicode's White_Space property, which the tokenizers library strips beside a control token
-with lstrip or rstrip. Python's own ``str.strip`` takes U+001C to U+001F as well."""
+with lstrip or rstrip. Python's ``str.strip`` also strips U+001C to U+001F."""
 
 BYTE_BY_BYTE = "phi3ov.byte_by_byte"
-"""Error handler of codecs: every byte of an invalid sequence becomes one U+FFFD."""
+"""Codec error handler that replaces every byte of an invalid sequence by one U+FFFD."""
 
 
 def _replace_each(error: UnicodeError) -> tuple[str, int]:
@@ -52,12 +52,12 @@ def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 class TextTokenizer:
-    """A checkpoint's tokenizer: text to ids in which no control token can be, ids to text.
+    """A checkpoint's tokenizer: text to ids without control tokens, and ids to text.
 
     Attributes:
-        control_tokens: Every control token: id to text.
-        byte_values: Ids that stand for one byte each, and that byte (byte fallback vocabularies).
-        control: Every control token's entry in the file, by its text.
+        control_tokens: Text of every control token, by id.
+        byte_values: Byte of each byte token, by id (byte fallback vocabularies).
+        control: Entry in the file of every control token, by text.
     """
 
     def __init__(
@@ -71,14 +71,14 @@ class TextTokenizer:
 
         Args:
             tokenizer_json: The file's content.
-            ending: Ids and texts of tokens that end an answer: control tokens in any case.
-            words: Texts of added tokens that are text in any case.
+            ending: Ids and texts of tokens that end an answer; always control tokens.
+            words: Texts of added tokens that are always ordinary text.
 
         Raises:
-            UnsupportedModelError: It cannot be read.
+            UnsupportedModelError: The file cannot be read.
         """
         definition = parse_definition(tokenizer_json)
-        definition |= {"truncation": None, "padding": None}  # some fine-tunes ship theirs
+        definition |= {"truncation": None, "padding": None}  # some fine-tunes set them
         added = {token["content"]: token for token in definition.get("added_tokens", [])}
         for text in words:
             if text in added:
@@ -98,16 +98,16 @@ class TextTokenizer:
         self._byte_ids = {byte: token_id for token_id, byte in self.byte_values.items()}
 
     def last_token(self) -> tuple[int, str]:
-        """Return the largest id, and its token's text in the vocabulary."""
+        """Return the largest id and its token's text."""
         vocabulary: dict[str, int] = self._decoder.get_vocab(with_added_tokens=True)
         text = max(vocabulary, key=vocabulary.__getitem__)
         return vocabulary[text], text
 
     def encode_raw(self, prompt: str) -> list[int]:
-        """Return the ids of ``prompt`` with its control tokens honoured: never for user text.
+        """Encode ``prompt``, honouring its control tokens. Never use this for user text.
 
         Raises:
-            PromptError: It holds a lone surrogate.
+            PromptError: The prompt holds a lone surrogate.
         """
         require_text("prompt", prompt)
         return _encode(self._decoder, prompt)
@@ -116,7 +116,7 @@ class TextTokenizer:
         """Return the ids of ``text`` as ordinary text.
 
         Raises:
-            PromptError: The vocabulary itself spells a control token with ordinary pieces.
+            PromptError: The vocabulary encodes the text to a control token all the same.
         """
         ids = _encode(self._plain, text)
         if not self.control_tokens.keys().isdisjoint(ids):
@@ -128,7 +128,7 @@ class TextTokenizer:
         return ids
 
     def encode_segments(self, segments: Sequence[int | str]) -> list[int]:
-        """Encode control ids as they are and each run of text between them as one.
+        """Encode segments: control ids stay, adjacent texts are joined and encoded.
 
         Raises:
             PromptError: As for `encode_text`.
@@ -150,19 +150,20 @@ class TextTokenizer:
 
     @property
     def byte_tokens(self) -> frozenset[int]:
-        """Ids that stand for one byte each; none in byte-level vocabularies."""
+        """Ids of byte tokens; empty for byte-level vocabularies."""
         return frozenset(self.byte_values)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of ``token_ids``.
 
-        In a byte fallback vocabulary each invalid byte becomes one U+FFFD, and the characters
-        beside it stay. (The tokenizers library replaces every byte of a run that holds one, so a
-        character could not be shown before its run ends.)
+        In a byte fallback vocabulary each invalid byte becomes one U+FFFD, and valid characters
+        beside it stay. (The tokenizers library replaces every byte of a run that holds an invalid
+        one, so no character could be shown before its run ends.)
 
         Args:
             token_ids: The ids.
-            skip_special_tokens: Whether control tokens give no text, or else their names.
+            skip_special_tokens: Whether to leave out control tokens instead of writing their
+                names.
         """
         if skip_special_tokens:
             token_ids = [each for each in token_ids if each not in self.control_tokens]
@@ -179,18 +180,18 @@ class TextTokenizer:
         return text
 
     def decode_piece(self, token_ids: Sequence[int], *, first: bool) -> str:
-        """Return the text of ids of a byte fallback vocabulary among which no byte is.
+        """Return the text of ids of a byte fallback vocabulary without byte tokens.
 
         Args:
             token_ids: The ids.
-            first: Whether they begin the text: Llama's decoder then drops a space.
+            first: Whether the ids begin the text. Llama's decoder then drops a leading space.
         """
         if first:
             return self._decode(token_ids)
         return self._decode([self._byte_ids[ord("a")], *token_ids])[1:]
 
     def decode_bytes(self, token_ids: Sequence[int], *, first: bool) -> bytes:
-        """Return the bytes that ids stand for; ``first`` as in `decode_piece`."""
+        """Return the UTF-8 bytes of ids; ``first`` as in `decode_piece`."""
         found = bytes(self.byte_values[token_id] for token_id in token_ids)
         if first and found.startswith(b" ") and not self._decode([self._byte_ids[ord(" ")]]):
             return found[1:]
@@ -201,7 +202,7 @@ class TextTokenizer:
         return text
 
     def decode_stream(self) -> DecodeStream:
-        """Return a fresh incremental decoder for `step`."""
+        """Return a new incremental decoder for `step`."""
         from tokenizers.decoders import DecodeStream
 
         return DecodeStream(skip_special_tokens=False)
@@ -211,7 +212,7 @@ class TextTokenizer:
         return stream.step(self._decoder, token_ids) or ""
 
     def token_text(self, token_id: int) -> str | None:
-        """Return how the file writes a token; None if it has no such id."""
+        """Return a token's text in the file; None for an unknown id."""
         text: str | None = self._decoder.id_to_token(token_id)
         return text
 

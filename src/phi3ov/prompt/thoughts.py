@@ -1,21 +1,21 @@
-"""Thoughts of the reasoning models, told apart from the answer while the text arrives.
+"""Separates the reasoning text of reasoning models from the answer while the text arrives.
 
 Phi-4-mini-reasoning and Phi-4-reasoning begin an answer with ``<think>``, their thoughts, and
-``</think>``. `ThoughtSplitter` takes text in pieces of any size.
+``</think>``. `ThoughtSplitter` accepts text in pieces of any size.
 """
 
 from __future__ import annotations
 
 
 class ThoughtSplitter:
-    r"""Splits the text of an answer into thoughts and what follows them.
+    r"""Splits the text of an answer into thoughts and the answer that follows them.
 
-    Thoughts stand at the answer's beginning, between two tags. White space before the first tag
-    and directly behind either tag belongs to neither part. Without the first tag all is answer;
-    without the second all behind the first is thoughts.
+    Thoughts stand at the beginning, between two tags. White space before the first tag and
+    directly after either tag belongs to neither part. Without the first tag all text is answer;
+    without the second tag all text after the first is thoughts.
 
     Attributes:
-        is_over: Whether what comes next is answer.
+        is_over: Whether the thoughts have ended.
 
     Example:
         >>> splitter = ThoughtSplitter(("<think>", "</think>"))
@@ -27,8 +27,8 @@ class ThoughtSplitter:
         """Look for ``tags``; without them all text is answer.
 
         Args:
-            tags: What stands before and behind the thoughts.
-            begun: Whether the first tag is already written, in the prompt.
+            tags: Tags before and after the thoughts.
+            begun: Whether the prompt already ends with the first tag.
         """
         self._tags = tags
         self._held = ""
@@ -37,11 +37,11 @@ class ThoughtSplitter:
 
     @property
     def is_over(self) -> bool:
-        """Whether what comes next is answer."""
+        """Whether the thoughts have ended, so that further text is answer."""
         return self._state == "answer"
 
     def add(self, text: str) -> tuple[str, str]:
-        """Take more text; return the thoughts and the answer that became certain."""
+        """Add text; return the thoughts and the answer text that are now certain."""
         self._held += text
         thoughts = ""
         if self._tags is not None and self._state == "start":
@@ -52,7 +52,7 @@ class ThoughtSplitter:
         return thoughts, answer
 
     def finish(self) -> tuple[str, str]:
-        """Return what was held back, once no more text will come."""
+        """Return the text that was held back, at the end of the answer."""
         rest, self._held = self._held, ""
         rest = rest.lstrip() if self._trims else rest
         return (rest, "") if self._state == "thoughts" else ("", rest)
@@ -76,7 +76,7 @@ class ThoughtSplitter:
         return self._take(len(self._held) - kept)
 
     def _take(self, length: int) -> str:
-        """Take text off the held, without white space that follows a tag."""
+        """Remove and return held text, without white space that follows a tag."""
         taken, self._held = self._held[:length], self._held[length:]
         if self._trims:
             taken = taken.lstrip()

@@ -19,15 +19,15 @@ _SENTENCE_TOKENS = frozenset({"<s>", "</s>", "<unk>", "<pad>"})
 
 
 def is_control(token: Mapping[str, Any], ending: Collection[int | str] = ()) -> bool:
-    """Whether an added token of a ``tokenizer.json`` is a control token, or else text.
+    """Whether an added token of a ``tokenizer.json`` is a control token rather than text.
 
     Control tokens are those that the file marks as special, every ``<|...|>`` (Phi-4-mini's tool
     tokens are not marked), SentencePiece's own, and those that end an answer. All others, such as
-    ``<think>`` or ``<SQL>``, are pieces of text with an id of their own: in prompts, in answers
-    and in grammars.
+    ``<think>`` or ``<SQL>``, are ordinary text with a single id: in prompts, in answers and in
+    grammars.
 
     Args:
-        token: Its entry in the file.
+        token: The token's entry in the file.
         ending: Ids and texts of tokens that end an answer.
 
     Example:
@@ -47,10 +47,10 @@ def is_control(token: Mapping[str, Any], ending: Collection[int | str] = ()) -> 
 
 
 def parse_definition(tokenizer_json: str) -> dict[str, Any]:
-    """Return a ``tokenizer.json`` as a dict, with a list of added tokens in any case.
+    """Parse a ``tokenizer.json``; adds an empty list of added tokens if the file has none.
 
     Raises:
-        UnsupportedModelError: It is not a JSON object.
+        UnsupportedModelError: The content is not a JSON object.
     """
     try:
         definition = json.loads(tokenizer_json)
@@ -61,18 +61,18 @@ def parse_definition(tokenizer_json: str) -> dict[str, Any]:
 
 
 def restore_released(definition: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a Llama-like tokenizer as the family released it, where a tool has rewritten it.
+    """Undo a tool's changes to a Llama-like tokenizer: restore the normalizer of the release.
 
-    Phi-3's own file marks the beginning of every piece of text between control tokens: its
-    normalizer prepends "▁". transformers 5 reads such a folder as a Llama tokenizer where there is
-    no config.json, and saves it with a Metaspace that marks the first piece of a prompt only, or
-    that marks no piece that begins with a space. The model has never seen those ids.
+    Phi-3's released normalizer prepends "▁" to every piece of text between control tokens.
+    transformers 5 reads a folder without config.json as a Llama tokenizer, and saves it with a
+    Metaspace pre-tokenizer. That one marks only the first piece of a prompt, or no piece that
+    begins with a space. The model was never trained on the resulting ids.
 
     Args:
         definition: A ``tokenizer.json``.
 
     Returns:
-        The same, or one with the released normalizer.
+        ``definition`` itself, or a copy with the released normalizer.
     """
     pre_tokenizer, model = definition.get("pre_tokenizer"), definition.get("model")
     if not isinstance(pre_tokenizer, Mapping) or not isinstance(model, Mapping):
@@ -99,16 +99,16 @@ def restore_released(definition: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_tokenizer(definition: Mapping[str, Any]) -> Tokenizer:
-    """Return the tokenizer that a ``tokenizer.json`` defines.
+    """Create the tokenizer that a ``tokenizer.json`` defines.
 
     Raises:
-        UnsupportedModelError: It defines none.
+        UnsupportedModelError: The definition is not a valid tokenizer.
     """
     from tokenizers import Tokenizer
 
     try:
         return Tokenizer.from_str(json.dumps(definition))
-    except Exception as error:  # tokenizers raises Exception itself
+    except Exception as error:  # tokenizers raises bare Exception
         raise UnsupportedModelError(
             f"tokenizer.json does not define a tokenizer: {error}."
         ) from error
@@ -127,7 +127,7 @@ def read_stop_ids(folder: Path) -> list[int]:
 
 
 def read_eos_token(folder: Path) -> str | None:
-    """Return the end-of-text token of ``tokenizer_config.json``; None where it names none."""
+    """Return the end-of-text token of ``tokenizer_config.json``; None if it has none."""
     path = folder / "tokenizer_config.json"
     if not path.is_file():
         return None
@@ -136,7 +136,7 @@ def read_eos_token(folder: Path) -> str | None:
 
 
 def byte_values(definition: Mapping[str, Any]) -> dict[int, int]:
-    """Return the byte of each id that stands for one: none without byte fallback."""
+    """Return the byte of each byte token, by id; empty without byte fallback."""
     model = definition.get("model", {})
     if not model.get("byte_fallback"):
         return {}

@@ -1,4 +1,4 @@
-"""`ToolChoice`: whether a model may, must or must not call a tool, as OpenAI's protocol has it."""
+"""`ToolChoice`: whether a model may, must or must not call a tool, as in OpenAI's protocol."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ class ToolName(TypedDict):
 
 
 ToolChoice = Literal["none", "auto", "required"] | ToolName
-"""Whether the model calls a tool: it may not, it may, it must, or it must call one by name."""
+"""Whether the model must not, may or must call a tool, or must call the named tool."""
 
 
 def read_tool_choice(choice: object) -> ToolChoice:
-    """Return a choice as this library has it: OpenAI's dictionary and a name become `ToolName`.
+    """Normalize a tool choice: OpenAI's dictionary and a plain name become `ToolName`.
 
     Example:
         >>> read_tool_choice({"type": "function", "function": {"name": "now"}})
         {'name': 'now'}
 
     Raises:
-        OptionError: It is not a choice.
+        OptionError: ``choice`` is not a valid tool choice.
     """
     for word in get_args(get_args(ToolChoice)[0]):
         if isinstance(choice, str) and choice == word:

@@ -1,9 +1,9 @@
-"""Tools that a model may call: their descriptions, calls as values, and which call is asked for.
+"""Tools that a model may call, `Tool`, and the calls that it makes, `ToolCall`.
 
-Only Phi-4-mini was trained with a tool format: the descriptions stand as JSON in the system
-message, and the model answers with ``<|tool_call|>[{"name": ..., "arguments": {...}}]``. Where
-they stand in a prompt is ``formats.py``, calls are read in ``call_parser.py``, and functions and
-classes become schemas in ``signatures.py``. Nothing here runs a tool.
+Only Phi-4-mini was trained with a tool format: the system message holds the descriptions as JSON,
+and the model answers with ``<|tool_call|>[{"name": ..., "arguments": {...}}]``. ``formats.py``
+defines their place in a prompt, ``call_parser.py`` parses calls, and ``signatures.py`` derives
+schemas from functions and classes. phi3ov never runs a tool.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SHORT_TYPES = {
     "list": "array",
     "dict": "object",
 }
-"""Python's names of types, as the short form of parameters has them, to those of JSON Schema."""
+"""JSON Schema type of each Python type name, as used in the short form of parameters."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,17 +35,17 @@ class Tool:
     """A function that the model may ask to be called.
 
     Attributes:
-        name: What the model calls it.
-        description: What it does, for the model to read.
-        parameters: JSON Schema of the arguments, an object; or, in the short form that
-            Phi-4-mini was trained with, name of each parameter to its description, such as
-            ``{"city": {"description": "Name of the city", "type": "str"}}``, where a parameter
-            with a ``default`` may be left out. They stand in the prompt as they are given. A
-            mapping of any kind; the tool keeps a copy of it in plain dictionaries and lists.
+        name: Name by which the model calls the tool.
+        description: Description for the model.
+        parameters: JSON Schema of the arguments, an object; or the short form that Phi-4-mini was
+            trained with, which maps each parameter's name to its description, such as
+            ``{"city": {"description": "Name of the city", "type": "str"}}``. In the short form a
+            parameter with a ``default`` is optional. The prompt holds the parameters exactly as
+            given. Any mapping is accepted; the tool keeps a copy in plain dictionaries and lists.
 
     Raises:
-        OptionError: The name is empty, name or description is not text, or JSON cannot hold the
-            parameters.
+        OptionError: The name is empty, name or description is not text, or JSON cannot represent
+            the parameters.
 
     Example:
         >>> Tool(
@@ -84,16 +84,16 @@ class Tool:
 
     @classmethod
     def of(cls, source: Callable[..., Any] | Mapping[str, Any] | Tool) -> Tool:
-        """Return a tool made of a function, a class, or a dictionary of OpenAI's protocol.
+        """Create a tool from a function, a class, or a dictionary of OpenAI's protocol.
 
         Args:
             source: A function with type hints, whose docstring describes it and, under ``Args:``,
                 its parameters; a pydantic model or a dataclass, whose fields are the parameters;
                 ``{"type": "function", "function": {"name": ..., "parameters": ...}}``; or a
-                `Tool`, which is returned.
+                `Tool`, which is returned unchanged.
 
         Raises:
-            OptionError: No tool can be made of it; says why.
+            OptionError: ``source`` cannot be a tool; says why.
 
         Example:
             >>> def add(a: int, b: int = 1) -> int:
@@ -119,10 +119,10 @@ class Tool:
 
     @property
     def schema(self) -> dict[str, Any]:
-        """JSON Schema of the arguments: ``parameters``, or what their short form stands for.
+        """JSON Schema of the arguments: ``parameters``, with the short form expanded.
 
         Raises:
-            OptionError: The short form has a type that is not one of Python's or JSON's.
+            OptionError: The short form has an unknown type.
         """
         given = dict(self.parameters)
         if given.get("type") == "object" or "$ref" in given:
@@ -142,18 +142,18 @@ class Tool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
-    """A call that the model asked for.
+    """A tool call of the model.
 
     Attributes:
-        name: The tool's name, as the model wrote it: check that you offered it.
-        arguments: The arguments, as the model wrote them: check them before use. A mapping of any
-            kind; the call keeps a copy of it in plain dictionaries and lists.
+        name: The tool's name, as the model wrote it: check that you offered this tool.
+        arguments: The arguments, as the model wrote them: check them before use. Any mapping is
+            accepted; the call keeps a copy in plain dictionaries and lists.
         id: A label for the caller that ties a result to its call, as in OpenAI's protocol. The
             model neither reads nor writes it.
 
     Raises:
-        PromptError: The name is empty or not text, the id likewise, or the arguments are nothing
-            that JSON can hold.
+        PromptError: The name or the id is empty or not text, or JSON cannot represent the
+            arguments.
     """
 
     name: str
@@ -185,16 +185,16 @@ class ToolCall:
     @overload
     def parse(self, source: Callable[..., Any]) -> dict[str, Any]: ...
     def parse(self, source: Callable[..., Any]) -> Any:
-        """Return the arguments checked and converted to the types of what the tool was made of.
+        """Validate the arguments and convert them to the types of ``source``.
 
         Args:
-            source: The function, pydantic model or dataclass of `Tool.of`.
+            source: The function, pydantic model or dataclass that was passed to `Tool.of`.
 
         Returns:
             Keyword arguments for a function; an instance of a class.
 
         Raises:
-            GenerationError: They do not fit; the model wrote them.
+            GenerationError: The arguments that the model wrote do not fit.
             OptionError: The source cannot be a tool.
 
         Example:
@@ -208,7 +208,7 @@ class ToolCall:
 
 
 def describe_tools(tools: Sequence[Tool]) -> str:
-    """Return the descriptions as JSON, as Phi-4-mini's model card shows them.
+    """Return the descriptions of ``tools`` as JSON in the form of Phi-4-mini's model card.
 
     Example:
         >>> describe_tools([Tool(name="now", description="Current time")])
@@ -231,14 +231,14 @@ def describe_tools(tools: Sequence[Tool]) -> str:
 
 
 ToolSource = Tool | Callable[..., Any] | Mapping[str, Any]
-"""What `Tool.of` makes a tool of: a function, a class, or a dictionary as OpenAI's API has it."""
+"""Source of a tool for `Tool.of`: a function, a class, or a dictionary of OpenAI's protocol."""
 
 
 def read_tools(tools: Sequence[ToolSource]) -> tuple[Tool, ...]:
     """Return each of ``tools`` as a `Tool`.
 
     Raises:
-        OptionError: No tool can be made of one, or two have the same name.
+        OptionError: A value cannot be a tool, or two tools have the same name.
     """
     if isinstance(tools, str | Mapping) or not isinstance(tools, Sequence):
         raise OptionError(
@@ -264,7 +264,7 @@ def describe_calls(calls: Sequence[ToolCall]) -> str:
 
 
 def refuse_constant(name: str) -> None:
-    """Refuse NaN and infinities, for the ``parse_constant`` of ``json.loads``.
+    """Refuse NaN and infinities, as the ``parse_constant`` of ``json.loads``.
 
     Raises:
         ValueError: Always.
@@ -273,7 +273,7 @@ def refuse_constant(name: str) -> None:
 
 
 def _read_function(source: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a tool out of a dictionary of OpenAI's protocol."""
+    """Return the fields of a tool from a dictionary of OpenAI's protocol."""
     given = {name: value for name, value in source.items() if value is not None}
     if given.get("type", "function") != "function":
         raise OptionError(f"type={given['type']!r:.80} of a tool is not 'function'.")
