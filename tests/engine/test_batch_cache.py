@@ -128,8 +128,8 @@ class Running:
 
     def _watch(self) -> None:
         """Compare the blocks in use with genai's own figure in every step."""
-        assert isinstance(self.batch._cache, PrefixCache)
-        cache: PrefixCache = self.batch._cache
+        assert isinstance(self.batch.cache, PrefixCache)
+        cache: PrefixCache = self.batch.cache
         pipeline, follow = self.pipeline, cache.step
 
         class Watched:
@@ -151,7 +151,7 @@ class Running:
             follow(running, most_prompt_tokens)
 
         cache.step = step  # type: ignore[method-assign]
-        self.batch._pipeline = Watched()
+        self.batch.pipeline = Watched()
 
     def submit(self, prompt_ids: Ids, limit: int = NEW_TOKENS) -> int:
         """Ask, and return the request's number."""

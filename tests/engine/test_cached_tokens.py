@@ -24,6 +24,7 @@ from phi3ov.engine.genai.kv_pool import kv_block_bytes
 from phi3ov.engine.genai.prefix_cache import CachedSequence
 from phi3ov.engine.pipeline import PipelineEngine, generation_config
 from phi3ov.model import Phi3Model
+from tests.inside import engine_of, runner_of
 
 from .conftest import LoadModel, Zoo
 from .truth import greedy, prompt_text
@@ -75,17 +76,16 @@ class Watch:
     ) -> None:
         self.model = model
         if blocks is None:
-            assert isinstance(model._engine, PipelineEngine)
-            blocks = model._engine._runner._pool.blocks
+            blocks = runner_of(model).pool.blocks
         self._measurement = Measurement(model.artifact.path, blocks)
         self._streams: list[TokenStream] = []
-        submit = model._engine.submit
+        submit = engine_of(model, PipelineEngine).submit
 
         def remember(request: Any, **options: Any) -> TokenStream:
             self._streams.append(submit(request, **options))
             return self._streams[-1]
 
-        monkeypatch.setattr(model._engine, "submit", remember)
+        monkeypatch.setattr(engine_of(model, PipelineEngine), "submit", remember)
 
     def repeat(self, read_ids: list[int]) -> None:
         """Let the measured cache see the last request, up to the ids that were really read."""
@@ -213,8 +213,7 @@ def test_after_an_answer_that_ended_early_the_figure_stays_exact(
     """Genai computes a little more before it sees that nobody listens, and that is known, too."""
     model = load(zoo.artifact("phi-4"))
     watch = Watch(model, monkeypatch)
-    assert isinstance(model._engine, PipelineEngine)
-    cache = model._engine._runner._cache
+    cache = runner_of(model).cache
     read: list[int] = []
     follow = cache.follow
 
@@ -258,14 +257,13 @@ def test_after_genai_failed_the_cache_begins_empty_and_answers_are_right(
     prompt = prompt_text(100)
     truth = greedy(zoo.checkpoint("phi-4"), model.tokenizer.encode_raw(prompt), 8)
     assert model.complete(prompt, max_new_tokens=8).token_ids == truth
-    assert isinstance(model._engine, PipelineEngine)
-    runner = model._engine._runner
+    runner = runner_of(model)
 
     class Broken:
         def generate(self, *_arguments: Any) -> None:
             raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(runner, "_pipeline", Broken())
+    monkeypatch.setattr(runner, "pipeline", Broken())
     with pytest.raises(GenerationError, match="out of memory"):
         model.complete(prompt, max_new_tokens=8)
     for cached in (0, 96):

@@ -17,7 +17,7 @@ import phi3ov
 from phi3ov import EngineCrashedError, Message, Phi3Chat
 from phi3ov.artifact.folder import MODEL_BIN
 from phi3ov.engine.protocol import EngineName
-from phi3ov.engine.worker.engine import WorkerEngine
+from tests.inside import child_of
 
 from .conftest import LoadModel, Zoo
 from .test_worker import is_running, kill, pid_of, start, wait_until
@@ -183,15 +183,14 @@ def test_close_while_threads_generate(zoo: Zoo, load: LoadModel) -> None:
 
     with ThreadPoolExecutor(16) as threads:
         asked = [threads.submit(ask, seed) for seed in range(16)]
-        engine = model._engine
-        assert isinstance(engine, WorkerEngine)
-        child = engine._state.living_child()
+        child = child_of(model)
         wait_until(lambda: len(child.streams) == 16)
         model.close()
         assert {one.result(timeout=60) for one in asked} <= {"cancelled", "StateError"}
 
 
 _INTERRUPTED = """
+import psutil
 import asyncio, os, signal, sys, threading
 import phi3ov
 
@@ -217,7 +216,7 @@ except KeyboardInterrupt:
     print("interrupted", len(chat.messages))
 print(len(chat.generate("abc", max_new_tokens=5).token_ids))
 if sys.argv[2] == "worker":
-    print(model._engine._state.child.process.pid)
+    print(*(child.pid for child in psutil.Process().children()))
 """
 
 
@@ -241,13 +240,14 @@ def test_ctrl_c_ends_the_answer_and_leaves_the_chat_usable(
 
 
 _UNHANDLED = """
+import psutil
 import os, signal, sys
 import phi3ov
 
 model = phi3ov.load_model(sys.argv[1], device="CPU", engine=sys.argv[2])
 stream = phi3ov.Phi3Chat(model).stream("Tell me everything.", max_new_tokens=900)
 next(stream)
-print(model._engine._state.child.process.pid if sys.argv[2] == "worker" else 0, flush=True)
+print(*(child.pid for child in psutil.Process().children()) or [0], flush=True)
 os.kill(os.getpid(), getattr(signal, sys.argv[3]))
 stream.drain()
 """
@@ -271,9 +271,7 @@ def test_a_task_that_is_cancelled_while_the_worker_dies_ends(zoo: Zoo, load: Loa
     """Two ends at once are still one end, and the loop closes."""
     model = load(zoo.artifact(ROW), engine="worker")
     chat = Phi3Chat(model)
-    engine = model._engine
-    assert isinstance(engine, WorkerEngine)
-    child = engine._state.living_child()
+    child = child_of(model)
 
     async def run() -> None:
         task = asyncio.create_task(chat.agenerate(prompt_text(20), max_new_tokens=900))

@@ -24,6 +24,7 @@ from phi3ov.answer.token_stream import TokenRequest
 from phi3ov.artifact.folder import MODEL_XML
 from phi3ov.engine.paged.model import BLOCK_TOKENS
 from phi3ov.engine.paged.sampling import Sampler, distribution
+from tests.inside import runner_of
 
 from .checkpoints import FAMILY, LONGEST, LONGROPE_ROWS, WINDOW
 from .conftest import EXACT, LoadModel, Zoo
@@ -106,16 +107,12 @@ def test_the_bytes_come_back(precision: Any, zoo: Zoo, load: LoadModel, tmp_path
     model.restore_kv_cache(tmp_path / "one.kv")
     whole = len(ids) - len(ids) % BLOCK_TOKENS
     one, two = (
-        [buffer[: whole // BLOCK_TOKENS].copy() for buffer in _runner(model)._model.buffers]
+        [buffer[: whole // BLOCK_TOKENS].copy() for buffer in runner_of(model).model.buffers]
         for _ in range(2)
     )
     assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
     model.save_kv_cache(ids, tmp_path / "two.kv")  # the begun block is read again
     assert _data(tmp_path / "two.kv") == _data(tmp_path / "one.kv")
-
-
-def _runner(model: Phi3Model) -> Any:
-    return model._engine._runner  # type: ignore[attr-defined]
 
 
 def _data(path: Path) -> bytes:
@@ -160,9 +157,9 @@ def test_a_cleared_cache_takes_no_memory(zoo: Zoo, load: LoadModel) -> None:
     """Its buffers are given back, and the next answer reads everything and is right."""
     model = load_paged(load, zoo.artifact(ROW))
     first = model.complete(PREFIX, max_new_tokens=16)
-    taken = sum(buffer.nbytes for buffer in _runner(model)._model.buffers)
+    taken = sum(buffer.nbytes for buffer in runner_of(model).model.buffers)
     model.clear_cache()
-    assert 4 * sum(buffer.nbytes for buffer in _runner(model)._model.buffers) <= taken
+    assert 4 * sum(buffer.nbytes for buffer in runner_of(model).model.buffers) <= taken
     again = model.complete(PREFIX, max_new_tokens=16)
     assert again.usage.cached_tokens == 0
     assert again.token_ids == first.token_ids
@@ -177,7 +174,7 @@ def test_a_saved_cache_holds_nothing_of_other_texts(
     ids = save(model, PREFIX, tmp_path / "prefix.kv")
     filled = len(ids) % BLOCK_TOKENS
     for tensor, buffer in zip(
-        _runner(model)._model.layout, _runner(model)._model.buffers, strict=True
+        runner_of(model).model.layout, runner_of(model).model.buffers, strict=True
     ):
         last = buffer[len(ids) // BLOCK_TOKENS].view(np.float32).reshape(tensor.block_shape)
         assert np.all(last[:, :filled] != 0)

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 from phi3ov import Phi3Chat, Tool
 from phi3ov.engine.protocol import EngineName
 from phi3ov.prompt.tools import describe_tools
+from tests.inside import any_engine_of
 
 from .checkpoints import FAMILY, LONGEST, LONGROPE_ROWS
 from .conftest import LoadModel, Zoo
@@ -129,7 +130,7 @@ def test_an_answer_ends_at_each_of_the_stop_tokens(
             max_new_tokens=40,
             stop_ids=frozenset({stop, *model.tokenizer.stop_tokens}),
         )
-        stream = model._engine.submit(request)
+        stream = any_engine_of(model).submit(request)
         ids = [token_id for chunk in stream for token_id in chunk]
         assert tuple(ids) == truth[: truth.index(stop) + 1]
 

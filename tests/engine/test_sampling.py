@@ -20,6 +20,7 @@ import phi3ov
 from phi3ov import GenerationOptions, OptionError, Phi3Chat, Phi3Model
 from phi3ov.answer.token_stream import TokenRequest
 from phi3ov.engine.protocol import EngineName
+from tests.inside import any_engine_of
 
 from .conftest import LoadModel, Zoo
 from .truth import load_truth, prompt_text
@@ -65,11 +66,9 @@ def draw(model: Phi3Model, options: GenerationOptions, count: int) -> Counter[in
         )
         for seed in range(count)
     ]
-    found: Counter[int] = Counter()
+    engine, found = any_engine_of(model), Counter[int]()
     for start in range(0, count, 200):
-        streams = [
-            model._engine.submit(request, wait=True) for request in requests[start : start + 200]
-        ]
+        streams = [engine.submit(request, wait=True) for request in requests[start : start + 200]]
         found.update(token_id for stream in streams for chunk in stream for token_id in chunk)
     return found
 

@@ -15,8 +15,8 @@ import pytest
 import uvicorn
 
 import phi3ov
-from phi3ov.engine.worker.engine import WorkerEngine
 from phi3ov.runtime.limits import RequestLoad
+from tests.inside import child_of
 
 from .conftest import EXACT, Zoo
 from .test_worker import wait_until
@@ -99,9 +99,7 @@ def test_sixteen_clients_get_the_answers_they_would_get_alone(app: Any) -> None:
 def test_a_client_that_goes_away_ends_its_answer(app: Any) -> None:
     """The engine is free again long before the answer would have ended."""
     with serve(app) as url:
-        engine = app.state.model._engine
-        assert isinstance(engine, WorkerEngine)
-        child = engine._state.living_child()
+        child = child_of(app.state.model)
         body = {"messages": conversation(prompt_text(20)), "max_new_tokens": 900}
         with httpx.stream("POST", url, json=body, timeout=60) as response:
             next(response.iter_text())

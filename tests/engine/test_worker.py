@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import pytest
 
@@ -36,6 +36,7 @@ from phi3ov.engine.worker import parent as worker_child
 from phi3ov.engine.worker import protocol as worker_protocol
 from phi3ov.engine.worker.engine import WorkerEngine
 from phi3ov.runtime.rope import ContextChoice
+from tests.inside import child_of, engine_of
 
 from .checkpoints import BORDER
 from .conftest import EXACT, LoadModel, Zoo
@@ -49,16 +50,12 @@ SHORT, FAR = 16, 900
 
 def pid_of(model: Phi3Model) -> int:
     """Return the process id of the model's worker."""
-    engine = model._engine
-    assert isinstance(engine, WorkerEngine)
-    return engine._state.living_child().process.pid
+    return child_of(model).process.pid
 
 
 def kill(model: Phi3Model) -> None:
     """Kill the worker as the out-of-memory killer does, and wait until it is dead."""
-    engine = model._engine
-    assert isinstance(engine, WorkerEngine)
-    child = engine._state.living_child()
+    child = child_of(model)
     os.kill(child.process.pid, signal.SIGKILL)
     child.process.wait()
 
@@ -282,7 +279,7 @@ def test_a_request_that_fits_no_line_is_refused_and_the_others_go_on(
     request = TokenRequest(prompt_ids=(1,), max_new_tokens=4, stop_ids=frozenset(), grammar=grammar)
     before = pid_of(model)
     with pytest.raises(phi3ov.OptionError, match=r"takes \d+ bytes"):
-        model._engine.submit(request)
+        engine_of(model, WorkerEngine).submit(request)
     assert len(other.drain().token_ids) == FAR
     assert pid_of(model) == before
 
@@ -393,11 +390,12 @@ def test_one_new_child_serves_all_who_ask_at_once(
 
 _PARENT = """
 import os, sys, time
+import psutil
 import phi3ov
 
 model = phi3ov.load_model(sys.argv[1], device="CPU", engine="worker")
 chat = phi3ov.Phi3Chat(model)
-pid = model._engine._state.child.process.pid
+[pid] = (child.pid for child in psutil.Process().children())
 if sys.argv[2] == "idle":
     print(pid, flush=True)
     time.sleep(600)
@@ -486,11 +484,10 @@ def test_a_killed_clear_cache_leaves_no_folder(
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
     model = load(zoo.artifact("phi-3.5-mini"), engine="worker")
-    engine = cast(WorkerEngine, model._engine)
+    engine = engine_of(model, WorkerEngine)
     engine.forget_cache()
     wait_until(lambda: any(tmp_path.iterdir()))
-    child = engine._state.child
-    assert child is not None
+    child = child_of(model)
     child.process.kill()
     wait_until(lambda: child.dead)
     assert list(tmp_path.iterdir()) == []
@@ -721,9 +718,7 @@ def test_output_at_interpreter_start_does_not_reach_the_protocol(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
     model = load(zoo.artifact(ROW), engine="worker")
     assert len(model.complete("abc", max_new_tokens=4).token_ids) == 4
-    engine = model._engine
-    assert isinstance(engine, WorkerEngine)
-    log = engine._state.living_child()._log
+    log = child_of(model).last_words
     wait_until(lambda: {"native noise", "python noise"} <= set(log))
 
 

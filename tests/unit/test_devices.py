@@ -15,6 +15,7 @@ from phi3ov.engine.protocol import EngineSetup
 from phi3ov.errors import DeviceError, OptionError
 from phi3ov.prompt.chat_tokenizer import ChatTokenizer
 from phi3ov.runtime.devices import DeviceRefusal, choose_device, describe_devices, find_devices
+from tests.inside import engine_of
 
 from .fakes import MINI, Answer, FakeEngine, make_artifact
 
@@ -212,16 +213,14 @@ def test_warm_up_is_on_unless_refused(opened: list[EngineSetup]) -> None:
     """It takes time that the timings show, and begins as no prompt does."""
     assert opened == []
     with phi3ov.load_model(Path("x"), device="CPU") as model:
-        engine = model._engine
-        assert isinstance(engine, FakeEngine)
+        engine = engine_of(model, FakeEngine)
         assert [one.prompt_ids for one in engine.requests] == [tuple(MINI.chat.closing)]
         assert model.load_timings.warm_up_seconds > 0
         assert model.load_timings.total_seconds >= (
             model.load_timings.warm_up_seconds + model.load_timings.compile_seconds
         )
     with phi3ov.load_model(Path("x"), device="CPU", warm_up=False) as model:
-        engine = model._engine
-        assert isinstance(engine, FakeEngine)
+        engine = engine_of(model, FakeEngine)
         assert engine.requests == []
         assert model.load_timings.warm_up_seconds == 0
 

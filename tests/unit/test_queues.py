@@ -123,7 +123,7 @@ def test_work_for_an_engines_thread_takes_its_turn_among_the_requests() -> None:
     requests = [replace(ASKED, max_new_tokens=number) for number in (1, 2, 3)]
     for request in requests[:2]:
         engine.submit(request)
-    worker = threading.Thread(target=engine._do, args=(lambda: done.append("work"),))
+    worker = threading.Thread(target=engine.do, args=(lambda: done.append("work"),))
     worker.start()
     while engine.load.waiting < 2:  # the first runs
         time.sleep(0.001)
@@ -192,7 +192,7 @@ def test_a_task_takes_its_turn_and_what_it_raises_reaches_who_asked() -> None:
     order: list[str] = []
     engine = SerialEngine(lambda _stream: order.append("answer"), name="test")
     stream = engine.submit(ASKED)
-    engine._do(lambda: order.append("task"))
+    engine.do(lambda: order.append("task"))
     assert order == ["answer", "task"]
     assert stream.read() is None
 
@@ -201,10 +201,10 @@ def test_a_task_takes_its_turn_and_what_it_raises_reaches_who_asked() -> None:
 
     for error in (OSError("disk full"), OptionError("x=1 is wrong.")):
         with pytest.raises(type(error)) as caught:
-            engine._do(partial(fail, error))
+            engine.do(partial(fail, error))
         assert caught.value is error
     with pytest.raises(GenerationError, match="The engine failed: 'k'") as wrapped:
-        engine._do(partial(fail, KeyError("k")))
+        engine.do(partial(fail, KeyError("k")))
     assert isinstance(wrapped.value.__cause__, KeyError)
     engine.close()
 
@@ -225,7 +225,7 @@ def test_a_task_that_waits_when_the_model_is_closed_says_so() -> None:
 
     def ask() -> None:
         try:
-            engine._do(lambda: done.append("waiting"))
+            engine.do(lambda: done.append("waiting"))
         except StateError as error:
             failed.append(error)
 
@@ -236,7 +236,7 @@ def test_a_task_that_waits_when_the_model_is_closed_says_so() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TokenStream, "__next__", _interrupt)
         with pytest.raises(KeyboardInterrupt):
-            engine._do(lambda: done.append("interrupted"))
+            engine.do(lambda: done.append("interrupted"))
     closing = threading.Thread(target=engine.close)
     closing.start()
     waiting.join()

@@ -87,7 +87,7 @@ class PipelineEngine(SerialEngine):
         genai cannot empty its cache.
         """
         try:
-            self._do(self._runner.build)
+            self.do(self._runner.build)
         except DeviceError as error:  # it has been compiled before, so not the caller's choice
             raise GenerationError(f"The engine failed: {error}") from error
 
@@ -103,7 +103,7 @@ class _Runner:
 
     def __init__(self, setup: EngineSetup) -> None:
         self._setup = setup
-        self._pipeline: Any = None
+        self.pipeline: Any = None
         self.settings = device_settings(
             setup.config,
             openvino.Core(),
@@ -119,7 +119,7 @@ class _Runner:
         self._adapter = (
             None if setup.adapter is None else read_adapter(setup.adapter, setup.artifact.config)
         )
-        self._pool = plan_pool(
+        self.pool = plan_pool(
             setup,
             self._properties,
             self.speculation,
@@ -133,20 +133,20 @@ class _Runner:
 
     def free(self) -> None:
         """Give the model and its cache back; nothing may follow."""
-        self._pipeline = None
+        self.pipeline = None
         del self._model
 
     def build(self) -> None:
         """Build the pipeline, with an empty cache; on failure the next request tries again."""
-        self._pipeline = None  # frees the old one first
+        self.pipeline = None  # frees the old one first
         artifact, device = self._setup.artifact, self._setup.device
-        scheduler = scheduler_config(self._pool.blocks, PREFILL_CHUNK_TOKENS)
+        scheduler = scheduler_config(self.pool.blocks, PREFILL_CHUNK_TOKENS)
         shape = self._static or {"scheduler_config": scheduler}
         extra = self.speculation.properties(
             device, self._properties, context_tokens=self._setup.context.tokens
         )
         with compiling(artifact.path, device), extra as speculative:
-            self._pipeline = openvino_genai.LLMPipeline(
+            self.pipeline = openvino_genai.LLMPipeline(
                 self._model.xml,
                 self._model.weights,
                 grammar_tokenizer(artifact.path, drafted=bool(self.speculation.draft_folder)),
@@ -157,30 +157,30 @@ class _Runner:
                 **speculative,
                 **adapter_properties(self._adapter),
             )
-        self._cache = follow_cache(self._pool)
+        self.cache = follow_cache(self.pool)
 
     def run(self, stream: TokenStream) -> None:
         """Generate for one stream; called on the engine's thread."""
-        if self._pipeline is None:
+        if self.pipeline is None:
             self.build()
         request = stream.request
         sequence = None  # a static pipeline keeps nothing between requests
         if not self._static:
-            sequence = self._cache.begin(request.prompt_ids)
+            sequence = self.cache.begin(request.prompt_ids)
             stream.cached_tokens = sequence.reused
         streamer = _Streamer(stream)
         prompt = openvino.Tensor(np.array([request.prompt_ids], dtype=np.int64))
         config = generation_config(request, leading_space=self._leading_space)
         self.speculation.configure(config)
         try:
-            result = self._pipeline.generate(prompt, config, streamer)
+            result = self.pipeline.generate(prompt, config, streamer)
         except BaseException:
-            self._pipeline = None  # what a failed request leaves in the cache is not known
+            self.pipeline = None  # what a failed request leaves in the cache is not known
             raise
         if sequence is not None:
             # With what came after the last id that was streamed, until genai saw it cancelled.
             # The last one of all is never read.
-            self._cache.follow(sequence, result.tokens[0][:-1])
+            self.cache.follow(sequence, result.tokens[0][:-1])
         if streamer.error is not None:
             raise streamer.error
         if next(self._answers) % ANSWERS_PER_DROP == 0:

@@ -78,7 +78,7 @@ class SerialEngine:
         self._enqueue(stream, wait=wait)
         return stream
 
-    def _do(self, work: Callable[[], None]) -> None:
+    def do(self, work: Callable[[], None]) -> None:
         """Do ``work`` on the engine's thread, after the requests before it, and wait for it."""
         task = _Task(work)
         self._enqueue(task, wait=True)

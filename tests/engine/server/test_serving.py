@@ -20,10 +20,10 @@ import httpx
 import pytest
 
 import phi3ov
-from phi3ov.engine.worker.engine import WorkerEngine
 from phi3ov.server import ServerSettings, create_app
 from tests.engine.conftest import EXACT, Zoo
 from tests.engine.truth import prompt_text
+from tests.inside import child_of
 from tests.unit.server.serving import listening, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills with POSIX signals")
@@ -56,9 +56,7 @@ class Running:
 
     def kill_engine(self) -> None:
         """Kill the worker as the out-of-memory killer does."""
-        engine = self.model._engine
-        assert isinstance(engine, WorkerEngine)
-        child = engine._state.living_child()
+        child = child_of(self.model)
         os.kill(child.process.pid, signal.SIGKILL)
         child.process.wait()
 

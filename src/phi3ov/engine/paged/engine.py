@@ -90,14 +90,14 @@ class PagedEngine(SerialEngine):
             StateError: The engine is closed.
         """
         scores: list[tuple[float, bool]] = []
-        self._do(lambda: scores.extend(self._runner.score(token_ids, first)))
+        self.do(lambda: scores.extend(self._runner.score(token_ids, first)))
         return tuple(value for value, _ in scores), tuple(greedy for _, greedy in scores)
 
     def save_cache(
         self, token_ids: Sequence[int], path: Path, fingerprint: ModelFingerprint
     ) -> None:
         """Write the cache of ``token_ids`` to ``path``; read those that are not cached first."""
-        self._do(lambda: self._runner.save(token_ids, path, fingerprint))
+        self.do(lambda: self._runner.save(token_ids, path, fingerprint))
 
     def restore_cache(
         self, path: Path, fingerprint: ModelFingerprint, *, verify: bool
@@ -119,30 +119,30 @@ class PagedEngine(SerialEngine):
                 raise RestoreError(path, str(error)) from error
             restored.append(file.token_ids)
 
-        self._do(restore)
+        self.do(restore)
         return restored[0]
 
     def forget_cache(self) -> None:
         """Empty the cache, after the requests before this call."""
-        self._do(self._runner.forget)
+        self.do(self._runner.forget)
 
 
 class _Runner:
     """Owns the native model and its cache; used on the engine's thread only, once built."""
 
     def __init__(self, model: PagedModel) -> None:
-        self._model = model
+        self.model = model
         self._cached_ids: list[int] = []  # the tokens in the cache
 
     def free(self) -> None:
         """Release the model and its cache; must be the last call."""
-        del self._model
+        del self.model
 
     def run(self, stream: TokenStream) -> None:
         """Generate for one stream; called on the engine's thread."""
         request = stream.request
         stream.cached_tokens = self._keep(request.prompt_ids, len(request.prompt_ids) - 1)
-        self._model.reserve(
+        self.model.reserve(
             len(request.prompt_ids) + request.max_new_tokens, keep=len(self._cached_ids)
         )
         sampler = Sampler(request)
@@ -164,12 +164,12 @@ class _Runner:
     def score(self, token_ids: Sequence[int], first: int) -> Iterator[tuple[float, bool]]:
         """Yield each token's log-probability and whether it is the likeliest, from ``first``."""
         known = self._keep(token_ids, first - 1)
-        self._model.reserve(len(token_ids), keep=known)
+        self.model.reserve(len(token_ids), keep=known)
         self._read(token_ids[known : first - 1], None)
         # What is read at a place tells of the next token, so the last one need not be read.
         for start in range(first - 1, len(token_ids) - 1, SCORED_CHUNK_TOKENS):
             chunk = token_ids[start : min(start + SCORED_CHUNK_TOKENS, len(token_ids) - 1)]
-            rows = self._model.read_all(chunk, past=len(self._cached_ids))
+            rows = self.model.read_all(chunk, past=len(self._cached_ids))
             self._cached_ids += chunk
             for row, token in zip(rows, token_ids[start + 1 :], strict=False):
                 yield float(log_probabilities(row)[token]), int(row.argmax()) == token
@@ -177,7 +177,7 @@ class _Runner:
     def origin(self, fingerprint: ModelFingerprint) -> CacheOrigin:
         """Return what the cache's numbers depend on."""
         return CacheOrigin(
-            fingerprint=fingerprint, numerics=self._model.numerics, layout=self._model.layout
+            fingerprint=fingerprint, numerics=self.model.numerics, layout=self.model.layout
         )
 
     def save(self, token_ids: Sequence[int], path: Path, fingerprint: ModelFingerprint) -> None:
@@ -188,26 +188,26 @@ class _Runner:
         kept = self._keep(token_ids, whole)
         kept -= kept % BLOCK_TOKENS
         del self._cached_ids[kept:]
-        self._model.reserve(len(token_ids), keep=kept)
+        self.model.reserve(len(token_ids), keep=kept)
         used = math.ceil(len(token_ids) / BLOCK_TOKENS)
-        for buffer in self._model.buffers:
+        for buffer in self.model.buffers:
             buffer[kept // BLOCK_TOKENS : used] = 0
         self._read(token_ids[kept:], None)
-        buffers = [buffer[:used] for buffer in self._model.buffers]
+        buffers = [buffer[:used] for buffer in self.model.buffers]
         write_cache(path, self.origin(fingerprint), token_ids, buffers)
 
     def restore(self, file: CacheFile, *, verify: bool) -> None:
         """Load the cache from ``file``."""
         self._cached_ids = []
-        self._model.reserve(len(file.token_ids), keep=0)
+        self.model.reserve(len(file.token_ids), keep=0)
         used = math.ceil(len(file.token_ids) / BLOCK_TOKENS)
-        file.read_into([buffer[:used] for buffer in self._model.buffers], verify=verify)
+        file.read_into([buffer[:used] for buffer in self.model.buffers], verify=verify)
         self._cached_ids = [*file.token_ids]
 
     def forget(self) -> None:
         """Release the cache's memory."""
         self._cached_ids = []
-        self._model.release()
+        self.model.release()
 
     def _keep(self, token_ids: Sequence[int], most: int) -> int:
         """Keep at most ``most`` tokens that ``token_ids`` begins with; return how many."""
@@ -228,6 +228,6 @@ class _Runner:
             if stream is not None and stream.cancelled:
                 return None
             chunk = token_ids[start : start + PREFILL_CHUNK_TOKENS]
-            logits = self._model.read(chunk, past=len(self._cached_ids))
+            logits = self.model.read(chunk, past=len(self._cached_ids))
             self._cached_ids += chunk
         return logits

@@ -94,16 +94,16 @@ class Batch:
         self._forget()
 
     def _forget(self) -> None:
-        self._pipeline: Any = None  # frees the old one first
-        self._pipeline = self._open_pipeline()
-        self._cache = follow_cache(self._pool)
+        self.pipeline: Any = None  # frees the old one first
+        self.pipeline = self._open_pipeline()
+        self.cache = follow_cache(self._pool)
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do, nor to report."""
         busy = self._waiting or self._running or self._ended
         # genai frees a cancelled request at the end of the next step
-        return not busy and not self._pipeline.has_non_finished_requests()
+        return not busy and not self.pipeline.has_non_finished_requests()
 
     def accept(self, command: Command) -> None:
         """Take a request, cancel one, or forget the cache in its turn."""
@@ -117,20 +117,20 @@ class Batch:
     def step(self) -> list[Progress]:
         """Fill free places, compute one step, and return what came out."""
         self._read_prompts()
-        if self._pipeline.has_non_finished_requests():
+        if self.pipeline.has_non_finished_requests():
             sequences = [
                 running.sequence
                 for running in self._running.values()
                 if running.sequence is not None
             ]
-            self._cache.step(sequences, self._prompt_tokens)
-            self._pipeline.step()
+            self.cache.step(sequences, self._prompt_tokens)
+            self.pipeline.step()
         progress, self._ended = self._ended, []
         for running in list(self._running.values()):
             progress += self._collect(running)
         for running in self._leaving:  # genai frees them after those that ended by themselves
             if running.sequence is not None:
-                self._cache.end(running.sequence)
+                self.cache.end(running.sequence)
         self._leaving = []
         return progress
 
@@ -170,7 +170,7 @@ class Batch:
             else:
                 running = _Running(first, self._blocks_for(first))
                 end = self._end_of_piece(running, left)
-                if not end or self._cache.writes_beside(first.request.prompt_ids, unread):
+                if not end or self.cache.writes_beside(first.request.prompt_ids, unread):
                     break
                 self._running[first.number] = running
                 left -= self._give(running, end, unread)
@@ -184,7 +184,7 @@ class Batch:
         """
         if isinstance(command, Forget):
             # genai frees a cancelled request at the end of the next step
-            return not self._running and not self._pipeline.has_non_finished_requests()
+            return not self._running and not self.pipeline.has_non_finished_requests()
         taken = sum(running.blocks for running in (*self._leaving, *self._running.values()))
         enough = taken + self._blocks_for(command) <= self._pool.blocks
         return enough and len(self._running) < self._max_running
@@ -199,7 +199,7 @@ class Batch:
         The end of the prompt or of a block; 0 if the step reads nothing of it.
         """
         prompt_ids = running.command.request.prompt_ids
-        start = max(self._cache.reusable(prompt_ids), running.known_tokens)
+        start = max(self.cache.reusable(prompt_ids), running.known_tokens)
         end = start + left
         if end >= len(prompt_ids):
             return len(prompt_ids) if left else 0
@@ -234,12 +234,12 @@ class Batch:
             config.ignore_eos = True
         prompt = openvino.Tensor(np.array([request.prompt_ids], dtype=np.int64))
         try:
-            running.handle = self._pipeline.add_request(number, prompt, config)
+            running.handle = self.pipeline.add_request(number, prompt, config)
         except RuntimeError as error:
             del self._running[number]
             self._end(number, error=str(error))
             return 0
-        running.sequence = self._cache.begin(request.prompt_ids)
+        running.sequence = self.cache.begin(request.prompt_ids)
         if running.cached_tokens is None:
             running.cached_tokens = running.sequence.reused
         unread.append(running.sequence)
@@ -264,7 +264,7 @@ class Batch:
         status = handle.get_status()
         ended = status != openvino_genai.GenerationStatus.RUNNING
         if ended:
-            self._cache.end(running.sequence)
+            self.cache.end(running.sequence)
         if ended and not running.answering:
             running.known_tokens = running.sequence.prompt_tokens
             running.handle = running.sequence = None

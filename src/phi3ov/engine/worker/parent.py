@@ -113,7 +113,7 @@ class WorkerChild:
         self._unsent: deque[tuple[int | None, bytes]] = deque()  # lines; a request's has a number
         self._loaded = threading.Event()
         self._failure: Phi3OVError | None = None
-        self._log: deque[str] = deque(maxlen=_LAST_WORDS)
+        self.last_words: deque[str] = deque(maxlen=_LAST_WORDS)
         with ExitStack() as stack:
             if {load.factors, load.draft_factors} != {"none"}:  # it may die before it cleans up
                 folder = stack.enter_context(temporary_folder())
@@ -259,7 +259,7 @@ class WorkerChild:
         with cast("IO[bytes]", self.process.stderr) as pipe:
             while line := pipe.readline(_MAX_WORDS_BYTES):
                 words = line.decode(errors="replace").rstrip()
-                self._log.append(words)
+                self.last_words.append(words)
                 _LOGGER.debug("worker %d: %s", self.process.pid, words)
 
     def _read(self) -> None:
@@ -282,7 +282,7 @@ class WorkerChild:
             self._remove_work_folder()
             self._loaded.set()
         elif isinstance(report, Failed) and self._loaded.is_set():
-            self._log.append(report.message)  # it ends, as from a crash: for the next a new child
+            self.last_words.append(report.message)  # ends it, as a crash does
         elif isinstance(report, Failed):
             self._failure = _translate(report)
         else:
@@ -320,8 +320,8 @@ class WorkerChild:
         self._keeper.join(_PATIENCE_SECONDS)  # longer only if the child has left children
         self.outbox.put(None)
         crash = f"The worker process died{why}: {_describe_exit(code)}."
-        if self._log:
-            crash += " Its last words:\n" + "\n".join(self._log)
+        if self.last_words:
+            crash += " Its last words:\n" + "\n".join(self.last_words)
         with self._lock:
             self.dead = True
             streams = self.take_streams()
