@@ -1,7 +1,8 @@
 """Which ``config.json`` describes a Phi-3, and the model's dimensions as typed fields.
 
 `Phi3Config` is read once, when a checkpoint or an exported folder is opened. Everything that
-needs a size, a head count or a rope type asks it; nothing else reads ``config.json`` for those.
+needs a size, a head count or a rope type reads it from here; no other module parses
+``config.json`` for those.
 """
 
 from __future__ import annotations
@@ -188,7 +189,7 @@ def _rope_parameters(values: Mapping[str, Any]) -> dict[str, Any]:
     parameters = values.get("rope_scaling") or values.get("rope_parameters") or {}
     if not isinstance(parameters, dict):
         raise UnsupportedModelError(
-            f"config.json: rope type {parameters!r} is none of {', '.join(_ROPE_TYPES)}."
+            f"config.json: unknown rope type {parameters!r}; known: {', '.join(_ROPE_TYPES)}."
         )
     return parameters
 
@@ -198,13 +199,13 @@ def _rope_type(values: Mapping[str, Any]) -> RopeType:
     name = str(parameters.get("rope_type", parameters.get("type", "default")))
     if name not in _ROPE_TYPES:
         raise UnsupportedModelError(
-            f"config.json: rope type {name!r} is none of {', '.join(_ROPE_TYPES)}."
+            f"config.json: unknown rope type {name!r}; known: {', '.join(_ROPE_TYPES)}."
         )
     return _ROPE_TYPES[name]
 
 
 def _count(values: Mapping[str, Any], name: str, *, default: int | None = None) -> int:
-    """Return a positive integer of config.json; ``default`` stands for a missing or null one."""
+    """Return a positive integer of config.json, or ``default`` where it is missing or null."""
     value = values.get(name)
     if value is None and default is not None:
         return default

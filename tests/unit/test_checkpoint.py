@@ -128,9 +128,9 @@ BAD_CONFIGS: list[tuple[dict[str, Any], str]] = [
         {"architectures": ["Phi3ForSequenceClassification"]},
         "architectures=.*SequenceClassification",
     ),
-    ({"rope_scaling": {"type": "yarn"}}, "rope type 'yarn' is none of default, longrope, su"),
+    ({"rope_scaling": {"type": "yarn"}}, "unknown rope type 'yarn'; known: default, longrope, su"),
     ({"rope_parameters": {"rope_type": "llama3"}}, "rope type 'llama3'"),
-    ({"rope_scaling": "longrope"}, "rope type 'longrope' is none of default, longrope, su"),
+    ({"rope_scaling": "longrope"}, "unknown rope type 'longrope'; known: default, longrope, su"),
     ({"num_key_value_heads": 3}, "num_key_value_heads=3 does not divide num_attention_heads=4"),
     *(
         ({name: value}, f"{name}={value!r} must be a positive integer")

@@ -10,7 +10,7 @@ request, and a cached prefix that a long chat outgrows all mix both sets, and an
 phi3ov chooses for the whole run, as vLLM and llama.cpp do, and replaces the comparison in the
 graph's XML by its outcome: both inputs of ``Greater(length, border)`` are wired to the same
 source, which makes it false, or, as ``GreaterEqual``, true. No new export is needed, no weight
-is read, and nothing but the standard library is used.
+is read, with the standard library alone.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def pin_factors(model_xml: str, choice: ContextChoice, *, original_tokens: int) 
     if len(comparisons) > 1:
         raise UnsupportedModelError(
             f"The IR compares positions with the LongRoPE border in {len(comparisons)} places; "
-            "phi3ov knows exports with one."
+            "phi3ov knows exports with a single one."
         )
     comparison = comparisons[0]
     _wire_both_inputs_to_the_first(root, comparison.attrib["id"])
