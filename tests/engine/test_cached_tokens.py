@@ -22,9 +22,9 @@ from phi3ov.answer.token_stream import TokenStream
 from phi3ov.artifact.folder import Artifact
 from phi3ov.engine.genai.kv_pool import kv_block_bytes
 from phi3ov.engine.genai.prefix_cache import CachedSequence
-from phi3ov.engine.pipeline import PipelineEngine, generation_config
+from phi3ov.engine.pipeline import generation_config
 from phi3ov.model import Phi3Model
-from tests.inside import engine_of, runner_of
+from tests.inside import any_engine_of, runner_of
 
 from .conftest import LoadModel, Zoo
 from .truth import greedy, prompt_text
@@ -79,13 +79,13 @@ class Watch:
             blocks = runner_of(model).pool.blocks
         self._measurement = Measurement(model.artifact.path, blocks)
         self._streams: list[TokenStream] = []
-        submit = engine_of(model, PipelineEngine).submit
+        submit = any_engine_of(model).submit
 
         def remember(request: Any, **options: Any) -> TokenStream:
             self._streams.append(submit(request, **options))
             return self._streams[-1]
 
-        monkeypatch.setattr(engine_of(model, PipelineEngine), "submit", remember)
+        monkeypatch.setattr(any_engine_of(model), "submit", remember)
 
     def repeat(self, read_ids: list[int]) -> None:
         """Let the measured cache see the last request, up to the ids that were really read."""
