@@ -275,4 +275,4 @@ def _hint(folder: Path, name: str) -> str:
             ". It is a LoRA adapter: export its base model, and load that with "
             "load_model(..., adapter=LoraAdapter(path=...))"
         )
-    return " and is no checkpoint in Hugging Face layout"
+    return " and is not a checkpoint in Hugging Face layout"

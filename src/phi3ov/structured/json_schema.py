@@ -54,7 +54,7 @@ _DEEPEST = 32
 _RESERVED = ("answer", "class", "json_")
 """Prefixes that the names of all other rules use."""
 _CHARACTERS_PER_REPETITION = 5
-"""Characters of constants that count as one repetition."""
+"""Number of characters of a constant that cost as much as one repetition."""
 
 
 def json_grammar(schema: Any, *, lenient: bool = False) -> str:
@@ -162,7 +162,7 @@ class _Compiler:
         if schema is True:
             return f"json_value{ANY_DEPTH}"
         if not isinstance(schema, dict):
-            raise refusal(where, f"is {schema!r:.80}, which is no schema that has a value.")
+            raise refusal(where, f"is {schema!r:.80}, which no value satisfies.")
         if "$id" in schema and schema is not self._root:
             raise nested_id(where)
         if schema.keys() <= ANNOTATIONS:
@@ -183,7 +183,7 @@ class _Compiler:
             return self._tagged(schema, where, depth)
         schemas = read_list(schema, keyword, where)
         if keyword == "allOf" and len(schemas) > 1:
-            raise refusal(where, f"has allOf of several; write them as one schema. {WAY_OUT}")
+            raise refusal(where, f"has allOf with several members; merge them. {WAY_OUT}")
         parts = [
             self._expression(member, f"{where}.{keyword}[{index}]", depth + 1)
             for index, member in enumerate(schemas)
@@ -308,7 +308,7 @@ class _Compiler:
     def _text(self, schema: dict[str, Any], where: str) -> str:
         lengths = read_counts(schema, "Length", where)
         if "pattern" in schema and "format" in schema:
-            raise refusal(where, f"has format beside pattern; give one of them. {WAY_OUT}")
+            raise refusal(where, f"has both format and pattern; give one of them. {WAY_OUT}")
         if "pattern" in schema:
             name = f"json_schema: {where}.pattern"
             found = regex_grammar(schema["pattern"], spell_in_string, name=name, lengths=lengths)

@@ -248,7 +248,7 @@ def read_properties(schema: dict[str, Any], where: str) -> tuple[dict[str, Any],
         raise refusal(where, f"requires {missing[0]!r:.80}, which is not in its properties.")
     more = schema.get("additionalProperties", True)
     if not isinstance(more, bool | dict):
-        raise refusal(where, f"has additionalProperties={more!r:.80}, which is no schema.")
+        raise refusal(where, f"has additionalProperties={more!r:.80}, which is not a schema.")
     return properties, set(required)
 
 

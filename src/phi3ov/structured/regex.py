@@ -289,7 +289,7 @@ class _RegexParser:
         low, comma, high = body.partition(",")
         digits = f"{low}{high}"
         if not closed or not (digits.isascii() and digits.isdecimal()) or len(body) > 12:
-            self._fail("a '{' that is no repetition (write \\{ for the character)")
+            self._fail("a '{' that does not begin a repetition (write \\{ for the character)")
         least, most = int(low or 0), int(high) if high else None
         if not comma:
             most = least

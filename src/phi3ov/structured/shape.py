@@ -72,7 +72,7 @@ def answer_shape(
     given = {"json_schema": json_schema, "regex": regex, "choices": choices}
     names = [name for name, value in given.items() if value is not None]
     if len(names) > 1:
-        raise OptionError(f"{names[1]} contradicts {names[0]}: an answer has one shape. Leave one.")
+        raise OptionError(f"{names[1]} contradicts {names[0]}: an answer has one shape. Drop one.")
     if isinstance(json_schema, type):
         return _class_shape(json_schema, validate)
     if json_schema is not None:
@@ -181,7 +181,7 @@ def _checked_choices(choices: Any) -> tuple[str, ...]:
     if isinstance(choices, str) or not isinstance(choices, tuple | list):
         raise OptionError(f"choices={choices!r} must be a tuple of strings.")
     if not choices or not all(isinstance(choice, str) and choice for choice in choices):
-        raise OptionError(f"choices={choices!r} must hold non-empty strings, one at least.")
+        raise OptionError(f"choices={choices!r} must hold one string or more, none of them empty.")
     if len(choices) > MOST_CHOICES or sum(map(len, choices)) > MOST_CHOICE_CHARACTERS:
         raise OptionError(
             f"choices has {len(choices)} members of {sum(map(len, choices))} characters; at most "

@@ -358,7 +358,7 @@ def _build_simple(kind: Any, value: Any) -> Any:
     if get_origin(kind) is Literal:
         if any(value == known and type(value) is type(known) for known in get_args(kind)):
             return value
-        raise ValueError(f"{value!r} is none of {get_args(kind)}")
+        raise ValueError(f"{value!r} is not one of {get_args(kind)}")
     if kind is not Any and type(value) is not (type(None) if kind is None else kind):
         raise ValueError(f"{value!r} is not a {kind}")
     return value
