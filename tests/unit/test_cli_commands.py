@@ -44,10 +44,11 @@ OPTIONS = {
     "chat": f"{MODEL} --cache-gb --choice --draft --file --json --json-schema --no-history "
     "--prompt-lookup --regex --system --verbose message model",
     "serve": "--adapter --allow-control-tokens --allowed-host --allowed-origin --api-key-file "
-    "--cache-dir --context-tokens --default-temperature --device --drain-seconds --help --host "
-    "--ignore-unknown --max-body-bytes --max-connections --max-depth --max-running --max-tokens "
-    "--max-waiting --max-waiting-tokens --model-name --no-auth --ping-seconds --port --revision "
-    "--threads --timeout-seconds --write-timeout-seconds -h model",
+    "--cache-dir --context-tokens --default-temperature --device --drain-seconds "
+    "--events-per-second --help --host --ignore-unknown --max-body-bytes "
+    "--max-connections --max-depth --max-running --max-tokens --max-waiting "
+    "--max-waiting-tokens --model-name --no-auth --ping-seconds --port --revision --threads "
+    "--timeout-seconds --write-timeout-seconds -h model",
     "batch": f"{MODEL} --json --max-running --quiet --timeout-seconds input model output",
     "info": "--device --help --json --revision -h model",
     "verify": "--help --json --revision -h model",

@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Generic
 
 from ..errors import GenerationError, StateError
@@ -47,6 +48,24 @@ class Piece:
     def __bool__(self) -> bool:
         """Whether the piece holds text or tokens."""
         return bool(self.text or self.reasoning or self.token_ids)
+
+    @classmethod
+    def join(cls, pieces: Sequence[Piece]) -> Piece:
+        """Return consecutive pieces as one.
+
+        Example:
+            >>> Piece.join([Piece(text="a", token_ids=(1,)), Piece(text="b", token_ids=(2,))])
+            Piece(text='ab', reasoning='', token_ids=(1, 2), logprobs=(), top_logprobs=())
+        """
+        if len(pieces) == 1:
+            return pieces[0]
+        return cls(
+            text="".join(piece.text for piece in pieces),
+            reasoning="".join(piece.reasoning for piece in pieces),
+            token_ids=tuple(chain.from_iterable(piece.token_ids for piece in pieces)),
+            logprobs=tuple(chain.from_iterable(piece.logprobs for piece in pieces)),
+            top_logprobs=tuple(chain.from_iterable(piece.top_logprobs for piece in pieces)),
+        )
 
 
 class ReplyStream(Iterator[str], AsyncIterator[str], Generic[Parsed]):

@@ -133,6 +133,11 @@ class TokenStream(Iterator[list[int]]):
             except queue.Empty:
                 self.expire()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether `wait_for_end` returns at once."""
+        return self._is_over
+
     def add_listener(self, wake: Callable[[], None], *, only_end: bool = False) -> None:
         """Call ``wake`` when `read` may return something new, on the thread that causes it.
 

@@ -89,6 +89,9 @@ class ServerOptions:
     write_timeout_seconds: Annotated[float, _option("write_timeout_seconds", panel=_LISTEN)] = (
         _DEFAULTS.write_timeout_seconds
     )
+    events_per_second: Annotated[int, _option("events_per_second", panel=_LISTEN)] = (
+        _DEFAULTS.events_per_second
+    )
     ignore_unknown: Annotated[
         bool, _option("ignore_unknown", "--ignore-unknown", panel=_ANSWERS)
     ] = False

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..answer.stream import Piece
 from ..errors import GenerationError
 from .errors import ApiError, translate_error, unavailable
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive
 
     from ..answer.reply import Reply
-    from ..answer.stream import Piece, ReplyStream
+    from ..answer.stream import ReplyStream
     from ..model import Phi3Model
     from .host import ModelHost
     from .metrics import ServerMetrics
@@ -30,6 +32,9 @@ StartStreams = Callable[["Phi3Model"], "Sequence[ReplyStream]"]
 """Encodes a request and starts its answers, all or none; a stream may hold several candidates."""
 
 Result = TypeVar("Result")
+
+PIECES_AT_ONCE = 64
+"""Most pieces of one answer that are turned into text before other requests have their turn."""
 
 _POLL_SECONDS = 0.5
 _ENCODERS = ThreadPoolExecutor(max_workers=2, thread_name_prefix="phi3ov-server-encode")
@@ -61,17 +66,21 @@ class Answers:
         """The finished answers; all streams must have ended."""
         return [stream.reply for stream in self.streams]
 
-    async def read(self) -> AsyncIterator[tuple[int, Piece | None]]:
-        """Yield each answer's pieces with its number, and None when that answer has ended.
+    async def read(self) -> AsyncIterator[list[tuple[int, Piece | None]]]:
+        """Yield what has come: pieces with their answer's number, None where an answer has ended.
+
+        The more answers the server has, the longer it lets tokens gather between two pieces of
+        one (`ModelHost.pause_seconds`).
 
         Raises:
             ApiError: The engine failed, or the time was over before anything was generated.
         """
         try:
-            async for number, piece in _read_side_by_side(self.streams):
-                if piece is None:
-                    self._require_begun(self.streams[number].reply)
-                yield number, piece
+            async for found in _read_side_by_side(self.streams, self._host.pause_seconds):
+                for number, piece in found:
+                    if piece is None:
+                        self._require_begun(self.streams[number].reply)
+                yield found
             self._note_end()
         except GenerationError as error:
             self._note_failure()
@@ -179,36 +188,95 @@ async def _drain(stream: ReplyStream) -> Reply:
     return stream.reply
 
 
+class _News:
+    """Wakes a coroutine when one of several streams may hold something new.
+
+    A token wakes it only while it waits for one; each wake-up costs the processor that computes
+    the next token.
+    """
+
+    def __init__(self, streams: Sequence[ReplyStream]) -> None:
+        """Listen to ``streams``, which are read on this event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._event = asyncio.Event()
+        self._wants_tokens = False
+        self._ended_before = 0
+        self._tokens = [tokens for stream in streams for tokens in stream.token_streams]
+        for tokens in self._tokens:
+            tokens.add_listener(self._note_token)
+            tokens.add_listener(self._wake, only_end=True)
+
+    def expect(self) -> None:
+        """Let what comes from now on wake the next `wait`."""
+        self._ended_before = self._count_ended()
+        self._event.clear()
+        self._wants_tokens = True
+
+    async def wait(self) -> None:
+        """Wait until something has come since `expect`, or the time of an answer is over."""
+        left = (tokens.remaining_seconds for tokens in self._tokens)
+        soonest = min((seconds for seconds in left if seconds is not None), default=None)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(soonest):
+                await self._event.wait()
+
+    async def pause(self, seconds: float) -> None:
+        """Let tokens gather for some time; the end of a stream ends the pause."""
+        self._wants_tokens = False
+        self._event.clear()
+        if self._count_ended() == self._ended_before:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._event.wait()
+
+    def _count_ended(self) -> int:
+        return sum(tokens.is_over for tokens in self._tokens)
+
+    def _note_token(self) -> None:  # on the engine's thread
+        if self._wants_tokens:
+            self._wants_tokens = False
+            self._wake()
+
+    def _wake(self) -> None:  # on the engine's thread
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._event.set)
+
+
 async def _read_side_by_side(
-    streams: Sequence[ReplyStream],
-) -> AsyncIterator[tuple[int, Piece | None]]:
-    if len(streams) == 1:
-        async for piece in streams[0].apieces():
-            yield 0, piece
-        yield 0, None
-        return
-    news: asyncio.Queue[tuple[int, Piece | Exception | None]] = asyncio.Queue(maxsize=len(streams))
+    streams: Sequence[ReplyStream], pause_seconds: Callable[[], float]
+) -> AsyncIterator[list[tuple[int, Piece | None]]]:
+    """Yield what has come of each stream, as `Answers.read` does."""
+    news = _News(streams)
+    loop = asyncio.get_running_loop()
+    open_streams = dict(enumerate(streams))
+    while open_streams:
+        news.expect()
+        found: list[tuple[int, Piece | None]] = []
+        lags = False
+        for number, stream in tuple(open_streams.items()):
+            pieces = list(islice(_read_ready(stream), PIECES_AT_ONCE))
+            lags = lags or len(pieces) == PIECES_AT_ONCE
+            if pieces:
+                found.append((number, Piece.join(pieces)))
+            if stream.done:
+                found.append((number, None))
+                del open_streams[number]
+        if not found:
+            await news.wait()
+            continue
+        came_at = loop.time()
+        yield found
+        if lags:  # a reader that lags behind must not keep the loop busy
+            await asyncio.sleep(0)
+        elif open_streams and (left := came_at + pause_seconds() - loop.time()) > 0:
+            await news.pause(left)
 
-    async def feed(number: int, stream: ReplyStream) -> None:
-        try:
-            async for piece in stream.apieces():
-                await news.put((number, piece))
-            await news.put((number, None))
-        except GenerationError as error:
-            await news.put((number, error))
 
-    tasks = [asyncio.create_task(feed(number, stream)) for number, stream in enumerate(streams)]
-    try:
-        open_count = len(streams)
-        while open_count:
-            number, said = await news.get()
-            if isinstance(said, Exception):
-                raise said
-            open_count -= said is None
-            yield number, said
-    finally:
-        for task in tasks:
-            task.cancel()
+def _read_ready(stream: ReplyStream) -> Iterator[Piece]:
+    """Yield what can be read without waiting."""
+    while (piece := stream.read()) is not None:
+        if piece:
+            yield piece
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:

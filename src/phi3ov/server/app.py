@@ -100,7 +100,9 @@ def create_app(
     if isinstance(model, str | Path):
         folder = Path(model)
         name = settings.model_name or folder.resolve().name
-        host = ModelHost(load or (lambda: _load_folder(folder)))
+        host = ModelHost(
+            load or (lambda: _load_folder(folder)), events_per_second=settings.events_per_second
+        )
     else:
         if load is not None:
             from ..errors import OptionError
@@ -108,7 +110,7 @@ def create_app(
             raise OptionError("load has no effect on a loaded model. Pass one of the two.")
         loaded = model
         name = settings.model_name or loaded.artifact.path.resolve().name
-        host = ModelHost(lambda: loaded, model=loaded)
+        host = ModelHost(lambda: loaded, model=loaded, events_per_second=settings.events_per_second)
     return _Application(host, name, settings).build()
 
 
@@ -336,20 +338,17 @@ async def _write_body(starting: Awaitable[Answers], rendering: Rendering) -> Map
 async def _write_events(answers: Answers, rendering: Rendering) -> AsyncIterator[bytes]:
     try:
         begun = False
-        async for number, piece in answers.read():
-            if not begun:
-                begun = True
-                for event in rendering.begin():
-                    yield event
-            written = (
-                rendering.end(number, answers.streams[number].reply)
-                if piece is None
-                else rendering.piece(number, piece)
-            )
-            for event in written:
-                yield event
-        for event in rendering.finish(answers.replies):
-            yield event
+        async for found in answers.read():
+            events = [] if begun else [*rendering.begin()]
+            begun = True
+            for number, piece in found:
+                if piece is None:
+                    events += rendering.end(number, answers.streams[number].reply)
+                else:
+                    events += rendering.piece(number, piece)
+            if events:
+                yield b"".join(events)
+        yield b"".join(rendering.finish(answers.replies))
     finally:
         await answers.aclose()
 

@@ -55,7 +55,7 @@ class EventStream:
         write_timeout_seconds: float,
         metrics: ServerMetrics,
     ) -> None:
-        """Send ``events``; each is a whole frame."""
+        """Send ``events``: one whole frame each, or several."""
         self._events = events
         self._headers = [
             *HEADERS,

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from .errors import unavailable
+from .settings import ServerSettings
 
 if TYPE_CHECKING:
     from ..model import Phi3Model
@@ -25,6 +26,10 @@ HostState = Literal["loading", "ready", "restarting", "draining", "failed", "clo
 REMEMBERED_ANSWERS = 64
 """How many of the last answers' durations Retry-After is computed from."""
 LONGEST_RETRY_SECONDS = 60
+FEW_STREAMS = 4
+"""Up to this many answers, each token is sent when it comes."""
+LONGEST_PAUSE_SECONDS = 0.1
+"""Tokens gather for this long at most, however many answers there are."""
 
 
 class ModelHost:
@@ -35,8 +40,15 @@ class ModelHost:
         failure: Why the model could not be loaded; None otherwise.
     """
 
-    def __init__(self, load: Callable[[], Phi3Model], *, model: Phi3Model | None = None) -> None:
+    def __init__(
+        self,
+        load: Callable[[], Phi3Model],
+        *,
+        model: Phi3Model | None = None,
+        events_per_second: int = ServerSettings().events_per_second,
+    ) -> None:
         """Take a loaded model, which its owner closes, or a function that loads one."""
+        self._events_per_second = events_per_second
         self.running: set[Answers] = set()
         self.failure: Exception | None = None
         self._load = load
@@ -128,6 +140,16 @@ class ModelHost:
         together = max(load.running, 1)
         seconds = statistics.median(self._durations) * (1 + load.waiting) / together
         return max(1, min(LONGEST_RETRY_SECONDS, math.ceil(seconds)))
+
+    def pause_seconds(self) -> float:
+        """Return how long an answer's tokens gather before they are sent.
+
+        So long that all answers together send at most ``events_per_second``; 0 for few answers.
+        """
+        streams = sum(len(answers.streams) for answers in self.running)
+        if streams <= FEW_STREAMS:
+            return 0.0
+        return min(streams / self._events_per_second, LONGEST_PAUSE_SECONDS)
 
     async def drain(self, seconds: float, *, hurry: Callable[[], bool] = lambda: False) -> None:
         """Refuse new requests, wait for the running answers, and cut off those that take longer.

@@ -68,6 +68,11 @@ class ServerSettings:
     write_timeout_seconds: float = _setting(
         "A client that reads nothing for this long is disconnected.", default=60.0
     )
+    events_per_second: int = _setting(
+        "Most events that all streams together send; with many streams, an event holds several "
+        "tokens. Each event takes time from the processor that computes the next tokens.",
+        default=300,
+    )
     ignore_unknown: bool = _setting(
         "Ignore unknown fields and name them in the header x-phi3ov-ignored, instead of refusing.",
         default=False,
@@ -90,6 +95,7 @@ class ServerSettings:
             )
         require_integer("max_body_bytes", self.max_body_bytes, least=1024)
         require_integer("max_depth", self.max_depth, least=8, most=200)
+        require_integer("events_per_second", self.events_per_second, least=1)
         if self.max_tokens is not None:
             require_integer("max_tokens", self.max_tokens, least=1)
         for name, most in (

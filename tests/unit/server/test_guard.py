@@ -173,6 +173,7 @@ def test_keys_come_from_a_file(tmp_path: Path) -> None:
         {"allowed_origins": ("*",)},
         {"max_body_bytes": 0},
         {"max_depth": 10**6},
+        {"events_per_second": 0},
         {"max_tokens": 0},
         {"timeout_seconds": 0},
         {"ping_seconds": -1},
