@@ -129,7 +129,7 @@ BAD_CONFIGS: list[tuple[dict[str, Any], str]] = [
         "architectures=.*SequenceClassification",
     ),
     ({"rope_scaling": {"type": "yarn"}}, "unknown rope type 'yarn'; known: default, longrope, su"),
-    ({"rope_parameters": {"rope_type": "llama3"}}, "rope type 'llama3'"),
+    ({"rope_parameters": {"rope_type": "llama3"}}, "unknown rope type 'llama3'"),
     ({"rope_scaling": "longrope"}, "unknown rope type 'longrope'; known: default, longrope, su"),
     ({"num_key_value_heads": 3}, "num_key_value_heads=3 does not divide num_attention_heads=4"),
     *(
@@ -198,7 +198,7 @@ def test_missing_files_are_named(folder: Path) -> None:
     with pytest.raises(ExportError, match=r"has no tokenizer\.json \(it has a tokenizer\.model"):
         Checkpoint.resolve(folder)
     (folder / "config.json").unlink()
-    with pytest.raises(ExportError, match=r"has no config\.json and is no checkpoint"):
+    with pytest.raises(ExportError, match=r"has no config\.json and is not a checkpoint"):
         Checkpoint.resolve(folder)
 
 
@@ -547,7 +547,7 @@ def test_what_is_no_checkpoint_is_named(folder: Path) -> None:
         ({"attention_bias": True}, "attention_bias=True is not a Phi-3"),
         ({"mlp_bias": True}, "mlp_bias=True is not a Phi-3"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not a Phi-3"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope type 'llama3'"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "unknown rope type 'llama3'"),
     ],
 )
 def test_a_llama_that_is_no_phi_3_is_refused(
