@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, overload
@@ -24,14 +24,16 @@ from .answer.options import (
     Sampling,
 )
 from .answer.prompt_ids import PromptIds, conversation_ids, fit_prompt
+from .answer.recommended import recommended_sampling
 from .answer.reply import LoadTimings, Parsed, Reply, TokenScores
+from .answer.stages import Stage, plan_stages, require_stages
 from .answer.stream import AnswerStream, ReplyStream
 from .answer.token_stream import TokenRequest, TokenStream
 from .artifact.fingerprint import ModelFingerprint
 from .artifact.folder import Artifact
 from .batch.runner import Batch, BatchRequest, BatchResult, Conversation, ReportProgress
-from .engine.delayed_grammar import submit_delayed
 from .engine.protocol import CacheEngine, Engine, EngineState, ScoringEngine
+from .engine.staged import submit_staged
 from .errors import ContextLengthError, OptionError, PromptError
 from .prompt.chat_tokenizer import ChatTokenizer
 from .prompt.detokenizer import AnswerText
@@ -95,6 +97,26 @@ class Phi3Model:
         without a manifest is hashed when this is first read: seconds for a full-size model.
         """
         return ModelFingerprint.of(self.artifact)
+
+    def recommended_options(self, **changes: Unpack[Options]) -> GenerationOptions:
+        """Return the options that the model's card recommends; nothing sets them by itself.
+
+        Phi-4-mini-reasoning: temperature 0.8, top_p 0.95. Phi-4-reasoning and -plus: temperature
+        0.8, top_p 0.95, top_k 50. Both are from the cards at huggingface.co/microsoft.
+
+        Args:
+            **changes: Further fields of `GenerationOptions`, such as ``max_new_tokens``.
+
+        Raises:
+            OptionError: The card recommends nothing, or a change is not allowed.
+
+        Example:
+            >>> options = model.recommended_options(max_new_tokens=4096)  # doctest: +SKIP
+            >>> phi3ov.Phi3Chat(model, options=options)  # doctest: +SKIP
+        """
+        sampling = recommended_sampling(self.tokenizer.format.name)
+        chosen = {each.name: getattr(sampling, each.name) for each in fields(Sampling)}
+        return GenerationOptions(**chosen).changed(changes)
 
     @overload
     def generate(
@@ -293,7 +315,9 @@ class Phi3Model:
             guide=self._engine.takes_grammars,
             shaped=shape is not None,
         )
-        token_ids = replace(token_ids, answer=(*token_ids.answer, *plan.opening_ids))
+        require_stages(self.tokenizer, plan, chosen, shaped=shape is not None)
+        if self.tokenizer.thought_tags is None:  # else they stand behind the thoughts
+            token_ids = replace(token_ids, answer=(*token_ids.answer, *plan.opening_ids))
         fitted = fit_prompt(token_ids, chosen, self.context.tokens)
         self._require_ids(fitted.token_ids)
         request = TokenRequest(
@@ -304,6 +328,14 @@ class Phi3Model:
             logprobs=chosen.logprobs,
             top_logprobs=chosen.top_logprobs,
             grammar=plan.grammar if shape is None else shape.grammar,
+        )
+        make_stages = partial(
+            plan_stages,
+            self.tokenizer,
+            plan,
+            chosen,
+            shape_grammar=None if shape is None else shape.grammar,
+            before=token_ids.answer,
         )
         streams = [
             AnswerStream(
@@ -320,22 +352,24 @@ class Phi3Model:
                 dropped_turns=fitted.dropped_turns,
                 keep_at_timeout=chosen.on_timeout == "keep",
             )
-            for tokens in self._submit(request, chosen, grammar_after=plan.grammar_after)
+            for tokens in self._submit(request, chosen, make_stages)
         ]
         return streams[0] if len(streams) == 1 else CandidateStream(streams)
 
     def _submit(
-        self, request: TokenRequest, options: GenerationOptions, *, grammar_after: int | None
+        self,
+        request: TokenRequest,
+        options: GenerationOptions,
+        make_stages: Callable[[], list[Stage]],
     ) -> list[TokenStream]:
         """Give the engine one request per candidate, each with its own seed: all or none."""
         streams: list[TokenStream] = []
-        submit = self._engine.submit
-        if grammar_after is not None:
-            submit = partial(submit_delayed, self._engine, after=grammar_after)
         try:
             for sampling in _seeded(request.sampling, options.candidates):
-                stream = submit(
+                stream = submit_staged(
+                    self._engine,
                     replace(request, sampling=sampling),
+                    make_stages(),
                     timeout_seconds=options.timeout_seconds,
                     wait=options.on_full_queue == "wait" or bool(streams),
                 )

@@ -15,7 +15,7 @@ import pytest
 
 from phi3ov import export_model
 from tests.conftest import MadeOnce
-from tests.engine.checkpoints import FAMILY, build_checkpoint
+from tests.engine.checkpoints import FAMILY, MINI_REASONING, build_checkpoint
 from tests.engine.test_lora import make_adapter
 
 from .conftest import REPOSITORY, RunPython
@@ -88,12 +88,13 @@ def exported(made_once: MadeOnce) -> Path:
 
     def make(home: Path) -> None:
         for name, row, changes in (
-            ("phi3-int4", "phi-3-mini-4k", {}),
-            ("phi3-draft-int4", "phi-3-mini-4k", {"num_hidden_layers": 1}),
-            ("phi4-mini-int4", "phi-4-mini", {"max_position_embeddings": 8192}),
+            ("phi3-int4", FAMILY["phi-3-mini-4k"], {}),
+            ("phi3-draft-int4", FAMILY["phi-3-mini-4k"], {"num_hidden_layers": 1}),
+            ("phi4-mini-int4", FAMILY["phi-4-mini"], {"max_position_embeddings": 8192}),
+            ("phi4-mini-reasoning-int4", MINI_REASONING, {}),
         ):
             checkpoint = home / "checkpoints" / name
-            build_checkpoint(checkpoint, FAMILY[row], **(CONTEXT | changes))
+            build_checkpoint(checkpoint, row, **(CONTEXT | changes))
             export_model(checkpoint, home / "models" / name, progress=False)
         (home / "adapters").mkdir()
         make_adapter(home / "adapters" / "poet", home / "checkpoints" / "phi3-int4", seed=1)
@@ -117,8 +118,8 @@ def test_every_python_block_runs(
 ) -> None:
     """The blocks of a document, in order, are a program that works in an empty folder.
 
-    It holds those of ``models/phi3-int4``, ``models/phi3-draft-int4``, ``models/phi4-mini-int4``
-    and ``adapters/poet`` that the page names and does not make.
+    It holds those of ``models/phi3-int4``, ``models/phi3-draft-int4``, ``models/phi4-mini-int4``,
+    ``models/phi4-mini-reasoning-int4`` and ``adapters/poet`` that the page names and does not make.
     """
     text = (REPOSITORY / document).read_text(encoding="utf-8")
     blocks = python_blocks(text)

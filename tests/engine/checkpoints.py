@@ -80,6 +80,17 @@ PHI4_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}{% endif %}"
 )
 
+MINI_REASONING_TEMPLATE = (
+    "<|system|>Your name is Phi, an AI math expert developed by Microsoft."
+    "{% for message in messages %}{% if message['role'] == 'system' %} {{ message['content'] }}"
+    "{% if 'tools' in message and message['tools'] is not none %}"
+    "<|tool|>{{ message['tools'] }}<|/tool|>{% endif %}{% endif %}{% endfor %}<|end|>"
+    "{% for message in messages %}{% if message['role'] != 'system' %}"
+    "<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+"""Writes what Phi-4-mini-reasoning's template writes."""
+
 PHI3_TOKENS = ("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>")
 PHI4_MINI_TOKENS = (
     "<|endoftext|>",
@@ -175,6 +186,11 @@ FAMILY: dict[str, Row] = {
     ),
 }
 """Every row of the family table, by its name."""
+
+MINI_REASONING = Row(
+    template=MINI_REASONING_TEMPLATE, control_tokens=PHI4_MINI_TOKENS, strips=False, seed=15
+)
+"""Phi-4-mini-reasoning's chat format; its architecture is Phi-4-mini's."""
 
 LONGROPE_ROWS = tuple(name for name, row in FAMILY.items() if row.longrope)
 WINDOW_ROWS = tuple(

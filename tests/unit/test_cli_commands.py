@@ -35,8 +35,8 @@ from .test_artifact import WEIGHTS, write_manifest
 
 MODEL = (
     "--adapter --cache-dir --context-tokens --device --engine --frequency-penalty --help "
-    "--max-new-tokens --min-p --presence-penalty --repetition-penalty --revision --seed --stop "
-    "--temperature --threads --top-k --top-p -h"
+    "--max-new-tokens --max-reasoning-tokens --min-p --presence-penalty --repetition-penalty "
+    "--revision --seed --stop --temperature --threads --top-k --top-p -h"
 )
 OPTIONS = {
     "export": "--adjust --asymmetric --calibrate --group-size --help --json --log --overwrite "

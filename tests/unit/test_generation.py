@@ -28,6 +28,7 @@ def test_defaults_are_the_seeds() -> None:
     options = GenerationOptions()
     assert dataclasses.asdict(options) == {
         "max_new_tokens": 1024,
+        "max_reasoning_tokens": None,
         "stop": (),
         "temperature": 0.0,
         "top_p": 1.0,

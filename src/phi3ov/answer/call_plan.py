@@ -33,7 +33,8 @@ class CallPlan:
 
     Attributes:
         offered: Names of the tools whose calls are parsed from the answer.
-        opening_ids: Ids that the answer is forced to begin with.
+        opening_ids: Ids that the answer is forced to begin with, after the thoughts of a reasoning
+            model.
         grammar: Grammar of the calls; None if calls are not guided.
         grammar_after: Id after which the grammar applies; None for the whole answer.
         stop_ids: Additional ids that end the answer.
@@ -44,6 +45,11 @@ class CallPlan:
     grammar: str | None = None
     grammar_after: int | None = None
     stop_ids: frozenset[int] = frozenset()
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the answer is calls, from its beginning or from the end of its thoughts on."""
+        return self.grammar is not None and self.grammar_after is None
 
 
 def plan_calls(

@@ -46,6 +46,7 @@ class OptionsBesideSchema(TypedDict, total=False):
     """All fields of `GenerationOptions` except ``json_schema``, which types `Reply.parsed`."""
 
     max_new_tokens: int
+    max_reasoning_tokens: int | None
     stop: Sequence[str]
     temperature: float
     top_p: float
@@ -118,6 +119,9 @@ class GenerationOptions(Sampling):
 
     Attributes:
         max_new_tokens: Maximum number of generated tokens, including the stop token; at least 1.
+        max_reasoning_tokens: Maximum number of tokens of a reasoning model's thoughts, including
+            the opening tag; less than ``max_new_tokens``. At the limit phi3ov writes the closing
+            tag and the model continues with its answer; 0 means no thoughts, None no limit.
         stop: Strings that end the answer. They may span tokens and are never shown, not even
             in part.
         temperature: 0 chooses the most likely token each time (greedy). Above 0 the next token
@@ -157,7 +161,8 @@ class GenerationOptions(Sampling):
             unguided, and ``"none"``.
         json_schema: The answer is JSON that fits this schema: a dictionary, or a dataclass,
             TypedDict, NamedTuple or pydantic model. `Reply.parsed` is its value, or an instance
-            of the class. Needs ``engine="pipeline"`` or ``"worker"``, as do the next two.
+            of the class. Needs ``engine="pipeline"`` or ``"worker"``, as do the next two. A
+            reasoning model's thoughts come before it and are free.
         regex: The answer matches this regular expression from its beginning to its end.
         choices: The answer is one of these strings.
         validate: ``"grammar"`` refuses a ``json_schema`` with a keyword that cannot be enforced
@@ -190,6 +195,7 @@ Set a temperature above 0, or leave top_p out.
     """
 
     max_new_tokens: int = 1024
+    max_reasoning_tokens: int | None = None
     stop: Sequence[str] = ()
     candidates: int = 1
     logprobs: bool = False
@@ -215,6 +221,7 @@ Set a temperature above 0, or leave top_p out.
             raise OptionError(f"stop={self.stop!r} must be a tuple of strings.")
         object.__setattr__(self, "stop", tuple(self.stop))
         require_integer("max_new_tokens", self.max_new_tokens, least=1)
+        self._check_reasoning_tokens()
         if any(not isinstance(text, str) or not text for text in self.stop):
             raise OptionError(f"stop={self.stop!r} must hold non-empty strings only.")
         require_integer("candidates", self.candidates, least=1, most=MOST_CANDIDATES)
@@ -243,6 +250,18 @@ Set a temperature above 0, or leave top_p out.
         if self.tool_choice is not None:
             object.__setattr__(self, "tool_choice", read_tool_choice(self.tool_choice))
         self._check_shape()
+
+    def _check_reasoning_tokens(self) -> None:
+        most = self.max_reasoning_tokens
+        if most is None:
+            return
+        require_integer("max_reasoning_tokens", most, least=0)
+        if most >= self.max_new_tokens:
+            raise OptionError(
+                f"max_reasoning_tokens={most} leaves nothing of "
+                f"max_new_tokens={self.max_new_tokens} for the answer. Set it lower, or "
+                "max_new_tokens higher."
+            )
 
     def _check_shape(self) -> None:
         object.__setattr__(self, "json_schema", copy_schema(self.json_schema))
@@ -312,6 +331,9 @@ _FOREIGN_NAMES = {
     "do_sample": "temperature (above 0 draws tokens at random, 0 is greedy)",
     "temp": "temperature",
     "repeat_penalty": "repetition_penalty",
+    "reasoning_budget": "max_reasoning_tokens",
+    "thinking_budget": "max_reasoning_tokens",
+    "thinking_token_budget": "max_reasoning_tokens",
     "random_seed": "seed",
     "rng_seed": "seed",
     "timeout": "timeout_seconds",

@@ -96,6 +96,9 @@ class AnswerOptions:
     """The fields of `GenerationOptions` that a command takes, by the same names."""
 
     max_new_tokens: Annotated[int, answer_option("tokens of the longest answer")] = 1024
+    max_reasoning_tokens: Annotated[
+        int | None, answer_option("tokens of the longest thoughts of a reasoning model")
+    ] = None
     temperature: Annotated[
         float, answer_option("0 takes the likeliest token each time, above 0 samples")
     ] = 0.0

@@ -61,6 +61,7 @@ class PipelineEngine(SerialEngine):
         """
         self._runner = _Runner(setup)
         self.takes_grammars: bool = not self._runner.speculation.candidate_tokens
+        self.longest_prompt: int | None = self._runner.longest_prompt
         self.settings: tuple[Setting, ...] = self._runner.settings
         super().__init__(
             self._runner.run, free=self._runner.free, name="pipeline", limits=setup.limits
@@ -72,7 +73,7 @@ class PipelineEngine(SerialEngine):
         """Queue ``request`` and return its stream at once; see `Engine.submit`."""
         check_request(request, "pipeline")
         self._runner.speculation.check(request)
-        longest = self._runner.longest_prompt
+        longest = self.longest_prompt
         if longest is not None and len(request.prompt_ids) > longest:
             raise PromptError(
                 f"The prompt has {len(request.prompt_ids)} tokens, and the longest that an NPU can "

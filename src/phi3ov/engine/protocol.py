@@ -86,11 +86,13 @@ class Engine(Protocol):
     Attributes:
         max_running: How many requests it answers together.
         takes_grammars: Whether `TokenRequest.grammar` may be set.
+        longest_prompt: Most tokens of a prompt, where that is less than the context; or None.
         settings: The OpenVINO properties in force, each with its reason.
     """
 
     max_running: int
     takes_grammars: bool = False
+    longest_prompt: int | None = None
     settings: tuple[Setting, ...] = ()
 
     @property

@@ -29,6 +29,7 @@ class SerialEngine:
 
     max_running = 1
     takes_grammars: bool = False
+    longest_prompt: int | None = None
     settings: tuple[Setting, ...] = ()
 
     def __init__(

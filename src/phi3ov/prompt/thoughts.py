@@ -15,6 +15,7 @@ class ThoughtSplitter:
     without the second tag all text after the first is thoughts.
 
     Attributes:
+        has_thoughts: Whether the first tag has come.
         is_over: Whether the thoughts have ended.
 
     Example:
@@ -34,11 +35,32 @@ class ThoughtSplitter:
         self._held = ""
         self._state = "answer" if tags is None else "thoughts" if begun else "start"
         self._trims = self._state == "thoughts"
+        self.has_thoughts: bool = begun
 
     @property
     def is_over(self) -> bool:
         """Whether the thoughts have ended, so that further text is answer."""
         return self._state == "answer"
+
+    @property
+    def is_undecided(self) -> bool:
+        """Whether thoughts may still begin."""
+        return self._state == "start"
+
+    def closing_text(self) -> str:
+        """Return the text that would end the thoughts here: what is missing of the two tags.
+
+        Example:
+            >>> splitter = ThoughtSplitter(("<think>", "</think>"))
+            >>> splitter.closing_text(), splitter.add("<think>1 </th"), splitter.closing_text()
+            ('<think></think>', ('1 ', ''), 'ink>')
+        """
+        if self._tags is None or self._state == "answer":
+            return ""
+        opening, closing = self._tags
+        if self._state == "start":
+            return opening[len(self._held.lstrip()) :] + closing
+        return closing[self._begun(closing) :]
 
     def add(self, text: str) -> tuple[str, str]:
         """Add text; return the thoughts and the answer text that are now certain."""
@@ -61,6 +83,7 @@ class ThoughtSplitter:
         start = self._held.lstrip()
         if start.startswith(tag):
             self._state, self._held, self._trims = "thoughts", start[len(tag) :], True
+            self.has_thoughts = True
         elif not tag.startswith(start):
             self._state = "answer"
 
@@ -71,9 +94,12 @@ class ThoughtSplitter:
             self._held = self._held[len(tag) :]
             self._state, self._trims = "answer", True
             return thoughts
+        return self._take(len(self._held) - self._begun(tag))
+
+    def _begun(self, tag: str) -> int:
+        """Return how much of ``tag`` the held text ends with."""
         lengths = range(min(len(self._held), len(tag) - 1), 0, -1)
-        kept = next((length for length in lengths if self._held.endswith(tag[:length])), 0)
-        return self._take(len(self._held) - kept)
+        return next((length for length in lengths if self._held.endswith(tag[:length])), 0)
 
     def _take(self, length: int) -> str:
         """Remove and return held text, without white space that follows a tag."""

@@ -71,6 +71,8 @@ class ChatExchange:
             context_tokens=model.context.tokens,
         )
         options |= drawing_options(request, options)
+        if request.max_reasoning_tokens is not None:
+            options["max_reasoning_tokens"] = request.max_reasoning_tokens
         options |= shape_options(request.response_format, has_tools=bool(request.tools))
         if request.logprobs:
             options["logprobs"] = True

@@ -161,6 +161,11 @@ FIELDS: tuple[Field, ...] = (
     *_extra("top_k min_p repetition_penalty", _ALL, "Sampling, as in phi3ov.GenerationOptions."),
     *_extra("seed stop", _RESPONSES, "As in /v1/chat/completions."),
     *_extra("timeout_seconds", _ALL, "Time for the answer; at most the server's own limit."),
+    *_extra(
+        "max_reasoning_tokens",
+        _CHAT,
+        "Most tokens of a reasoning model's thoughts, which it returns as reasoning_content.",
+    ),
     *_extra("regex", _TEXT, "The answer matches this regular expression."),
     *_extra("choices", _TEXT, "The answer is one of these strings."),
     *_neutral("user", _ALL, "Not read."),

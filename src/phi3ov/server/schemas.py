@@ -201,6 +201,7 @@ class ChatRequest(AnswerRequest, kw_only=True, forbid_unknown_fields=True):
     tools: list[ChatTool] = []
     tool_choice: ToolMode | ChatToolChoice | None = None
     parallel_tool_calls: bool = True
+    max_reasoning_tokens: int | None = None
     regex: str | None = None
     choices: list[str] | None = None
 

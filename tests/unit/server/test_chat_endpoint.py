@@ -14,6 +14,7 @@ from phi3ov.errors import EngineCrashedError, GenerationError
 from phi3ov.server import ServerSettings
 from tests.unit.fakes import PHI4_MINI_KIT, Answer, answer_ids
 
+from ..test_reasoning import MINI as REASONING
 from .serving import NAME, Served, always, says, serving, wait_until
 
 PATH = "/v1/chat/completions"
@@ -342,3 +343,20 @@ def test_biases_reach_the_engine(served: Served) -> None:
     """Ids are JSON's strings, and numbers for the engine."""
     served.chat(logit_bias={"5": -100, "7": 1.5})
     assert dict(served.engine.requests[-1].sampling.logit_bias or {}) == {5: -100, 7: 1.5}
+
+
+def test_thoughts_have_a_field_and_a_limit_of_their_own() -> None:
+    """``max_reasoning_tokens`` closes them; a model without thoughts refuses it by name."""
+    thinking = says("<think>one two three four five", kit=REASONING)
+    answer = says("six", kit=REASONING)
+    with serving([thinking, answer], kit=REASONING) as served:
+        message = served.chat(max_reasoning_tokens=8).json()["choices"][0]["message"]
+        assert message["content"] == "six"
+        assert "one two three four five".startswith(message["reasoning_content"])
+        assert len(served.engine.requests) == 2
+    with serving(always("one")) as served:
+        refused = served.chat(max_reasoning_tokens=8)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (
+            400,
+            "max_reasoning_tokens",
+        )

@@ -45,6 +45,8 @@ MOST_CACHE_BYTES = 4 * 1024**3
 class WorkerEngine:
     """Generates many answers at once, in a child process."""
 
+    longest_prompt: int | None = None
+
     def __init__(self, setup: EngineSetup) -> None:
         """Start the child and wait until it has compiled the model for the device.
 
