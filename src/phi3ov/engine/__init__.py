@@ -1,4 +1,4 @@
-"""Engines: token ids in, token ids out. `protocol` says what every engine offers.
+"""Engines: token ids in, token ids out. `protocol` defines their interface.
 
-An engine knows no roles, templates or text.
+An engine does not know about roles, templates or text.
 """

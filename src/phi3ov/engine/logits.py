@@ -1,7 +1,7 @@
-"""Token ids to the logits after each of them, and how far two such predictions lie apart.
+"""Logits of an export after each token, and the divergence of two predictions.
 
-The engines give tokens; this gives what they are drawn from, to compare an export with its
-source (``quality/``) or one setting with another (``tuner.py``).
+Engines return tokens only. Logits are needed to compare an export with its source (``quality/``)
+or one setting with another (``tuner.py``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..runtime.settings import passed_properties
 from ..runtime.tuning import TunedSettings
 
 Logits: TypeAlias = NDArray[np.float32]
-"""Of shape [tokens, vocabulary]."""
+"""Logits of shape [tokens, vocabulary]."""
 
 
 class ExportedModel:
@@ -31,15 +31,15 @@ class ExportedModel:
         properties: The OpenVINO properties that it was compiled with.
 
     Raises:
-        ArtifactError: The folder is not what was exported.
-        OptionError: The CPU does not take a field of ``config``.
+        ArtifactError: The folder's files have changed since the export.
+        OptionError: The CPU does not support a field of ``config``.
     """
 
     def __init__(
         self, folder: Path, config: RuntimeConfig, *, tuned: TunedSettings | None = None
     ) -> None:
         core = openvino.Core()
-        # As the engines with paged attention: the answers' arithmetic is measured here.
+        # Same settings as the engines with paged attention, to measure the arithmetic of answers.
         settings = device_settings(config, core, "CPU", artifact=Artifact.open(folder), tuned=tuned)
         self.properties: dict[str, str] = passed_properties(settings)
         compiled = core.compile_model(folder / MODEL_XML, "CPU", self.properties)
@@ -47,12 +47,12 @@ class ExportedModel:
         self._request = compiled.create_infer_request()
 
     def logits(self, ids: Sequence[int]) -> Logits:
-        """Return the logits after each of ``ids``, read from an empty context."""
+        """Return the logits after each of ``ids``, starting from an empty context."""
         self._request.reset_state()
         return self._infer(ids, past=0)
 
     def continuation(self, ids: Sequence[int]) -> Iterator[int]:
-        """Yield greedy tokens for ever."""
+        """Yield greedy tokens without end."""
         self._request.reset_state()
         past, fed = 0, list(ids)
         while True:
@@ -73,7 +73,7 @@ class ExportedModel:
 
 
 def log_probabilities(logits: Logits) -> NDArray[np.float64]:
-    """Return the logarithms of the softmax of each row, in float64."""
+    """Return the log-softmax of each row, in float64."""
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))

@@ -1,4 +1,4 @@
-"""The artifact's graph with its rope factors pinned, and its weights mapped: for every engine."""
+"""Opens the artifact's graph with pinned rope factors and memory-mapped weights."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ _READ_BY_GENAI = (
     "tokenizer.json",
     "tokenizer_config.json",
 )
-"""Files that openvino-genai looks for next to a graph; other files are not copied."""
+"""Files that openvino-genai reads next to a graph; only these are copied."""
 
 
 class PinnedModel(NamedTuple):
-    """An IR in two parts.
+    """An IR as graph and weights.
 
     The caller must keep ``weights`` alive as long as the compiled model: openvino keeps
     pointers into that memory and does not own it.
@@ -50,11 +50,11 @@ class PinnedModel(NamedTuple):
     mapped: mmap.mmap
 
     def drop_pages(self) -> None:
-        """Take the mapped weights out of the process's resident memory.
+        """Remove the mapped weights from the process's resident memory.
 
-        Once a model has computed, its kernels read copies of the weights in an order of their
-        own. What is still read here, rows of the embedding table, comes back page by page.
-        Nothing happens where the system has no such call (Windows takes idle pages by itself).
+        After the first inference, the kernels read repacked copies of the weights. Only rows of
+        the embedding table are still read here, and their pages are loaded again on demand. This
+        does nothing on systems without such a call (Windows reclaims idle pages by itself).
         """
         if hasattr(mmap, "MADV_DONTNEED"):
             self.mapped.madvise(mmap.MADV_DONTNEED)
@@ -64,10 +64,10 @@ def open_pinned(artifact: Artifact, context: ContextChoice) -> PinnedModel:
     """Return the artifact's model with the rope factors of ``context``.
 
     Raises:
-        UnsupportedModelError: The factors cannot be had from this export.
+        UnsupportedModelError: The export does not hold these factors.
     """
     xml = _pin(artifact, context)
-    # Mapped, not read. A private copy because openvino wants writable memory; nothing writes.
+    # Mapped, not read. Copy on write, because openvino requires writable memory; nothing writes.
     with (artifact.path / MODEL_BIN).open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     values = np.frombuffer(mapped, dtype=np.uint8)
@@ -78,20 +78,20 @@ def open_pinned(artifact: Artifact, context: ContextChoice) -> PinnedModel:
 def pinned_folder(
     artifact: Artifact, context: ContextChoice, *, inside: str | None = None
 ) -> Iterator[Path]:
-    """Give a folder with the model that `open_pinned` gives, for as long as it is loaded.
+    """Provide a folder with the model of `open_pinned`, for pipelines that load from a folder.
 
-    It is the artifact's own where nothing needs to be pinned. Otherwise it is a temporary one with
-    the changed XML, the other files that genai reads, and a link to the weights, which stay mapped
-    when the link is gone.
+    If no factors need to be pinned, this is the artifact's folder. Otherwise it is a temporary
+    folder with the changed XML, the other files that genai reads, and a link to the weights, which
+    stay mapped after the link is removed.
 
     Args:
         artifact: The export.
-        context: Which factors.
-        inside: Where to make the temporary one; None is the system's place.
+        context: The context, with the factors to pin.
+        inside: Parent of the temporary folder; None for the system's default.
 
     Raises:
-        UnsupportedModelError: The factors cannot be had from this export.
-        OptionError: The system makes no folder or no links there.
+        UnsupportedModelError: The export does not hold these factors.
+        OptionError: A folder or a link cannot be created there.
     """
     if context.factors == "none":
         yield artifact.path
@@ -107,13 +107,13 @@ def pinned_folder(
 
 @contextmanager
 def temporary_folder(inside: str | None = None) -> Iterator[Path]:
-    """Give a temporary folder, for pipelines that take a model's graph from a file only.
+    """Create a temporary folder, for pipelines that load a graph from a file only.
 
     Args:
-        inside: Where to make it; None is the system's place.
+        inside: Parent of the folder; None for the system's default.
 
     Raises:
-        OptionError: No folder can be made there.
+        OptionError: The folder cannot be created there.
     """
     try:
         made = tempfile.TemporaryDirectory(prefix="phi3ov-", dir=inside, ignore_cleanup_errors=True)
@@ -138,7 +138,7 @@ def _pin(artifact: Artifact, context: ContextChoice) -> str:
 def _link_or_copy(file: Path, link: Path) -> None:
     try:
         link.hardlink_to(file)
-    except OSError:  # another volume, or one without links
+    except OSError:  # another volume, or a file system without links
         shutil.copyfile(file, link)
 
 

@@ -1,8 +1,8 @@
 """The default engine: openvino-genai's `LLMPipeline` in this process, one answer at a time.
 
-Paged attention with prefix caching is asked for explicitly, because without that genai falls
-back to another attention back end silently. Prompts go in as token ids, so genai neither
-templates nor tokenizes anything, and needs no tokenizer files.
+Paged attention with prefix caching is requested explicitly, because genai otherwise falls back to
+another attention back end silently. Prompts are passed as token ids, so genai neither applies a
+template nor tokenizes, and needs no tokenizer files.
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ if TYPE_CHECKING:
     from .protocol import EngineSetup
 
 PREFILL_CHUNK_TOKENS = 512
-"""Prompt tokens per forward pass: bounds the memory that a long prompt takes."""
+"""Prompt tokens per forward pass; limits the memory of a long prompt."""
 
 CACHED_CONTEXTS = 4
 MOST_CACHE_BYTES = 2 * 1024**3
-"""The default KV cache: contexts that it holds, and the most bytes that it takes."""
+"""Default size of the KV cache: this many full contexts, but at most this many bytes."""
 
 ANSWERS_PER_DROP = 16
-"""How often the weights' mapped pages are dropped: after the first answer and then every 16th.
+"""Interval at which mapped pages of the weights are dropped: after the first answer, then every
+16th.
 
-Answers read the embedding table's rows again, and bringing those back took 6 % of the time to
-the first token of a short prompt when pages were dropped after every answer.
+Each answer reads rows of the embedding table again. Dropping pages after every answer increased
+the time to first token of a short prompt by 6 %.
 """
 
 
@@ -53,11 +54,11 @@ class PipelineEngine(SerialEngine):
         """Compile the setup's model.
 
         Raises:
-            DeviceError: OpenVINO could not compile the model for the device.
-                An NPU does not take the export's recipe, or an option.
-            OptionError: A property was set that the device does not take, or ``cache_bytes``
-                holds less than one context.
-            UnsupportedModelError: The rope factors of ``setup.context`` cannot be had.
+            DeviceError: OpenVINO could not compile the model for the device, or an NPU does not
+                support the export's recipe or an option.
+            OptionError: The device does not support a property, or ``cache_bytes`` holds less
+                than one context.
+            UnsupportedModelError: The export does not hold the rope factors of ``setup.context``.
         """
         self._runner = _Runner(setup)
         self.takes_grammars: bool = not self._runner.speculation.candidate_tokens
@@ -83,23 +84,20 @@ class PipelineEngine(SerialEngine):
         return super().submit(request, timeout_seconds=timeout_seconds, wait=wait)
 
     def forget_cache(self) -> None:
-        """Build a new pipeline, after the requests before this call.
-
-        genai cannot empty its cache.
-        """
+        """Build a new pipeline after earlier requests have ended: genai cannot empty its cache."""
         try:
             self.do(self._runner.build)
-        except DeviceError as error:  # it has been compiled before, so not the caller's choice
+        except DeviceError as error:  # it compiled before, so the caller's options are valid
             raise GenerationError(f"The engine failed: {error}") from error
 
 
 class _Runner:
-    """Owns the native pipeline; lives on the engine's thread once it is built.
+    """Owns the native pipeline; used on the engine's thread only, once built.
 
     Attributes:
         settings: The OpenVINO properties in force.
-        longest_prompt: Most tokens that a static pipeline reads; None for no such limit.
-        speculation: What is proposed for each pass.
+        longest_prompt: Maximum prompt length of a static pipeline; None for no such limit.
+        speculation: The plan for speculative decoding.
     """
 
     def __init__(self, setup: EngineSetup) -> None:
@@ -133,13 +131,13 @@ class _Runner:
         self.build()
 
     def free(self) -> None:
-        """Give the model and its cache back; nothing may follow."""
+        """Free the model and its cache; must be the last call."""
         self.pipeline = None
         del self._model
 
     def build(self) -> None:
-        """Build the pipeline, with an empty cache; on failure the next request tries again."""
-        self.pipeline = None  # frees the old one first
+        """Build the pipeline with an empty cache; after a failure the next request tries again."""
+        self.pipeline = None  # free the old one first
         artifact, device = self._setup.artifact, self._setup.device
         scheduler = scheduler_config(self.pool.blocks, PREFILL_CHUNK_TOKENS)
         shape = self._static or {"scheduler_config": scheduler}
@@ -176,11 +174,11 @@ class _Runner:
         try:
             result = self.pipeline.generate(prompt, config, streamer)
         except BaseException:
-            self.pipeline = None  # what a failed request leaves in the cache is not known
+            self.pipeline = None  # a failed request leaves the cache in an unknown state
             raise
         if sequence is not None:
-            # With what came after the last id that was streamed, until genai saw it cancelled.
-            # The last one of all is never read.
+            # Includes ids that genai generated after the last streamed id, until it saw the
+            # cancellation. The very last id is never read.
             self.cache.follow(sequence, result.tokens[0][:-1])
         if streamer.error is not None:
             raise streamer.error
@@ -189,7 +187,7 @@ class _Runner:
 
 
 def adapter_properties(adapter: AdapterFile | None) -> dict[str, Any]:
-    """Return what genai's pipeline is built with to apply a LoRA adapter, for good."""
+    """Return the pipeline properties that apply a LoRA adapter statically."""
     if adapter is None:
         return {}
     mode = openvino_genai.AdapterConfig.Mode.MODE_STATIC
@@ -212,8 +210,8 @@ def generation_config(
     """Translate a request into genai's own configuration.
 
     Args:
-        request: What to generate.
-        leading_space: Whether the text of an answer loses a space at its beginning.
+        request: The request.
+        leading_space: Whether the decoder drops a space at the beginning of an answer.
     """
     config = openvino_genai.GenerationConfig()
     config.max_new_tokens = request.max_new_tokens
@@ -230,7 +228,7 @@ def generation_config(
 
 
 class _Streamer(openvino_genai.StreamerBase):  # type: ignore[misc]
-    """Hands tokens to the stream and tells genai when to stop."""
+    """Streaming callback: puts tokens on the stream and tells genai when to stop."""
 
     def __init__(self, stream: TokenStream) -> None:
         super().__init__()
@@ -241,11 +239,11 @@ class _Streamer(openvino_genai.StreamerBase):  # type: ignore[misc]
         token_ids = [token] if isinstance(token, int) else [int(each) for each in token]
         try:
             self._stream.put(token_ids)
-        except BaseException as error:  # noqa: BLE001 - genai aborts the process if it gets out
+        except BaseException as error:  # noqa: BLE001 - an exception would make genai abort
             self.error = error
         if self._stream.cancelled or self.error is not None:
             return openvino_genai.StreamingStatus.CANCEL
         return openvino_genai.StreamingStatus.RUNNING
 
     def end(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: no token is held back."""

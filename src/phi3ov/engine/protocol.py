@@ -1,7 +1,7 @@
 """Engines: token ids in, token ids out.
 
-An engine knows nothing of roles, templates or text. It takes a `TokenRequest` and returns a
-`TokenStream`, which it fills from its own thread; the reader of the stream waits there.
+An engine does not know about roles, templates or text. It accepts a `TokenRequest` and returns a
+`TokenStream`, which it fills from its own thread while the reader waits on the stream.
 To add an engine, write a class with the methods of `Engine` and name it in `ENGINES`.
 """
 
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from ..runtime.tuning import TunedSettings
 
 EngineName = Literal["pipeline", "worker", "paged", "transformers"]
-"""What generates; see `load_model`."""
+"""Name of an engine; see `load_model`."""
 
 EngineState = Literal["ready", "restarting", "closed"]
-"""Whether an engine takes requests; "restarting" while a new worker process loads the model."""
+"""Whether an engine accepts requests; "restarting" while a new worker process loads the model."""
 
 ENGINES: dict[EngineName, str] = {
     "pipeline": "phi3ov.engine.pipeline:PipelineEngine",
@@ -41,23 +41,23 @@ ENGINES: dict[EngineName, str] = {
     "paged": "phi3ov.engine.paged.engine:PagedEngine",
     "transformers": "phi3ov.engine.transformers:TransformersEngine",
 }
-"""Where each engine's class is; imported when it is asked for."""
+"""Import path of each engine's class; imported on first use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSetup:
-    """What an engine loads, and how.
+    """Everything that an engine needs to load a model.
 
     Attributes:
         artifact: The exported folder.
         device: OpenVINO's name of the device.
         config: OpenVINO's settings.
         context: Context in tokens, and the LongRoPE factors in force.
-        limits: How many requests are answered together, and how many may wait.
-        cache_bytes: Bytes that the KV cache may take; None is the engine's default.
-        speculation: Where candidates for several tokens per pass come from; None is nowhere.
-        adapter: A LoRA adapter; None is the model alone.
-        tuned: What ``phi3ov tune`` found for this machine and export; None is nothing.
+        limits: How many requests run at the same time, and how many may wait.
+        cache_bytes: Maximum size of the KV cache; None for the engine's default.
+        speculation: Source of draft tokens for speculative decoding; None to disable it.
+        adapter: A LoRA adapter; None for the model alone.
+        tuned: Settings from ``phi3ov tune`` for this machine and export, if any.
     """
 
     artifact: Artifact
@@ -71,7 +71,7 @@ class EngineSetup:
     tuned: TunedSettings | None = None
 
     def refuse(self, engine: EngineName, **why: str) -> None:
-        """Refuse the named options where they are set, for an engine that does not take them."""
+        """Raise if one of the named options is set, for an engine that does not support them."""
         for name, reason in why.items():
             if (value := getattr(self, name)) is not None:
                 raise OptionError(
@@ -81,12 +81,12 @@ class EngineSetup:
 
 
 class Engine(Protocol):
-    """What `phi3ov.Phi3Model` runs on.
+    """Interface between `phi3ov.Phi3Model` and a native back end.
 
     Attributes:
-        max_running: How many requests it answers together.
-        takes_grammars: Whether `TokenRequest.grammar` may be set.
-        longest_prompt: Most tokens of a prompt, where that is less than the context; or None.
+        max_running: Maximum number of requests that run at the same time.
+        takes_grammars: Whether it supports `TokenRequest.grammar`.
+        longest_prompt: Maximum prompt length in tokens if less than the context; otherwise None.
         settings: The OpenVINO properties in force, each with its reason.
     """
 
@@ -97,33 +97,33 @@ class Engine(Protocol):
 
     @property
     def load(self) -> RequestLoad:
-        """Requests that run and wait, cancelled ones left out."""
+        """Number of running and waiting requests, without cancelled ones."""
         ...
 
     @property
     def state(self) -> EngineState:
-        """Whether it takes requests."""
+        """Whether the engine accepts requests."""
         ...
 
     def submit(
         self, request: TokenRequest, *, timeout_seconds: float | None = None, wait: bool = False
     ) -> TokenStream:
-        """Start generating, or queue behind the requests before this one; returns at once.
+        """Start or queue a request, and return its stream at once.
 
         Args:
-            request: What to generate.
+            request: The request.
             timeout_seconds: Seconds from now after which the stream ends as timed out.
-            wait: Queue the request even where the queue is full.
+            wait: Queue the request even if the queue is full.
 
         Raises:
-            OptionError: The engine cannot do what an option asks for.
+            OptionError: The engine does not support an option of the request.
             StateError: The engine is closed, or belongs to a parent process.
-            QueueFullError: As many requests wait as `RequestLimits` allows.
+            QueueFullError: The queue is full (see `RequestLimits`).
         """
         ...
 
     def forget_cache(self) -> None:
-        """Give up the KV cache, after the requests before this call and before those after it.
+        """Empty the KV cache, after earlier requests have ended and before later ones begin.
 
         Raises:
             GenerationError: The engine failed.
@@ -132,7 +132,7 @@ class Engine(Protocol):
         return
 
     def close(self) -> None:
-        """Cancel what runs, end every stream and free the model. May be called twice."""
+        """Cancel running requests, end every stream and free the model. Idempotent."""
         ...
 
 
@@ -143,7 +143,7 @@ class CacheEngine(Engine, Protocol):
     def save_cache(
         self, token_ids: Sequence[int], path: Path, fingerprint: ModelFingerprint
     ) -> None:
-        """Read ``token_ids`` if they are not in the cache, and write their cache to ``path``.
+        """Write the KV cache of ``token_ids`` to ``path``; computes it first if needed.
 
         Raises:
             GenerationError: The engine failed.
@@ -155,10 +155,10 @@ class CacheEngine(Engine, Protocol):
     def restore_cache(
         self, path: Path, fingerprint: ModelFingerprint, *, verify: bool
     ) -> tuple[int, ...]:
-        """Make the cache that of a file; return the ids that need not be read again.
+        """Load the KV cache from a file; return the ids that it holds.
 
         Raises:
-            RestoreError: The file is damaged, or not of this model under these settings.
+            RestoreError: The file is damaged, or belongs to another model or other settings.
             OSError: The file cannot be read.
             StateError: The engine is closed.
         """
@@ -167,12 +167,12 @@ class CacheEngine(Engine, Protocol):
 
 @runtime_checkable
 class ScoringEngine(Engine, Protocol):
-    """An engine that tells how likely the model finds a given text."""
+    """An engine that computes the log-probabilities of a given text."""
 
     def score(
         self, token_ids: Sequence[int], *, first: int
     ) -> tuple[tuple[float, ...], tuple[bool, ...]]:
-        """Return of each token from ``first`` its log-probability and whether it is the likeliest.
+        """Return, for each token from ``first`` on, its log-probability and whether it is greedy.
 
         Raises:
             GenerationError: The engine failed.
@@ -182,30 +182,30 @@ class ScoringEngine(Engine, Protocol):
 
 
 class EngineFactory(Protocol):
-    """How an engine's class is called by `load_engine`."""
+    """Signature of an engine's class."""
 
     def __call__(self, setup: EngineSetup) -> Engine:
         """Compile the setup's model.
 
         Raises:
             DeviceError: OpenVINO could not compile the model for the device.
-            OptionError: The device or the engine does not take an option of the setup.
-            UnsupportedModelError: The rope factors of ``setup.context`` cannot be had.
+            OptionError: The device or the engine does not support an option of the setup.
+            UnsupportedModelError: The export does not hold the rope factors of ``setup.context``.
         """
         ...
 
 
 def load_engine(name: EngineName) -> EngineFactory:
-    """Import and return the class of the engine called ``name``."""
+    """Import and return the engine class ``name``."""
     module, _, attribute = ENGINES[name].partition(":")
     return cast("EngineFactory", getattr(importlib.import_module(module), attribute))
 
 
 def require_own_process(process_id: int) -> None:
-    """Refuse to use an engine in a forked child: its threads exist in the parent alone.
+    """Check that this is the engine's process: after a fork, its threads exist in the parent only.
 
     Raises:
-        StateError: This is another process than ``process_id``.
+        StateError: The current process is not ``process_id``.
     """
     if os.getpid() != process_id:
         raise StateError(

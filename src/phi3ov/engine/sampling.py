@@ -1,8 +1,7 @@
-"""How each engine honours what a request asks for, and which engine honours what.
+"""Sampling options that each engine supports, and their translation to genai and transformers.
 
-`TAKES` is the table; `check_request` refuses what is not in it, by name. Translations for
-openvino-genai and transformers stand below; the paged engine chooses tokens itself, in
-``paged/sampling.py``, by genai's rules.
+`TAKES` is the table of supported options; `check_request` refuses all others by name. The paged
+engine chooses tokens itself, in ``paged/sampling.py``, by genai's rules.
 """
 
 from __future__ import annotations
@@ -27,19 +26,20 @@ TAKES: dict[EngineName, frozenset[str]] = {
     "paged": _FILTERS | _PENALTIES | {"logprobs", "top_logprobs", "logit_bias"},
     "transformers": _FILTERS,
 }
-"""What each engine can do of what `TokenRequest.asked` may name.
+"""Options of `TokenRequest.asked` that each engine supports.
 
-genai's pipeline hands out ids without their probabilities, its continuous batching the
-probability of the chosen token alone; it has no bias; grammars are genai's. transformers'
-``generate()`` has neither presence nor frequency penalties, and streams no probabilities.
+genai's pipeline returns ids without probabilities. Its continuous batching returns the
+probability of the chosen token only. genai has no logit bias, and only genai has grammars.
+transformers' ``generate()`` has neither presence nor frequency penalties, and streams no
+probabilities.
 """
 
 
 def check_request(request: TokenRequest, engine: EngineName) -> None:
-    """Refuse a request that asks for what the engine cannot do.
+    """Check that the engine supports all options of a request.
 
     Raises:
-        OptionError: Names the option, its value, and the engines that can do it.
+        OptionError: It does not; names the option, its value, and the engines that support it.
 
     Example:
         >>> from phi3ov.answer.token_stream import TokenRequest
@@ -63,7 +63,7 @@ model with engine='worker' or engine='paged', or leave logprobs out.
 
 
 def configure_genai(config: openvino_genai.GenerationConfig, sampling: Sampling) -> None:
-    """Set openvino-genai's fields."""
+    """Set the sampling fields of openvino-genai's ``GenerationConfig``."""
     config.repetition_penalty = sampling.repetition_penalty
     config.presence_penalty = sampling.presence_penalty
     config.frequency_penalty = sampling.frequency_penalty
@@ -79,7 +79,7 @@ def configure_genai(config: openvino_genai.GenerationConfig, sampling: Sampling)
 
 
 def transformers_options(sampling: Sampling) -> dict[str, Any]:
-    """Return the fields of transformers' ``GenerationConfig``."""
+    """Return the sampling fields of transformers' ``GenerationConfig``."""
     options: dict[str, Any] = {
         "repetition_penalty": sampling.repetition_penalty,
         "do_sample": not sampling.greedy,

@@ -1,8 +1,8 @@
-"""One request after the other, on a thread that owns the native model.
+"""Base of engines that run one request at a time, on a thread that owns the native model.
 
-`pipeline`, `paged` and `transformers` run one generation at a time, and their native objects
-break when two threads meet in them. So each is owned by one thread, which takes requests first
-come, first served, while callers wait on their own streams with the interpreter lock free.
+`pipeline`, `paged` and `transformers` run one generation at a time, and their native objects are
+not thread-safe. So a single thread owns the native model and serves requests in the order of their
+arrival, while callers wait on their streams with the GIL released.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from ..runtime.settings import Setting
 from .protocol import EngineState, require_own_process
 
 RunRequest = Callable[[TokenStream], None]
-"""Generates for one stream: puts ids, looks at ``stream.cancelled`` after each, and returns."""
+"""Generates one stream: puts ids, checks ``stream.cancelled`` after each, and returns."""
 
 
 class SerialEngine:
-    """Runs requests one by one on a thread of its own."""
+    """Runs requests one by one on a separate thread."""
 
     max_running = 1
     takes_grammars: bool = False
@@ -43,11 +43,11 @@ class SerialEngine:
         """Start the thread.
 
         Args:
-            run: Called on it for each request in turn.
-            free: Called on it at its end: gives the model's memory back, which a caller may need
-                while something still holds the closed engine.
-            name: What the thread is called.
-            limits: How many requests may wait.
+            run: Called on the thread for each request in turn.
+            free: Called on the thread at its end to free the model's memory, which a caller may
+                need while the closed engine is still referenced.
+            name: Name of the thread.
+            limits: Maximum number of waiting requests.
         """
         self._state = _State()
         self._limits = limits
@@ -56,19 +56,19 @@ class SerialEngine:
             target=_serve, args=(self._state, run, free), name=f"phi3ov-{name}", daemon=True
         )
         self._thread.start()
-        # Also at interpreter exit: a daemon thread must not be inside native code by then.
+        # Also runs at interpreter exit, when a daemon thread must not be inside native code.
         self._finalizer = weakref.finalize(self, _shut_down, self._state, self._thread)
 
     @property
     def load(self) -> RequestLoad:
-        """Requests that run and wait."""
+        """Number of running and waiting requests."""
         with self._state.lock:
             self._state.drop_cancelled()
             return self._state.load()
 
     @property
     def state(self) -> EngineState:
-        """Whether it takes requests."""
+        """Whether the engine accepts requests."""
         return "closed" if self._state.closing else "ready"
 
     def submit(
@@ -80,7 +80,7 @@ class SerialEngine:
         return stream
 
     def do(self, work: Callable[[], None]) -> None:
-        """Do ``work`` on the engine's thread, after the requests before it, and wait for it."""
+        """Run ``work`` on the engine's thread after all earlier requests, and wait for it."""
         task = _Task(work)
         self._enqueue(task, wait=True)
         try:
@@ -109,22 +109,22 @@ class SerialEngine:
                     max_running=self.max_running,
                     prompt_tokens=len(stream.request.prompt_ids),
                 )
-            # Ctrl-C may come between the two: a spare wake does no harm, a missing one would
-            # leave the request behind.
+            # Ctrl-C may interrupt between the two. A superfluous wake-up does no harm, but a
+            # missing one would leave the request in the queue.
             if not state.waiting:
                 state.wake.put(None)
             state.waiting.append(stream)
 
     def forget_cache(self) -> None:
-        """Do nothing: for `transformers`, which keeps no cache. The others override it."""
+        """Do nothing, for engines without a cache such as `transformers`; others override it."""
 
     def close(self) -> None:
-        """Cancel what runs, end every stream and wait for the thread. May be called twice."""
+        """Cancel running requests, end every stream and wait for the thread. Idempotent."""
         self._finalizer()
 
 
 class _Task(TokenStream):
-    """Work for the engine's thread that takes its turn among the requests."""
+    """Work for the engine's thread that is queued like a request."""
 
     def __init__(self, work: Callable[[], None]) -> None:
         super().__init__(TokenRequest(prompt_ids=(), max_new_tokens=0, stop_ids=frozenset()))
@@ -141,17 +141,17 @@ class _Task(TokenStream):
 
 
 class _State:
-    """What engine and thread share; the thread must not keep the engine itself alive."""
+    """State shared by engine and thread; the thread must not keep the engine itself alive."""
 
     def __init__(self) -> None:
         self.waiting: deque[TokenStream] = deque()
         self.wake: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self.lock = threading.RLock()  # a finalizer may run where it is held
+        self.lock = threading.RLock()  # reentrant: a finalizer may run while it is held
         self.closing = False
         self.current: TokenStream | None = None
 
     def drop_cancelled(self) -> None:
-        """End waiting streams that were cancelled, so that they take no place in the queue."""
+        """End cancelled streams that are waiting, to free their places in the queue."""
         if not any(stream.cancelled for stream in self.waiting):
             return
         kept: deque[TokenStream] = deque()
@@ -163,7 +163,7 @@ class _State:
         self.waiting = kept
 
     def load(self) -> RequestLoad:
-        """Return what runs and waits."""
+        """Return the number of running and waiting requests."""
         return RequestLoad(
             running=int(self.current is not None),
             waiting=len(self.waiting),
@@ -171,7 +171,7 @@ class _State:
         )
 
     def take_next(self) -> TokenStream | None:
-        """Make the first of the queue the current stream; None where nothing is to be done."""
+        """Make the first waiting stream the current one; None if the queue is empty."""
         with self.lock:
             if self.closing or not self.waiting:
                 return None
@@ -195,7 +195,7 @@ def _serve(state: _State, run: RunRequest, free: Callable[[], None] = lambda: No
             except BaseException as raised:  # noqa: BLE001 - it belongs to the stream's reader
                 error = raised
             stream.end(error)
-            with state.lock:  # `_shut_down` looks at it twice
+            with state.lock:  # `_shut_down` reads it twice
                 state.current = None
             del stream  # an idle thread must not keep the last answer's stream alive
     free()

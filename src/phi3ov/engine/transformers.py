@@ -1,11 +1,11 @@
 """The transformers engine: optimum-intel's `OVModelForCausalLM` and transformers' ``generate()``.
 
-This is the path that most scripts take by hand, behind phi3ov's protocol: for comparison, and
-for those who need transformers' own decoding. It reads the whole prompt for each answer.
+Most scripts use this path by hand. Here it is behind phi3ov's protocol, for comparison and for
+transformers' own decoding. It reads the whole prompt for each answer.
 
-optimum-intel's Phi-3 class drops the KV cache when a sequence passes the original context, to
-let the graph change its LongRoPE factors, and fails doing so. phi3ov has pinned the factors in
-the graph, so the class is told that the border is the end of the context.
+optimum-intel's Phi-3 class drops the KV cache when a sequence exceeds the original context, to
+let the graph change its LongRoPE factors, and fails in doing so. phi3ov has pinned the factors in
+the graph, so it sets the original context of the class to the end of the context.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class TransformersEngine(SerialEngine):
         Raises:
             MissingDependencyError: optimum-intel is not installed.
             DeviceError: OpenVINO could not compile the model for the device.
-            OptionError: A property was set that the device does not take.
-            UnsupportedModelError: The rope factors of ``setup.context`` cannot be had.
+            OptionError: The device does not support a property.
+            UnsupportedModelError: The export does not hold the rope factors of ``setup.context``.
         """
         setup.refuse(
             "transformers",
@@ -88,21 +88,21 @@ def _load(setup: EngineSetup) -> tuple[Any, tuple[Setting, ...]]:
         if context.factors != "none":
             model.model = core.read_model(pinned.xml.encode(), pinned.weights)
             model.phi3ov_pinned = pinned  # its weights must outlive the compiled model
-        # generate() fills what a call leaves open from the checkpoint's generation_config.json,
-        # such as no_repeat_ngram_size. The options of the call alone decide.
+        # generate() takes unset options from the checkpoint's generation_config.json, such as
+        # no_repeat_ngram_size. Only the options of the call may count.
         model.generation_config = GenerationConfig()
         model.compile()
     return model, settings
 
 
 class _Runner:
-    """Owns the model; lives on the engine's thread once it is built."""
+    """Owns the model; used on the engine's thread only, once built."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
 
     def free(self) -> None:
-        """Give the model back; nothing may follow."""
+        """Free the model; must be the last call."""
         del self._model
 
     def run(self, stream: TokenStream) -> None:
@@ -112,7 +112,7 @@ class _Runner:
 
         request = stream.request
         prompt = torch.tensor([request.prompt_ids])
-        # transformers draws from torch's one generator, which the rest of the program uses too.
+        # transformers samples with torch's global generator, which the rest of the program uses.
         with torch.random.fork_rng(devices=[]):
             if request.sampling.seed is not None:
                 torch.manual_seed(request.sampling.seed)
@@ -128,7 +128,7 @@ class _Runner:
 def _generation_options(request: TokenRequest) -> dict[str, Any]:
     return transformers_options(request.sampling) | {
         "max_new_tokens": request.max_new_tokens,
-        "eos_token_id": sorted(request.stop_ids) or None,  # the model's own was taken away
+        "eos_token_id": sorted(request.stop_ids) or None,  # the model's own default was removed
         "pad_token_id": min(request.stop_ids, default=0),
     }
 
@@ -146,17 +146,17 @@ def _cancelled(stream: TokenStream) -> Any:
 
 
 class _Streamer:
-    """transformers' streamer protocol: the prompt comes first, then each token."""
+    """Implements transformers' streamer protocol: receives the prompt, then each token."""
 
     def __init__(self, stream: TokenStream) -> None:
         self._stream = stream
         self._prompt_seen = False
 
     def put(self, value: Any) -> None:
-        """Take the prompt's or the next token's ids."""
+        """Receive the ids of the prompt or of the next token."""
         if self._prompt_seen:
             self._stream.put([int(token_id) for token_id in value.reshape(-1)])
         self._prompt_seen = True
 
     def end(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: no token is held back."""

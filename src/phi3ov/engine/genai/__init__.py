@@ -1,1 +1,1 @@
-"""What the two engines on openvino-genai share: cache sizes, grammars, drafts, NPU settings."""
+"""Shared by the two engines on openvino-genai: cache sizes, grammars, drafts, NPU settings."""

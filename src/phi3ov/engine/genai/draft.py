@@ -1,4 +1,4 @@
-"""How openvino-genai is told to speculate, for both engines that run it."""
+"""Speculative decoding in openvino-genai, for both engines that use it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _COMPARED_BY_GENAI = "openvino_tokenizer.xml"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeculationPlan:
-    """What an engine needs to know of it, in plain values that can be sent to a child.
+    """Speculation settings of an engine, as plain values that can be sent to a child process.
 
     Attributes:
-        candidate_tokens: Tokens proposed for each pass; 0 turns speculation off.
-        ngram_tokens: Longest run that prompt lookup looks for; 0 turns prompt lookup off.
-        draft_folder: The draft model's folder; empty without one.
+        candidate_tokens: Draft tokens per forward pass; 0 disables speculation.
+        ngram_tokens: Longest n-gram of prompt lookup; 0 disables prompt lookup.
+        draft_folder: The draft model's folder; empty without a draft model.
         draft_factors: The LongRoPE factors of the draft model.
     """
 
@@ -40,23 +40,23 @@ class SpeculationPlan:
 
     @property
     def spare_tokens(self) -> int:
-        """Places that a sequence may take beyond its tokens: the proposed ones and one more."""
+        """KV cache places that a sequence may need beyond its tokens: draft tokens plus one."""
         return self.candidate_tokens + 1 if self.candidate_tokens else 0
 
     def configure(self, config: Any) -> None:
-        """Set what genai wants in the configuration of each request."""
+        """Set the speculation fields of a request's ``GenerationConfig``."""
         if self.candidate_tokens:
             config.num_assistant_tokens = self.candidate_tokens
         if self.ngram_tokens:
             config.max_ngram_size = self.ngram_tokens
 
     def check(self, request: TokenRequest) -> None:
-        """Refuse what genai cannot do while it speculates.
+        """Refuse options that genai does not support with speculation.
 
         Raises:
-            OptionError: The request asks for what depends on each token before the next; or it
-                has a draft model and draws its tokens: genai then draws others than without a
-                draft, and fails where a prompt is cached whole.
+            OptionError: The request has an option that depends on every previous token; or it
+                samples with a draft model, for which genai draws other tokens than without a
+                draft, and fails if the whole prompt is cached.
         """
         for name in ("grammar", "logprobs", "presence_penalty", "frequency_penalty"):
             if self.candidate_tokens and name in request.asked():
@@ -81,13 +81,15 @@ class SpeculationPlan:
         context_tokens: int,
         inside: str | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """Give what genai's pipeline is built with, the draft model pinned like the model.
+        """Provide the properties that enable speculation in genai's pipeline.
+
+        The rope factors of the draft model are pinned like those of the model.
 
         Args:
-            device: Where the draft model runs, too.
+            device: Device of the model and the draft model.
             properties: OpenVINO's properties.
-            context_tokens: The context.
-            inside: Where to make a temporary folder; None is the system's place.
+            context_tokens: The context in tokens.
+            inside: Parent of a temporary folder; None for the system's default.
         """
         if self.draft_folder:
             import openvino_genai
@@ -107,7 +109,7 @@ def plan_speculation(setup: EngineSetup) -> SpeculationPlan:
     """Return the plan for ``setup``.
 
     Raises:
-        OptionError: The draft model has another tokenizer, or less context.
+        OptionError: The draft model has another tokenizer, or a shorter context.
         ArtifactError: The draft model's folder is incomplete.
     """
     chosen = setup.speculation
@@ -116,7 +118,7 @@ def plan_speculation(setup: EngineSetup) -> SpeculationPlan:
             candidate_tokens=chosen.candidate_tokens, ngram_tokens=chosen.ngram_tokens
         )
     if isinstance(chosen, DraftModel):
-        draft = Artifact.open(chosen.path)  # `load_model` compares its files with their checksums
+        draft = Artifact.open(chosen.path)  # `load_model` verifies its checksums
         _require_same_tokens(setup.artifact, draft)
         try:
             context = choose_context(draft.config, setup.context.tokens)
@@ -131,7 +133,7 @@ def plan_speculation(setup: EngineSetup) -> SpeculationPlan:
 
 
 def _require_same_tokens(model: Artifact, draft: Artifact) -> None:
-    """Require that each id is the same token to both; genai compares the length of one text."""
+    """Check that both models map every id to the same token; genai compares one text's length."""
     for artifact in (model, draft):
         if not (artifact.path / _COMPARED_BY_GENAI).is_file():
             raise OptionError(

@@ -1,9 +1,9 @@
-"""How large the KV cache is: bytes that the caller allows, in blocks of genai's paged attention.
+"""Size of the KV cache: the caller's limit in bytes, in blocks of genai's paged attention.
 
-Without a bound genai allocates what the requests at hand need and overwrites the oldest blocks of
-finished ones for the next, so that chats that share a model push each other's prefixes out. A
-fixed number of blocks is used up first, then the block that was not needed for longest goes. The
-memory is reserved, not touched: the system gives a page when a block is first written.
+Without a fixed size, genai allocates only what the current requests need and overwrites the oldest
+blocks of finished requests, so chats that share a model evict each other's prefixes. With a fixed
+number of blocks, genai first uses all of them and then evicts the least recently used block. The
+memory is only reserved: the system allocates a page when a block is first written.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ BLOCK_TOKENS = {"CPU": 32, "GPU": 16}
 """Tokens per block of genai's KV cache (its ``cpu_block_size`` and ``gpu_block_size``)."""
 
 _SCALE_BYTES = 8
-"""Scale and zero point of quantized values, float32 each: one pair per channel of a block's keys
-and per token of its values (OpenVINO's CPU plugin)."""
+"""Bytes of scale and zero point of quantized values, float32 each: one pair per channel of a
+block's keys and per token of its values (OpenVINO's CPU plugin)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,11 +35,11 @@ class KVPool:
     """The blocks of a KV cache.
 
     Attributes:
-        blocks: How many there are.
-        block_tokens: Tokens that a block holds.
-        block_bytes: Bytes that a block takes, in all layers together.
-        spare_tokens: Tokens beyond prompt and answer that a request may take for a while: those
-            that speculation proposes.
+        blocks: Number of blocks.
+        block_tokens: Tokens per block.
+        block_bytes: Bytes per block, over all layers.
+        spare_tokens: Tokens beyond prompt and answer that a request may need temporarily for
+            speculation.
     """
 
     blocks: int
@@ -48,7 +48,7 @@ class KVPool:
     spare_tokens: int = 0
 
     def blocks_for(self, tokens: int) -> int:
-        """Return the most blocks that a request takes, its answer included."""
+        """Return the maximum number of blocks of a request with ``tokens`` prompt and answer."""
         return -(-(tokens + self.spare_tokens) // self.block_tokens) + 1
 
 
@@ -63,18 +63,18 @@ def plan_pool(
     """Return the pool for ``setup``.
 
     Args:
-        setup: What is loaded; ``cache_bytes`` None asks for the default.
-        properties: The OpenVINO properties that it is compiled with.
-        speculation: The draft model, whose cache is part of the bytes, and its candidates.
-        contexts: How many full contexts the default has room for.
-        most_bytes: What the default takes at most, unless one context takes more.
+        setup: The engine setup; ``cache_bytes`` None selects the default size.
+        properties: The OpenVINO properties that the model is compiled with.
+        speculation: The draft model, whose cache counts towards the size, and its draft tokens.
+        contexts: Number of full contexts in the default size.
+        most_bytes: Maximum of the default size, unless one context needs more.
 
     Returns:
-        As many blocks as the bytes hold, at least one full context's.
+        A pool with as many blocks as fit the size, enough for at least one full context.
 
     Raises:
-        OptionError: ``cache_bytes`` does not hold one full context, so that requests would be
-            accepted that can never be answered.
+        OptionError: ``cache_bytes`` does not hold one full context, so some accepted requests
+            could never be answered.
     """
     block_tokens = block_tokens_of(setup.device)
     block_bytes = kv_block_bytes(setup.artifact, setup.device, properties)
@@ -103,12 +103,12 @@ def plan_pool(
 
 
 def block_tokens_of(device: str) -> int:
-    """Return how many tokens a block holds on ``device``."""
+    """Return the tokens per block on ``device``."""
     return BLOCK_TOKENS.get(device.partition(".")[0], 32)
 
 
 def kv_block_bytes(artifact: Artifact, device: str, properties: Mapping[str, str]) -> int:
-    """Return the bytes that one block of the KV cache takes, in all layers together."""
+    """Return the bytes of one KV cache block, over all layers."""
     config = artifact.config
     head = config.head_dim
     tokens = block_tokens_of(device)
@@ -124,7 +124,7 @@ def kv_block_bytes(artifact: Artifact, device: str, properties: Mapping[str, str
 def _precision_of(
     part: str, device: str, properties: Mapping[str, str], exported: str | None
 ) -> Any:
-    """Return keys' or values' type: the caller's word, else the export's, else the device's."""
+    """Return the type of keys or values: set by the caller, the export, or the device's default."""
     named = (
         properties.get(f"{part}_CACHE_PRECISION")
         or properties.get("KV_CACHE_PRECISION")

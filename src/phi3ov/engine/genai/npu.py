@@ -1,8 +1,8 @@
-"""What an NPU needs before a model is compiled for it: a recipe, and shapes fixed in advance.
+"""NPU requirements: a supported recipe, and static shapes that are chosen before compilation.
 
-openvino-genai runs a static pipeline there, without paged attention: the longest prompt and the
-least room for an answer are compiled in, and each prompt is read whole. The authors have no
-NPU: this was tested with a pipeline that only records what it is given.
+openvino-genai runs a static pipeline on an NPU, without paged attention. The maximum prompt length
+and the minimum room for an answer are compiled in, and each prompt is read whole. No NPU was
+available for tests; they use a pipeline that only records its arguments.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _STEP_TOKENS = 64
 _ANSWER_TOKENS = 128
 """Tokens reserved for an answer, in addition to the longest prompt."""
 _GROUPED_PARAMETERS = 5_000_000_000
-"""OpenVINO's guide for NPUs recommends groups of 128 up to about this size, and rows above."""
+"""OpenVINO's NPU guide recommends group size 128 up to about this size, and whole rows above."""
 
 
 def is_npu(device: str) -> bool:
@@ -34,15 +34,15 @@ def is_npu(device: str) -> bool:
 
 
 def plan_static(setup: EngineSetup) -> dict[str, int]:
-    """Return what the static pipeline is compiled with, once recipe and options fit an NPU.
+    """Check that recipe and options fit an NPU; return the properties of the static pipeline.
 
-    Prompt and answer together stay within the positions that the model knows. Where the context
-    is all of them, the longest prompt is shorter than the context by the room for an answer.
-    `RuntimeConfig.properties` may name other lengths within those limits.
+    Prompt and answer together stay within the model's maximum positions. If the context uses all
+    positions, the maximum prompt is the context minus the room for an answer.
+    `RuntimeConfig.properties` may set other lengths within those limits.
 
     Raises:
-        DeviceError: They do not; another of the preferred devices may take them.
-        OptionError: The caller's lengths are not numbers, or go beyond the context.
+        DeviceError: Recipe or options do not fit; another preferred device may support them.
+        OptionError: The caller's lengths are not numbers, or exceed the context.
     """
     problems = _recipe_problems(setup.artifact)
     problems += [
@@ -89,7 +89,7 @@ def _read_length(setup: EngineSetup, name: str, *, default: int, most: int) -> i
 
 
 def _advise(artifact: Artifact) -> None:
-    """Log where an export that an NPU takes is not what OpenVINO's guide recommends for it."""
+    """Log a warning if the export differs from the recommendations of OpenVINO's NPU guide."""
     weights = artifact.manifest.weights
     parameters = sum(kind.parameters for kind in weights)
     sizes = {kind.group_size for kind in weights if kind.precision == "int4"}
@@ -109,7 +109,10 @@ def _advise(artifact: Artifact) -> None:
 
 
 def _recipe_problems(artifact: Artifact) -> list[str]:
-    """Return what in the export an NPU does not take: it takes symmetric int4, rows or 128s."""
+    """Return the properties of the export that an NPU does not support.
+
+    An NPU supports symmetric int4 with one scale per row or per group of 128.
+    """
     way_out = "export it with Int4Compression.npu()"
     packed = [kind for kind in artifact.manifest.weights if kind.precision == "int4"]
     if not packed:

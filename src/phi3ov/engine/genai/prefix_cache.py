@@ -1,22 +1,22 @@
-"""What genai's prefix cache holds: a small model of its block manager, for the tokens it reuses.
+"""Model of genai's prefix cache: replays its block manager to count the tokens that it reuses.
 
-genai keeps the KV cache in blocks and finds them again by their content: the ids in a block and
-all before it. It does not report what it reused, so this takes the same steps (functions of
-genai's ``block_manager.hpp`` and ``scheduler.hpp`` in brackets):
+genai keeps the KV cache in blocks and finds them by their content: the ids in a block and all ids
+before it. It does not report the tokens that it reused, so this module replays its steps
+(functions of genai's ``block_manager.hpp`` and ``scheduler.hpp`` in brackets):
 
-- A block is fresh, in use, or kept: it can be found and overwritten. Blocks in use can be found,
-  too, so requests that run together share them.
+- A block is fresh, in use, or kept. A kept block can be found and can be overwritten. Blocks in
+  use can be found, too, so concurrent requests share them.
 - A request takes the blocks that its prompt begins with (``get_full_prefix_restore_plan``).
-- In each step, running answers grow by a token first (``append_slots``), then prompts are read
-  (``allocate``). A new block is a fresh one or, when none is left, the kept one that was not taken
-  for longest (``get_lru_block_to_overwrite``). A fresh block counts as taken when the pool was
-  made. An answer that shares its last block goes on in a copy.
-- The begun block at the end is known by one length only: that of the prompt, until the first
-  generated token is read; then it follows the answer.
-- A request that ended gives up its blocks first to last (``free_sequence``). Where another block
-  with that content is kept, that one becomes fresh (``BlockAllocator::free``).
+- In each step, running answers first grow by a token (``append_slots``), then prompts are read
+  (``allocate``). A new block is a fresh one or, if none is left, the least recently used kept one
+  (``get_lru_block_to_overwrite``). The creation of the pool counts as the use of a fresh block. An
+  answer that shares its last block continues in a copy.
+- The partial block at the end is found under a single length: the length of the prompt until the
+  first generated token is read, then the length of the answer so far.
+- A request that ended releases its blocks from first to last (``free_sequence``). If another block
+  with the same content is kept, that other block becomes fresh (``BlockAllocator::free``).
 
-`UnfollowedCache` is for what cannot be followed (speculation); it claims less, never more.
+`UnfollowedCache` is for requests that cannot be replayed (speculation); it reports a lower bound.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ class _Block:
 
 
 class CachedSequence:
-    """A request as the cache knows it.
+    """A request's state in the cache.
 
     Attributes:
         ids: The prompt and the tokens generated so far; the caller appends to them.
-        prompt_tokens: How many of them are the prompt.
-        reused: Prompt ids that need not be read: never the last, which is needed.
-        read: How many ids have been read, the reused ones included.
-        table: Its blocks.
+        prompt_tokens: Number of prompt ids.
+        reused: Number of prompt ids that are reused; never the last id, which must be computed.
+        read: Number of ids that have been read, including the reused ones.
+        table: The request's blocks.
     """
 
     def __init__(self, prompt_ids: Sequence[int], block_tokens: int) -> None:
-        """Know the prompt, and no block yet."""
+        """Start with the prompt and an empty block table."""
         self.ids: list[int] = list(prompt_ids)
         self.prompt_tokens: int = len(self.ids)
         self.reused: int = 0
@@ -62,7 +62,7 @@ class CachedSequence:
         self._full_keys = [b""]
 
     def key(self, end: int) -> bytes:
-        """Return the key of the block that ends after this many ids."""
+        """Return the key of the block that ends after ``end`` ids."""
         size, keys = self._block_tokens, self._full_keys
         full = end // size
         while len(keys) <= full:
@@ -71,7 +71,7 @@ class CachedSequence:
 
 
 class PrefixCache:
-    """The blocks of a cache of fixed size, and which of them a prompt finds."""
+    """Model of a prefix cache with a fixed number of blocks."""
 
     def __init__(self, block_tokens: int, blocks: int) -> None:
         """Model an empty cache."""
@@ -84,18 +84,18 @@ class PrefixCache:
 
     @property
     def used_blocks(self) -> int:
-        """How many blocks the running requests have."""
+        """Number of blocks in use by running requests."""
         return self._blocks - len(self._fresh) - len(self._kept)
 
     def reusable(self, prompt_ids: Sequence[int]) -> int:
-        """Return how many of ``prompt_ids`` a request that begins now need not read."""
+        """Return how many of ``prompt_ids`` a request that begins now would reuse."""
         sequence = self._sequence(prompt_ids)
         return self._reused(sequence, self._ends_of_found(sequence))
 
     def writes_beside(self, prompt_ids: Sequence[int], others: Sequence[CachedSequence]) -> bool:
-        """Whether a prompt would be read into the begun block of another that is not read yet.
+        """Whether a prompt would be written into the partial block of another unread prompt.
 
-        Both find the block, and genai gives it to both: each overwrites what the other wrote.
+        genai gives the block to both requests, and each overwrites the other's data.
         """
         sequence = self._sequence(prompt_ids)
         ends = self._ends_of_found(sequence)
@@ -105,7 +105,7 @@ class PrefixCache:
         return any(begun in other.table for other in others)
 
     def begin(self, prompt_ids: Sequence[int]) -> CachedSequence:
-        """Give a request the blocks that its prompt begins with (``restore_cached_blocks``)."""
+        """Start a request with the cached blocks of its prompt (``restore_cached_blocks``)."""
         sequence = self._sequence(prompt_ids)
         ends = self._ends_of_found(sequence)
         for end in ends:
@@ -118,14 +118,14 @@ class PrefixCache:
         return sequence
 
     def step(self, running: Sequence[CachedSequence], most_prompt_tokens: int) -> None:
-        """Follow one step.
+        """Replay one step.
 
         Args:
-            running: The requests that take part, in the order in which they began. Those whose
-                prompts have been read know the token that this step reads.
-            most_prompt_tokens: How much of their prompts the step reads at most.
+            running: The participating requests, in the order in which they began. If a request's
+                prompt has been read, its ids include the token that this step reads.
+            most_prompt_tokens: Maximum number of prompt tokens that the step reads.
         """
-        for sequence in running:  # `free_empty_physical_blocks`: a prompt that was found whole
+        for sequence in running:  # `free_empty_physical_blocks`: the whole prompt was found
             while len(sequence.table) > -(-sequence.read // self._block_tokens):
                 self._give_up(sequence.table.pop())
         prompts = [sequence for sequence in running if sequence.read < sequence.prompt_tokens]
@@ -138,11 +138,11 @@ class PrefixCache:
             self._extend(sequence, sequence.read + tokens)
 
     def follow(self, sequence: CachedSequence, read_ids: Iterable[int]) -> None:
-        """Follow a request that ran alone to its end.
+        """Replay a request that ran alone to its end.
 
         Args:
-            sequence: What `begin` returned.
-            read_ids: The ids of its answer that were read, which the last one never is.
+            sequence: The request's state from `begin`.
+            read_ids: The ids of its answer that were read; the last id never is.
         """
         self.step([sequence], sequence.prompt_tokens)
         for token_id in read_ids:
@@ -151,7 +151,7 @@ class PrefixCache:
         self.end(sequence)
 
     def end(self, sequence: CachedSequence) -> None:
-        """Take a request's blocks back; they can be found until they are overwritten."""
+        """Release a request's blocks; they can be found until they are overwritten."""
         for block in sequence.table:
             self._give_up(block)
         sequence.table = []
@@ -167,14 +167,14 @@ class PrefixCache:
         return self._kept.get(key) or self._found_by.get(key)
 
     def _ends_of_found(self, sequence: CachedSequence) -> list[int]:
-        """Return where the blocks end that a prompt begins with; a begun one is the last."""
+        """Return the end positions of a prompt's cached blocks; a partial block is the last."""
         ends: list[int] = []
         for start in range(0, sequence.prompt_tokens, self._block_tokens):
             whole = min(start + self._block_tokens, sequence.prompt_tokens)
             if self._find(sequence.key(whole)) is not None:
                 ends.append(whole)
                 continue
-            for middle in range(start + 1, whole):  # the shortest is taken
+            for middle in range(start + 1, whole):  # genai takes the shortest
                 if self._find(sequence.key(middle)) is not None:
                     ends.append(middle)
                     break
@@ -182,7 +182,7 @@ class PrefixCache:
         return ends
 
     def _append(self, sequence: CachedSequence) -> None:
-        """Make room for the token that a running answer reads (``append_slots``)."""
+        """Allocate room for the token that a running answer reads (``append_slots``)."""
         end = sequence.read + 1
         last = sequence.table[-1]
         if end > len(sequence.table) * self._block_tokens:
@@ -195,11 +195,11 @@ class PrefixCache:
         sequence.read = end
 
     def _extend(self, sequence: CachedSequence, end: int) -> None:
-        """Take the blocks in which the ids up to ``end`` are read (``allocate``)."""
+        """Allocate blocks for the ids up to ``end`` (``allocate``)."""
         size, table = self._block_tokens, sequence.table
         if table and end > len(table) * size:
             key = sequence.key(len(table) * size)
-            if table[-1].key != key:  # it was begun
+            if table[-1].key != key:  # it was partial
                 self._rename(table[-1], key)
         while end > len(table) * size:
             table.append(self._take(sequence.key(min((len(table) + 1) * size, len(sequence.ids)))))
@@ -211,7 +211,7 @@ class PrefixCache:
         self._found_by[key] = block
 
     def _take(self, key: bytes) -> _Block:
-        """Take a fresh block, or overwrite the kept one that was not taken for longest."""
+        """Take a fresh block, or overwrite the least recently used kept block."""
         if self._fresh:
             block = self._fresh.popleft()
         else:
@@ -236,16 +236,19 @@ class PrefixCache:
 
 
 class UnfollowedCache:
-    """What is surely found where genai cannot be followed: the last request's whole blocks."""
+    """Lower bound of the cache's content if genai cannot be replayed.
+
+    Only the whole blocks of the last request are certain to be found.
+    """
 
     def __init__(self, block_tokens: int) -> None:
-        """Expect nothing of an empty cache."""
+        """Start with an empty cache."""
         self._block_tokens = block_tokens
         self._running = 0
         self._last_ids: list[int] = []
 
     def reusable(self, prompt_ids: Sequence[int]) -> int:
-        """Return what a prompt shares with the last request, if nothing runs that overwrites it."""
+        """Return how many ids a prompt shares with the last request; 0 while a request runs."""
         if self._running:
             return 0
         known = min(len(self._last_ids), len(prompt_ids) - 1)
@@ -253,7 +256,7 @@ class UnfollowedCache:
         return shared // self._block_tokens * self._block_tokens
 
     def writes_beside(self, _prompt_ids: Sequence[int], others: Sequence[CachedSequence]) -> bool:
-        """Whether a prompt might be read into another's begun block: unknown, so yes."""
+        """Whether a prompt may be written into another's partial block: unknown, so yes."""
         return bool(others)
 
     def begin(self, prompt_ids: Sequence[int]) -> CachedSequence:
@@ -264,7 +267,7 @@ class UnfollowedCache:
         return sequence
 
     def step(self, running: Sequence[CachedSequence], most_prompt_tokens: int) -> None:
-        """Follow nothing."""
+        """Do nothing."""
 
     def follow(self, sequence: CachedSequence, read_ids: Iterable[int]) -> None:
         """Note a request that ran alone to its end."""
@@ -272,14 +275,14 @@ class UnfollowedCache:
         self._last_ids = [*sequence.ids, *read_ids]
 
     def end(self, sequence: CachedSequence) -> None:
-        """Note what a request leaves: of its ids, all but the last have been read."""
+        """Note the ids that a request leaves in the cache: all but the last have been read."""
         self._running -= 1
         self._last_ids = sequence.ids[:-1]
 
 
 def follow_cache(pool: KVPool) -> PrefixCache | UnfollowedCache:
-    """Return what follows an empty cache of the size of ``pool``."""
-    if pool.spare_tokens:  # for candidates: where the rejected ones were is not known
+    """Return a model of an empty cache with the size of ``pool``."""
+    if pool.spare_tokens:  # speculation: the positions of rejected draft tokens are unknown
         return UnfollowedCache(pool.block_tokens)
     return PrefixCache(pool.block_tokens, pool.blocks)
 

@@ -1,10 +1,10 @@
 """The vocabulary as bytes, in the form that openvino-genai's grammars need.
 
-genai reads the texts of tokens from the detokenizer beside the model, which is made for showing
-text: it holds control tokens as if they could be written, bytes of a byte-fallback vocabulary
-(Llama's, so Phi-3's) as ``<0x0A>``, and spaces as ``▁``. A grammar over such texts would allow
-answers that look different when they are shown. So genai gets a detokenizer that is made here: each
-token is the bytes that `phi3ov.prompt.ChatTokenizer` shows for it, and a control token is empty.
+genai reads the texts of tokens from the detokenizer beside the model, which is made for display:
+it writes control tokens as text, bytes of a byte-fallback vocabulary (Llama's, so Phi-3's) as
+``<0x0A>``, and spaces as ``▁``. A grammar over such texts would allow answers that look different
+when they are shown. So this module builds another detokenizer for genai: each token is the bytes
+that `phi3ov.prompt.ChatTokenizer` shows for it, and a control token is empty.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _OPERATION_SETS = {
 def grammar_tokenizer(folder: Path, *, drafted: bool = False) -> Any:
     """Return genai's tokenizer for the artifact in ``folder``, usable for grammars only.
 
-    It is made in memory: a container may have no folder that can be written.
+    It is built in memory, because a container may have no writable folder.
 
     Args:
-        folder: The artifact's.
-        drafted: Whether there is a draft model: genai then compares the two models' own
-            tokenizers, and phi3ov refuses grammars, so it is the artifact's own.
+        folder: The artifact's folder.
+        drafted: Whether there is a draft model. genai then compares the two models' own
+            tokenizers, and phi3ov refuses grammars, so this returns the artifact's own tokenizer.
     """
     if drafted:
         return openvino_genai.Tokenizer(str(folder))
@@ -52,9 +52,10 @@ def _tensor(data: bytes) -> openvino.Tensor:
 
 
 def _unused_tokenizer(*, eos_id: int) -> str:
-    """Return an IR that hands strings through: prompts come as ids, and genai wants a model.
+    """Return the XML of an IR that passes strings through unchanged.
 
-    genai reads the end token from it.
+    genai requires a tokenizer model and reads the end token from it, although prompts are passed
+    as ids.
     """
     parameter = _layer(0, "Parameter", 'shape="?" element_type="string"', [], [("STRING", 1)])
     result = _layer(1, "Result", "", [("STRING", 1)], [])
@@ -66,9 +67,9 @@ def _unused_tokenizer(*, eos_id: int) -> str:
 
 
 def loses_first_space(folder: Path) -> bool:
-    """Whether an answer's text loses a space at its beginning, as in Llama's vocabularies.
+    """Whether decoding drops a space at the beginning of an answer, as in Llama's vocabularies.
 
-    Then a grammar must ask for that space.
+    A grammar must then require that space.
     """
     decoder = _read_definition(folder).get("decoder") or {}
     steps = decoder.get("decoders", [decoder])
@@ -81,17 +82,17 @@ def _read_definition(folder: Path) -> dict[str, Any]:
 
 
 def _ending(folder: Path) -> set[int | str]:
-    """Return ids and texts of the tokens by which the folder's files end an answer."""
+    """Return ids and texts of the tokens that end an answer, from the folder's files."""
     eos_token = read_eos_token(folder)
     return {*read_stop_ids(folder), *(() if eos_token is None else (eos_token,))}
 
 
 def token_bytes(definition: dict[str, Any], *, ending: Collection[int | str] = ()) -> list[bytes]:
-    """Return the bytes of each id of a ``tokenizer.json``; none for control tokens.
+    """Return the bytes of each id of a ``tokenizer.json``; empty for control tokens.
 
     Args:
         definition: The file's content.
-        ending: Ids and texts of tokens that end an answer: control tokens in any case.
+        ending: Ids and texts of tokens that end an answer; always control tokens.
     """
     vocabulary: dict[str, int] = definition["model"]["vocab"]
     added = {token["id"]: token for token in definition.get("added_tokens", [])}
@@ -113,7 +114,7 @@ def token_bytes(definition: dict[str, Any], *, ending: Collection[int | str] = (
 
 
 def _byte_letters() -> dict[str, int]:
-    """Return the letters by which byte-level vocabularies write bytes (GPT-2's table)."""
+    """Return the byte of each letter of byte-level vocabularies (GPT-2's table)."""
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in shown]
     letters = {chr(byte): byte for byte in shown}
@@ -121,7 +122,7 @@ def _byte_letters() -> dict[str, int]:
 
 
 def _detokenizer(texts: Sequence[bytes]) -> tuple[str, bytes]:
-    """Return an IR that looks up ``texts``: its XML and its weights."""
+    """Return an IR that looks up ``texts`` by id, as XML and weights."""
     ends = np.cumsum([len(text) for text in texts], dtype=np.int32)
     begins = np.concatenate([np.zeros(1, np.int32), ends[:-1]])
     skipped = np.zeros(1, np.int32)
@@ -165,7 +166,10 @@ def _layer(
     inputs: list[tuple[str, int]],
     outputs: list[tuple[str, int]],
 ) -> str:
-    """Return a layer; a port is its precision and its rank, or minus its one dimension's size."""
+    """Return the XML of a layer.
+
+    A port is its precision and its rank, or the negated size of its only dimension.
+    """
 
     def ports(some: list[tuple[str, int]], start: int) -> str:
         return "".join(

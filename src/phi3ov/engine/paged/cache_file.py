@@ -1,4 +1,4 @@
-"""The KV cache file of `PagedEngine`: a safetensors file with the cache and what it depends on.
+"""The KV cache file of `PagedEngine`: a safetensors file with the cache and its origin.
 
 Each tensor is the keys or values of one layer, as bytes (``U8``) of shape [blocks, bytes per
 block]. The metadata, each value as JSON, holds the model's fingerprint, the numerics, the layout,
@@ -58,7 +58,7 @@ class CacheTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheOrigin:
-    """What a cache's numbers depend on, and their layout in memory.
+    """Model and settings that determine a cache's numbers, and their layout in memory.
 
     Attributes:
         fingerprint: The model.
@@ -71,7 +71,7 @@ class CacheOrigin:
     layout: tuple[CacheTensor, ...]
 
     def to_values(self) -> dict[str, Any]:
-        """Return the part of the metadata that must be equal in the file and here."""
+        """Return the metadata that must be equal in the file and in the loaded model."""
         layout = [asdict(tensor) | {"block_shape": [*tensor.block_shape]} for tensor in self.layout]
         return {"numerics": dict(self.numerics), "layout": layout}
 
@@ -111,7 +111,7 @@ def write_cache(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheFile:
-    """A file whose metadata belongs to this model; its data has not been read.
+    """A file whose metadata matches the loaded model; its data has not been read.
 
     Attributes:
         path: The file.
@@ -125,10 +125,11 @@ class CacheFile:
 
     @classmethod
     def open(cls, path: Path, origin: CacheOrigin, *, vocabulary_size: int) -> CacheFile:
-        """Read the metadata, and check that the file is of this model under these settings.
+        """Read the metadata, and check that the file belongs to this model and its settings.
 
         Raises:
-            ValueError: It is not, or it is damaged; says how.
+            ValueError: The file is damaged, or belongs to another model or other settings; says
+                how.
             OSError: The file cannot be read.
         """
         metadata, names = _read_header(path)
@@ -146,7 +147,7 @@ class CacheFile:
         return cls(path=path, token_ids=token_ids, checksums=found)
 
     def read_into(self, buffers: Buffers, *, verify: bool) -> None:
-        """Read the data into ``buffers``, which have the sizes that the model gives them.
+        """Read the data into ``buffers``, whose sizes the model determines.
 
         Args:
             buffers: Room for the used blocks of each tensor, in the order of the layout.
@@ -182,8 +183,9 @@ def _open(path: Path) -> Any:
     """Open the file as safetensors.
 
     Raises:
-        ValueError: It is none, it is damaged, or it has the layout of an earlier phi3ov.
-        OSError: It cannot be read.
+        ValueError: The file is not safetensors, is damaged, or has the layout of an earlier
+            phi3ov.
+        OSError: The file cannot be read.
     """
     with path.open("rb") as file:
         start = file.read(len(_FORMER_MAGIC))
@@ -210,7 +212,7 @@ def _parse_metadata(metadata: dict[str, str]) -> dict[str, Any]:
     """Return the parsed values of the metadata.
 
     Raises:
-        ValueError: It is damaged, or not that of a KV cache; says how.
+        ValueError: The metadata is damaged, or is not that of a KV cache; says how.
     """
     if metadata.get("format") != FORMAT:
         raise ValueError("it is not a KV cache that phi3ov saved.")
@@ -236,7 +238,7 @@ def _parse_metadata(metadata: dict[str, str]) -> dict[str, Any]:
 
 
 def _digest(metadata: Mapping[str, str]) -> str:
-    """Return the SHA-256 of all metadata but the digest itself."""
+    """Return the SHA-256 of all metadata except the digest itself."""
     items = sorted(item for item in metadata.items() if item[0] != "sha256")
     return hashlib.sha256(json.dumps(items).encode()).hexdigest()
 
@@ -245,7 +247,7 @@ def _require_equal(saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     """Check that this model, under its settings, would compute the same numbers.
 
     Raises:
-        ValueError: Names each difference.
+        ValueError: It would not; names each difference.
     """
     before, now = saved["numerics"], here["numerics"]
     if type(before) is not dict or before.keys() != now.keys():

@@ -1,7 +1,8 @@
-"""The engine whose KV cache can be saved: OpenVINO's paged attention without openvino-genai.
+"""The paged engine, whose KV cache can be saved: OpenVINO's paged attention without genai.
 
-It runs one request at a time and caches one sequence. A new prompt reuses the longest prefix that
-it shares with that sequence, to the token. `phi3ov.engine.pipeline` is faster and does more.
+It runs one request at a time and caches one sequence. A new prompt reuses its longest common
+prefix with that sequence, with token granularity. `phi3ov.engine.pipeline` is faster and supports
+more options.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
     from ..protocol import EngineSetup
 
 PREFILL_CHUNK_TOKENS = 512
-"""Prompt tokens per forward pass: limits memory, and the delay of a cancellation."""
+"""Prompt tokens per forward pass; limits memory and the delay of a cancellation."""
 SCORED_CHUNK_TOKENS = 64
-"""Tokens per forward pass when each one's logits are wanted: 51 MB of Phi-4-mini's vocabulary."""
+"""Tokens per forward pass when scoring; their logits take 51 MB with Phi-4-mini's vocabulary."""
 
 
 class PagedEngine(SerialEngine):
@@ -41,7 +42,7 @@ class PagedEngine(SerialEngine):
 
         Raises:
             DeviceError: The device is not a CPU, or OpenVINO could not compile the model for it.
-            OptionError: ``cache_bytes`` is set, or a property that the device does not take.
+            OptionError: ``cache_bytes`` is set, or the device does not support a property.
             UnsupportedModelError: The model lacks the rope factors of ``setup.context``, or its
                 graph has an unknown structure.
         """
@@ -83,7 +84,7 @@ class PagedEngine(SerialEngine):
     def score(
         self, token_ids: Sequence[int], *, first: int
     ) -> tuple[tuple[float, ...], tuple[bool, ...]]:
-        """Return of each token from ``first`` its log-probability and whether it is the likeliest.
+        """Return, for each token from ``first`` on, its log-probability and whether it is greedy.
 
         Raises:
             GenerationError: The model failed.
@@ -96,13 +97,13 @@ class PagedEngine(SerialEngine):
     def save_cache(
         self, token_ids: Sequence[int], path: Path, fingerprint: ModelFingerprint
     ) -> None:
-        """Write the cache of ``token_ids`` to ``path``; read those that are not cached first."""
+        """Write the KV cache of ``token_ids`` to ``path``; computes missing parts first."""
         self.do(lambda: self._runner.save(token_ids, path, fingerprint))
 
     def restore_cache(
         self, path: Path, fingerprint: ModelFingerprint, *, verify: bool
     ) -> tuple[int, ...]:
-        """Replace the cache by that of a file; return the ids that it holds."""
+        """Load the KV cache from a file; return the ids that it holds."""
         restored: list[tuple[int, ...]] = []
 
         def restore() -> None:
@@ -123,7 +124,7 @@ class PagedEngine(SerialEngine):
         return restored[0]
 
     def forget_cache(self) -> None:
-        """Empty the cache, after the requests before this call."""
+        """Empty the cache after earlier requests have ended."""
         self.do(self._runner.forget)
 
 
@@ -162,11 +163,11 @@ class _Runner:
             logits = self._read([token], stream)
 
     def score(self, token_ids: Sequence[int], first: int) -> Iterator[tuple[float, bool]]:
-        """Yield each token's log-probability and whether it is the likeliest, from ``first``."""
+        """Yield each token's log-probability and whether it is greedy, from ``first`` on."""
         known = self._keep(token_ids, first - 1)
         self.model.reserve(len(token_ids), keep=known)
         self._read(token_ids[known : first - 1], None)
-        # What is read at a place tells of the next token, so the last one need not be read.
+        # The logits after a token predict the next one, so the last token need not be read.
         for start in range(first - 1, len(token_ids) - 1, SCORED_CHUNK_TOKENS):
             chunk = token_ids[start : min(start + SCORED_CHUNK_TOKENS, len(token_ids) - 1)]
             rows = self.model.read_all(chunk, past=len(self._cached_ids))
@@ -175,7 +176,7 @@ class _Runner:
                 yield float(log_probabilities(row)[token]), int(row.argmax()) == token
 
     def origin(self, fingerprint: ModelFingerprint) -> CacheOrigin:
-        """Return what the cache's numbers depend on."""
+        """Return the model and settings that determine the cache's numbers."""
         return CacheOrigin(
             fingerprint=fingerprint, numerics=self.model.numerics, layout=self.model.layout
         )
@@ -210,7 +211,7 @@ class _Runner:
         self.model.release()
 
     def _keep(self, token_ids: Sequence[int], most: int) -> int:
-        """Keep at most ``most`` tokens that ``token_ids`` begins with; return how many."""
+        """Keep the cached prefix of ``token_ids``, at most ``most`` tokens; return its length."""
         equal = 0
         for cached, token in zip(self._cached_ids, token_ids[:most], strict=False):
             if cached != token:

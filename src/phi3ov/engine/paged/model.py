@@ -1,8 +1,8 @@
 """The compiled model with paged attention, and a KV cache in numpy buffers.
 
 openvino-genai runs the same graph but gives no access to its cache. A stateful model's
-``query_state()`` returns float32 copies, whatever the cache's precision. Here keys and values are
-in buffers of the precision that the device computes with, so `cache_file` can write them to a file
+``query_state()`` returns float32 copies for any cache precision. Here keys and values are in
+buffers of the precision that the device computes with, so `cache_file` can write them to a file
 and read them back bit for bit.
 """
 
@@ -32,7 +32,7 @@ BLOCK_TOKENS = 32
 """Tokens per block of the cache; genai's ``cpu_block_size`` is the same."""
 
 _POSITIONS = "logit_positions"
-"""The input that we add to the graph: places in the chunk whose logits are wanted."""
+"""Input added to the graph: positions in the chunk whose logits are returned."""
 
 _ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 
@@ -53,8 +53,8 @@ class PagedModel:
         layout: The cache's tensors, in the order of `buffers`.
         buffers: The bytes of these tensors, one row per block.
         settings: The OpenVINO properties in force.
-        numerics: What the cache's numbers depend on besides the model: versions, device, rope
-            factors and precisions.
+        numerics: Everything besides the model that determines the cache's numbers: versions,
+            device, rope factors and precisions.
     """
 
     def __init__(
@@ -92,10 +92,10 @@ class PagedModel:
         )
 
     def reserve(self, tokens: int, *, keep: int) -> None:
-        """Make room for ``tokens`` tokens; the cache of the first ``keep`` of them stays."""
+        """Reserve room for ``tokens`` tokens; keeps the cache of the first ``keep`` tokens."""
         needed = math.ceil(tokens / BLOCK_TOKENS)
         if needed > len(self.buffers[0]):
-            # Twice as many, so that the next tokens do not move it: unwritten memory costs nothing.
+            # Double the size, to avoid a copy for the next tokens; unwritten memory costs nothing.
             blocks = max(needed, min(2 * needed, self._most_blocks))
             self._allocate(blocks, keep=math.ceil(keep / BLOCK_TOKENS))
 
@@ -104,7 +104,7 @@ class PagedModel:
         self._allocate(1, keep=0)
 
     def _allocate(self, blocks: int, *, keep: int) -> None:
-        """Resize all buffers to ``blocks`` blocks; the content of the first ``keep`` stays."""
+        """Resize all buffers to ``blocks`` blocks; keeps the content of the first ``keep``."""
         # Allocate all of them before replacing any: memory may run out in between.
         buffers = tuple(_zeros(blocks, tensor.block_bytes) for tensor in self.layout)
         for new, old in zip(buffers, self.buffers, strict=True):
@@ -119,10 +119,10 @@ class PagedModel:
         self.buffers = buffers
 
     def read(self, token_ids: Sequence[int], *, past: int) -> NDArray[np.float32]:
-        """Read ``token_ids`` after the ``past`` tokens in the cache; `reserve` room first.
+        """Read ``token_ids`` after the ``past`` tokens in the cache; call `reserve` first.
 
         Returns:
-            The logits after the last of them, of shape [vocabulary]; valid until the next call.
+            The logits after the last id, of shape [vocabulary]; valid until the next call.
         """
         return self._infer(token_ids, past, [len(token_ids) - 1]).reshape(-1)
 
@@ -130,7 +130,7 @@ class PagedModel:
         """Read ``token_ids`` as `read` does.
 
         Returns:
-            The logits after each of them, of shape [tokens, vocabulary]; valid until the next call.
+            The logits after each id, of shape [tokens, vocabulary]; valid until the next call.
         """
         return self._infer(token_ids, past, range(len(token_ids)))
 
@@ -160,7 +160,7 @@ class PagedModel:
 
 
 def _page_attention(model: Any) -> None:
-    """Change a stateful model into one with paged attention and logits of chosen tokens only."""
+    """Convert a stateful model to paged attention, with logits of selected tokens only."""
     from openvino import _offline_transformations, opset13
 
     _offline_transformations.paged_attention_transformation(model)

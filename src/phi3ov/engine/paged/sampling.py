@@ -1,8 +1,8 @@
-"""From logits to the next token: bias, penalties, then greedy, or drawn after filters.
+"""Chooses the next token from logits: bias, penalties, then greedy choice or filtered sampling.
 
 The rules and their order are openvino-genai's, so that engines agree. A vocabulary has up to
-200 064 tokens and each step takes milliseconds, so nothing here sorts the whole vocabulary or
-looks at the whole prompt for every token.
+200 064 tokens and each step takes milliseconds, so no function sorts the whole vocabulary or
+scans the whole prompt for every token.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from ...answer.token_stream import TokenRequest
 
 _NUCLEUS_TOKENS = 256
-"""How many of the likeliest tokens are tried first for ``top_p``; then eight times as many."""
+"""Number of most likely tokens that are tried first for ``top_p``; then eight times as many."""
 
 
 class Sampler:
-    """Chooses the tokens of one answer, and remembers which tokens the penalties apply to."""
+    """Chooses the tokens of one answer, and tracks the tokens that penalties apply to."""
 
     def __init__(self, request: TokenRequest) -> None:
         """Begin an answer.
 
         Args:
-            request: The prompt, whose tokens the repetition penalty applies to, and the options.
+            request: The options, and the prompt, to which the repetition penalty also applies.
         """
         self._request = request
         self._generator = np.random.default_rng(request.sampling.seed)
@@ -35,16 +35,16 @@ class Sampler:
         self._biases = np.array([*bias.values()], dtype=np.float64)
         self._prompt_ids = np.unique(np.array(request.prompt_ids, dtype=np.int64))
         self._in_prompt = frozenset(request.prompt_ids)
-        self._places: dict[int, int] = {}  # where the arrays have each id of the answer
+        self._places: dict[int, int] = {}  # index in the arrays, by id of the answer
         self._answer_ids = np.zeros(16, np.int64)
         self._counts = np.zeros(16, np.int64)
         self._is_new = np.zeros(16, np.bool_)  # not in the prompt
 
     def choose(self, logits: NDArray[np.float32]) -> int:
-        """Return the next token's id and count it as part of the answer.
+        """Return the next token's id and add it to the answer.
 
         Args:
-            logits: Of shape [vocabulary].
+            logits: Logits of shape [vocabulary].
         """
         request = self._request
         scores = logits.astype(np.float64)
@@ -89,7 +89,7 @@ class Sampler:
 
 
 def log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the natural logarithm of each token's probability before any option changes it."""
+    """Return the natural logarithm of each token's probability, before any option applies."""
     scores = logits.astype(np.float64)
     scores -= scores.max()
     scores -= np.log(np.exp(scores).sum())
@@ -97,7 +97,7 @@ def log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def top_logprobs(logprobs: NDArray[np.float64], count: int) -> tuple[tuple[int, float], ...]:
-    """Return the ``count`` likeliest ids with their log-probabilities, the likeliest first."""
+    """Return the ``count`` most likely ids with their log-probabilities, most likely first."""
     found = _likeliest(logprobs, count)
     found = found[np.argsort(-logprobs[found], kind="stable")]
     return tuple((int(token), float(logprobs[token])) for token in found)
@@ -106,10 +106,10 @@ def top_logprobs(logprobs: NDArray[np.float64], count: int) -> tuple[tuple[int, 
 def distribution(
     scores: NDArray[np.float64], request: TokenRequest
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return what to draw from: top-k, temperature, min-p, top-p.
+    """Apply top-k, temperature, min-p and top-p; return the distribution to sample from.
 
     Returns:
-        The ids that may be drawn, ascending, and the probability of each.
+        The remaining ids, ascending, and the probability of each.
     """
     ids = _likeliest(scores, request.sampling.top_k or len(scores))
     weights = np.exp((scores[ids] - scores[ids].max()) / request.sampling.temperature)
@@ -122,7 +122,7 @@ def distribution(
 
 
 def _likeliest(scores: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """Return the indices of the ``count`` highest scores, ascending; of equal ones the first."""
+    """Return the ascending indices of the ``count`` highest scores; ties prefer lower indices."""
     if count >= len(scores):
         return np.arange(len(scores))
     least = -np.partition(-scores, count - 1)[count - 1]
@@ -132,12 +132,12 @@ def _likeliest(scores: NDArray[np.float64], count: int) -> NDArray[np.int64]:
 
 
 def _nucleus(weights: NDArray[np.float64], top_p: float) -> NDArray[np.int64]:
-    """Return the likeliest indices that together reach ``top_p``, ascending."""
+    """Return the ascending indices of the most likely tokens that together reach ``top_p``."""
     count = _NUCLEUS_TOKENS
     while True:
         found = _likeliest(weights, count)
         found = found[np.argsort(-weights[found], kind="stable")]
-        # The token that reaches top_p is the last that stays.
+        # The token that reaches top_p is the last one kept.
         kept = int(np.searchsorted(np.cumsum(weights[found]), top_p)) + 1
         if kept <= len(found) or len(found) == len(weights):
             return np.sort(found[:kept])

@@ -1,21 +1,20 @@
 """The running batch in the worker's process: genai's continuous batching, step by step.
 
-`Batch` takes commands from ``child.py``. It begins requests in the order of their arrival, each
-only when the KV cache has room for its longest answer, and collects the results of each step.
+`Batch` receives commands from ``child.py``. It starts requests in the order of their arrival, each
+as soon as the KV cache has room for its longest answer, and collects the results of each step.
 
-It also decides which prompts a step reads, because genai's own way is not safe. genai finds
-blocks of its cache by the ids that they shall hold, from the moment at which they are given to a
-request, and
+It also schedules prefill, because genai's own scheduling has two defects. genai's prefix cache
+finds a KV cache block by the ids assigned to it, even before the block is filled:
 
-- a prompt that it has read in part leaves blocks that are found and were never filled, if the
-  request is cancelled then: the next one with that prompt gets a wrong answer;
-- two prompts that begin with the same begun block, such as forks of one conversation, are both
-  read into that one block.
+- If a request is cancelled after part of its prompt was read, it leaves blocks that are found but
+  were never filled. The next request with that prompt gets a wrong answer.
+- Two prompts that share a partially filled block, such as forks of one conversation, are both
+  written into that block.
 
-So a prompt that one step cannot read whole is given to genai in pieces that end with a block, as
-requests of one token that find in the cache what the ones before them left; and a prompt that
-would be read into another's begun block waits for the next step. Whatever happens between two
-steps, every block that can be found is filled.
+So a prompt that is too long for one step is given to genai in pieces that end at a block
+boundary. Each piece is a request for one token that finds the earlier pieces in the prefix cache.
+And a prompt that would be written into another request's partial block waits for the next step.
+Between two steps, every block that the prefix cache can find is filled.
 """
 
 from __future__ import annotations
@@ -35,16 +34,16 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class _Running:
-    """A request that has a place in the batch.
+    """A request in the batch.
 
     Attributes:
-        command: What was asked for.
-        blocks: Blocks of the KV cache that are kept for it.
-        cached_tokens: Prompt ids that were cached when it began.
-        known_tokens: Prompt ids that are cached, those of the pieces that were read included.
-        answering: Whether genai has the whole prompt, not a piece of it.
+        command: The request's command.
+        blocks: Number of KV cache blocks reserved for it.
+        cached_tokens: Number of prompt ids that were cached when it began.
+        known_tokens: Number of prompt ids that are cached now, including the pieces read so far.
+        answering: Whether genai has the whole prompt rather than a piece of it.
         handle: genai's handle; None between two pieces.
-        sequence: What the cache knows of it; None between two pieces.
+        sequence: Its state in the modelled cache; None between two pieces.
     """
 
     command: Submit
@@ -57,7 +56,7 @@ class _Running:
 
 
 class Batch:
-    """The requests that run together, and those that wait for a place, first come, first served."""
+    """The running requests and the queue of waiting ones, first come, first served."""
 
     def __init__(
         self,
@@ -69,17 +68,17 @@ class Batch:
         *,
         leading_space: bool = False,
     ) -> None:
-        """Answer on what ``open_pipeline`` returns, at most ``max_running`` requests at once.
+        """Open the pipeline with an empty batch.
 
         Args:
-            open_pipeline: Opens genai's pipeline, also a second time.
-            pool: Its KV cache.
-            max_running: The most requests in the batch.
-            prompt_tokens: The most prompt tokens that a step reads, beside the tokens that running
-                answers read: at least a block. The pipeline's ``max_num_batched_tokens`` must be
-                enough for both.
-            speculation: What is proposed for each pass.
-            leading_space: Whether the text of an answer loses a space at its beginning.
+            open_pipeline: Opens genai's pipeline; called again to empty its cache.
+            pool: Size of its KV cache.
+            max_running: Maximum number of requests in the batch.
+            prompt_tokens: Maximum number of prompt tokens per step, at least one block; tokens
+                of running answers are not counted. The pipeline's ``max_num_batched_tokens`` must
+                have room for both.
+            speculation: The plan for speculative decoding.
+            leading_space: Whether the decoder drops a space at the beginning of an answer.
         """
         self._open_pipeline = open_pipeline
         self._pool = pool
@@ -89,24 +88,24 @@ class Batch:
         self._prompt_tokens = prompt_tokens
         self._waiting: deque[Submit | Forget] = deque()
         self._running: dict[int, _Running] = {}  # in the order in which genai has them
-        self._leaving: list[_Running] = []  # cancelled ones, which genai frees with the next step
+        self._leaving: list[_Running] = []  # cancelled; genai frees them in the next step
         self._ended: list[Progress] = []  # between two steps
         self._forget()
 
     def _forget(self) -> None:
-        self.pipeline: Any = None  # frees the old one first
+        self.pipeline: Any = None  # free the old one first
         self.pipeline = self._open_pipeline()
         self.cache = follow_cache(self._pool)
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to do, nor to report."""
+        """Whether there is nothing to compute or report."""
         busy = self._waiting or self._running or self._ended
         # genai frees a cancelled request at the end of the next step
         return not busy and not self.pipeline.has_non_finished_requests()
 
     def accept(self, command: Command) -> None:
-        """Take a request, cancel one, or forget the cache in its turn."""
+        """Queue a request, cancel one, or queue the emptying of the cache."""
         if isinstance(command, Submit | Forget):
             self._waiting.append(command)
         elif isinstance(command, Cancel):
@@ -115,7 +114,7 @@ class Batch:
             raise ProtocolError("Load came twice.")
 
     def step(self) -> list[Progress]:
-        """Fill free places, compute one step, and return what came out."""
+        """Start waiting requests, compute one step, and return its results."""
         self._read_prompts()
         if self.pipeline.has_non_finished_requests():
             sequences = [
@@ -128,7 +127,7 @@ class Batch:
         progress, self._ended = self._ended, []
         for running in list(self._running.values()):
             progress += self._collect(running)
-        for running in self._leaving:  # genai frees them after those that ended by themselves
+        for running in self._leaving:  # genai frees them after requests that ended normally
             if running.sequence is not None:
                 self.cache.end(running.sequence)
         self._leaving = []
@@ -148,20 +147,20 @@ class Batch:
         elif waiting:
             self._waiting.remove(waiting[0])
         else:
-            return  # it ended by itself meanwhile
+            return  # it has already ended
         self._end(number)
 
     def _end(self, number: int, *, error: str | None = None) -> None:
         self._ended.append(Progress(number=number, token_ids=(), ended=True, error=error))
 
-    # --- what the next step reads -------------------------------------------------------------
+    # --- prefill of the next step -------------------------------------------------------------
 
     def _read_prompts(self) -> None:
-        """Give genai as much of the prompts as the next step reads, first come, first served."""
+        """Submit to genai the prompt pieces that the next step reads, first come, first served."""
         left = self._prompt_tokens
         unread: list[CachedSequence] = []
         for running in list(self._running.values()):
-            if not running.answering:  # one at most: the last that began
+            if not running.answering:  # at most one request: the last that began
                 left -= self._give(running, self._end_of_piece(running, left), unread)
         while self._waiting and self._has_room_for(self._waiting[0]):
             first = self._waiting[0]
@@ -177,10 +176,10 @@ class Batch:
             self._waiting.popleft()
 
     def _has_room_for(self, command: Submit | Forget) -> bool:
-        """Whether it can begin, and every running request still reach its longest answer.
+        """Whether the request can begin without taking blocks that running answers may need.
 
-        genai would begin more, drop one in the middle when no block is left, and compute it
-        again later; or find none that it may drop, and fail.
+        genai itself would start more requests. When no block is left, it would preempt a request
+        and compute it again later, or fail if it cannot preempt any.
         """
         if isinstance(command, Forget):
             # genai frees a cancelled request at the end of the next step
@@ -194,9 +193,9 @@ class Batch:
         return self._pool.blocks_for(len(request.prompt_ids) + request.max_new_tokens)
 
     def _end_of_piece(self, running: _Running, left: int) -> int:
-        """Return where a step that may read ``left`` tokens stops reading a prompt.
+        """Return the prompt position at which a step with a budget of ``left`` tokens stops.
 
-        The end of the prompt or of a block; 0 if the step reads nothing of it.
+        It is the end of the prompt or of a block; 0 if the step does not read this prompt.
         """
         prompt_ids = running.command.request.prompt_ids
         start = max(self.cache.reusable(prompt_ids), running.known_tokens)
@@ -207,12 +206,12 @@ class Batch:
         return end if end > start else 0
 
     def _give(self, running: _Running, end: int, unread: list[CachedSequence]) -> int:
-        """Give genai a prompt up to ``end``; return how much of it the next step reads.
+        """Submit a prompt to genai up to ``end``; return how many tokens the next step reads.
 
         Args:
-            running: Whose prompt it is.
+            running: The request.
             end: The prompt's length, or the end of a block.
-            unread: Gets what the cache knows of it.
+            unread: The request's cache state is appended to this list.
         """
         import numpy as np
         import openvino
@@ -228,7 +227,7 @@ class Batch:
         config = generation_config(request, leading_space=self._leading_space)
         if self._speculation is not None:
             self._speculation.configure(config)
-        if request.stop_ids:  # or genai would take those of the folder's generation_config.json
+        if request.stop_ids:  # otherwise genai uses the folder's generation_config.json
             config.eos_token_id = max(request.stop_ids)
         else:
             config.ignore_eos = True
@@ -245,10 +244,10 @@ class Batch:
         unread.append(running.sequence)
         return end - running.sequence.reused
 
-    # --- what came out of it ------------------------------------------------------------------
+    # --- results of a step --------------------------------------------------------------------
 
     def _collect(self, running: _Running) -> list[Progress]:
-        """Return what a request got in this step, if it got something."""
+        """Return the progress of a request in this step, if any."""
         import openvino_genai
 
         if running.sequence is None:

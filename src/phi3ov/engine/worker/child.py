@@ -1,11 +1,11 @@
 """The worker engine's child process: reads commands, runs the batch, writes reports.
 
-`startup` prepares the process and calls `run`. The process ends when its stdin does, that is,
-when the parent has closed it or has died. While the model loads, that is at once; during an
-answer it is after the current step, because genai's ``step()`` holds the interpreter lock:
-milliseconds, or the half second that two cores take for a chunk of a prompt
-(`prompt_tokens_per_step`). A process that the parent has forked without exec keeps the other end
-of the pipe open, so on POSIX the child also checks its parent's id.
+`startup` prepares the process and calls `run`. The process ends when its stdin is closed, because
+the parent has closed it or has died. While the model loads, it ends at once. During an answer it
+ends after the current step, because genai's ``step()`` holds the GIL: after milliseconds, or after
+the half second that two cores take for a chunk of a prompt (`prompt_tokens_per_step`). A process
+that the parent has forked without exec keeps the other end of the pipe open, so on POSIX the child
+also checks its parent's id.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 _LOOK_AT_PARENT_SECONDS = 1.0
 _LEAST_PROMPT_TOKENS, _MOST_PROMPT_TOKENS = 64, 512
 _STEP_BYTES_TOKENS = 200 * 10**9
-"""Bytes of weights times prompt tokens in one step: about half a second."""
+"""Limit of weight bytes times prompt tokens in one step, which takes about half a second."""
 _work_folders: list[str] = []
-"""Folders that `_leave` removes: the parent's, if it named one."""
+"""Folders that `_leave` removes: the work folder of the parent, if any."""
 
 Send = Callable[[Report], None]
 
@@ -53,9 +53,9 @@ def run(commands: BinaryIO, reports: BinaryIO, parent: int) -> NoReturn:
     """Load the model that the parent names, then answer until the parent closes the connection.
 
     Args:
-        commands: Where the parent writes.
-        reports: Where the parent reads.
-        parent: Its process id.
+        commands: Pipe from the parent.
+        reports: Pipe to the parent.
+        parent: Process id of the parent.
     """
     inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(commands, inbox), daemon=True).start()
@@ -79,12 +79,12 @@ def run(commands: BinaryIO, reports: BinaryIO, parent: int) -> NoReturn:
 
 
 def _text(error: Exception) -> str:
-    """Return an error's message; what UTF-8 cannot hold, such as parts of a path, becomes ``?``."""
+    """Return an error's message; characters that UTF-8 cannot encode become ``?``."""
     return str(error).encode(errors="replace").decode()
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit at once: nothing has to be saved, and native destructors may take long."""
+    """Exit immediately: there is nothing to save, and native destructors may be slow."""
     for folder in _work_folders:  # the parent may have died before it could remove it
         for _ in range(50):  # the other thread may still be writing into it
             shutil.rmtree(folder, ignore_errors=True)
@@ -141,11 +141,11 @@ def _load(command: Command) -> Batch:
 
 
 def prompt_tokens_per_step(weight_bytes: int, device: str) -> int:
-    """Return the most prompt tokens that one step reads, a power of two.
+    """Return the maximum number of prompt tokens per step, a power of two.
 
-    All other requests of the batch wait for the step. On two cores reading takes about 3 ns per
-    token and byte of the weights. A long chunk is faster on a small model; on a large one it is
-    not, and would stop the others for seconds (decision 18).
+    All other requests of the batch wait for the step. On two cores prefill takes about 3 ns per
+    token and byte of the weights. A long chunk is faster on a small model. On a large model it is
+    not faster, and would block the other requests for seconds (decision 18).
     """
     fitting = _STEP_BYTES_TOKENS // weight_bytes if device == "CPU" else _MOST_PROMPT_TOKENS
     tokens = min(max(fitting, _LEAST_PROMPT_TOKENS), _MOST_PROMPT_TOKENS)
@@ -174,8 +174,8 @@ def _open_pipeline(command: Load, speculation: SpeculationPlan, prompt_tokens: i
     context = ContextChoice(tokens=command.context_tokens, factors=command.factors)
     inside = command.work_folder or None
     with ExitStack() as stack:
-        # The parent removes its folder once the model is loaded. A rebuilt pipeline makes the same
-        # one again, so that whichever of the two processes is left can remove it.
+        # The parent removes its folder once the model is loaded. A rebuilt pipeline creates it
+        # again under the same name, so that the surviving process can remove it.
         if inside is not None and not Path(inside).is_dir():
             Path(inside).mkdir(mode=0o700)
             stack.callback(shutil.rmtree, inside, ignore_errors=True)

@@ -1,9 +1,9 @@
-"""Many answers at once: openvino-genai's continuous batching, in a process of its own.
+"""The worker engine: openvino-genai's continuous batching in a child process.
 
-genai's ``step()`` holds the interpreter lock for as long as it computes, so it runs in a child
-process, whose side is ``child.py``. Requests join and leave the running batch; at most
-``max_running`` are in it, the others wait their turn. If the child dies, open streams end with
-`EngineCrashedError` and the next request starts a new child.
+genai's ``step()`` holds the GIL while it computes, so it runs in a child process (``child.py``).
+Requests join and leave the running batch. At most ``max_running`` are in it; the others wait in a
+queue. If the child dies, open streams end with `EngineCrashedError`, and the next request starts a
+new child.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ..protocol import EngineSetup
 
 MAX_RUNNING = 32
-"""Requests in the batch, unless `RequestLimits` says otherwise; more bring a CPU little."""
+"""Default number of requests in the batch; more bring little gain on a CPU."""
 
 CACHED_CONTEXTS = 16
 MOST_CACHE_BYTES = 4 * 1024**3
@@ -52,10 +52,10 @@ class WorkerEngine:
 
         Raises:
             DeviceError: OpenVINO could not compile the model for the device.
-            OptionError: A property was set that the device does not take; ``cache_bytes`` holds
-                less than one context; or there is no Python to start.
-            UnsupportedModelError: The rope factors of ``setup.context`` cannot be had.
-            EngineCrashedError: The child died meanwhile.
+            OptionError: The device does not support a property; ``cache_bytes`` holds less than
+                one context; or there is no Python executable to start.
+            UnsupportedModelError: The export does not hold the rope factors of ``setup.context``.
+            EngineCrashedError: The child died while loading.
         """
         limits = setup.limits
         self.max_running: int = MAX_RUNNING if limits.max_running is None else limits.max_running
@@ -134,7 +134,7 @@ class WorkerEngine:
 
     @property
     def load(self) -> RequestLoad:
-        """Requests that run and wait."""
+        """Number of running and waiting requests."""
         state = self._state
         with state.lock:
             if state.child is None:
@@ -143,7 +143,7 @@ class WorkerEngine:
 
     @property
     def state(self) -> EngineState:
-        """Whether it takes requests; "restarting" until a new child has loaded the model."""
+        """Whether it accepts requests; "restarting" until a new child has loaded the model."""
         state = self._state
         with state.lock:
             if state.closing:
@@ -152,31 +152,31 @@ class WorkerEngine:
             return "ready" if child is not None and child.ready else "restarting"
 
     def forget_cache(self) -> None:
-        """Rebuild the pipeline when the requests before this call have ended."""
+        """Empty the KV cache by rebuilding the pipeline, after earlier requests have ended."""
         state = self._state
         with state.lock:
-            if state.child is not None and state.child.usable:  # a new child has forgotten all
+            if state.child is not None and state.child.usable:  # a new child has an empty cache
                 state.child.forget_cache()
 
     def close(self) -> None:
-        """End every stream and the child. May be called twice."""
+        """End every stream and the child. Idempotent."""
         self._finalizer()
 
 
 class _State:
-    """What engine, threads and finalizer share; nothing here keeps the engine alive."""
+    """State shared by engine, threads and finalizer; holds no reference to the engine."""
 
     def __init__(self, load: Load, packages: tuple[str, ...], *, limit: int) -> None:
         self.load = load
         self.packages = packages
         self.limit = limit
-        self.lock = threading.RLock()  # a finalizer may run where it is held
+        self.lock = threading.RLock()  # reentrant: a finalizer may run while it is held
         self.closing = False
         self.child: WorkerChild | None = None
         self.last_number = 0
 
     def living_child(self) -> WorkerChild:
-        """Return the child, a new one if it died."""
+        """Return the child; starts a new one if it died."""
         with self.lock:
             if self.child is None or not self.child.usable:
                 self.child = WorkerChild(
@@ -200,7 +200,7 @@ def _shut_down(state: _State) -> None:
 
 
 def _package_folders() -> tuple[str, ...]:
-    """Return ``sys.path``, which notebooks and tests change at run time, for another folder."""
+    """Return the current ``sys.path`` with absolute folders; programs change it at run time."""
     try:
         here = Path.cwd()
     except FileNotFoundError:  # the current folder has been removed

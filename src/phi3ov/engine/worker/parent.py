@@ -40,7 +40,7 @@ from .protocol import (
 
 _LOGGER = logging.getLogger("phi3ov")
 _PATIENCE_SECONDS = 2.0
-"""How long a child that shall end has, before it is terminated and then killed."""
+"""Grace period of a child that was asked to end, before it is terminated and then killed."""
 _LAST_WORDS = 12
 _START = (  # phi3ov's folder last: packages installed next to it must not shadow Python's own
     "import sys; sys.path[:] = [*filter(None, sys.path), sys.argv[1]]; "
@@ -50,7 +50,7 @@ _MAX_WORDS_BYTES = 2000
 
 
 class WorkerStream(TokenStream):
-    """A stream whose cancelling goes to the child."""
+    """A stream that forwards its cancellation to the child."""
 
     def __init__(
         self,
@@ -60,20 +60,20 @@ class WorkerStream(TokenStream):
         *,
         timeout_seconds: float | None,
     ) -> None:
-        """Open the stream of request ``number``; ``outbox`` leads to the child."""
+        """Open the stream of request ``number``; ``outbox`` holds lines for the child."""
         super().__init__(request, timeout_seconds=timeout_seconds)
         self._number = number
         self._outbox = outbox
 
     def cancel(self) -> None:
-        """Ask the child to stop; it does so within one step. For any thread."""
+        """Ask the child to stop within one step; safe from any thread."""
         if not self._cancelled:
             super().cancel()
             self._outbox.put(encode(Cancel(number=self._number)))
 
 
 class WorkerChild:
-    """One child process and the three threads that write to it, read from it, and keep its log."""
+    """A child process, and the three threads that write to it, read from it and keep its log."""
 
     def __init__(
         self,
@@ -86,16 +86,15 @@ class WorkerChild:
         """Start a child that loads ``load``.
 
         Args:
-            load: Its first command.
-            lock: Guards `streams`, what is unsent, and `dead`.
-            limit: How many requests the child is given at once; the others wait here.
+            load: The child's first command.
+            lock: Guards `streams`, the unsent lines, and `dead`.
+            limit: Maximum number of requests that the child has at once; the others wait here.
             packages: Folders in which the child finds packages: the parent's ``sys.path``.
 
         Raises:
-            EngineCrashedError: The system starts no process.
-            OptionError: A temporary folder is needed and cannot be made; or there is no Python to
-                start.
-            OptionError: A path is not UTF-8.
+            EngineCrashedError: The process cannot be started.
+            OptionError: A temporary folder is needed and cannot be created; there is no Python
+                executable to start; or a path is not UTF-8.
         """
         try:
             encode(load)
@@ -109,13 +108,13 @@ class WorkerChild:
         self.outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()  # lines
         self._lock = lock
         self._limit = limit
-        self._sent: dict[int, None] = {}  # numbers that the child has, in order
-        self._unsent: deque[tuple[int | None, bytes]] = deque()  # lines; a request's has a number
+        self._sent: dict[int, None] = {}  # numbers of the child's requests, in order
+        self._unsent: deque[tuple[int | None, bytes]] = deque()  # number of a request, and line
         self._loaded = threading.Event()
         self._failure: Phi3OVError | None = None
         self.last_words: deque[str] = deque(maxlen=_LAST_WORDS)
         with ExitStack() as stack:
-            if {load.factors, load.draft_factors} != {"none"}:  # it may die before it cleans up
+            if {load.factors, load.draft_factors} != {"none"}:  # it may die before cleaning up
                 folder = stack.enter_context(temporary_folder())
                 load = replace(load, work_folder=str(folder))
             self.process: subprocess.Popen[bytes] = self._start_process()
@@ -128,7 +127,7 @@ class WorkerChild:
         self._reader = self._start_thread(self._read)
 
     def _start_process(self) -> subprocess.Popen[bytes]:
-        packages = Path(__file__).resolve().parents[3]  # where phi3ov is found
+        packages = Path(__file__).resolve().parents[3]  # the folder that holds phi3ov
         try:
             return subprocess.Popen(
                 [find_interpreter(), "-S", "-c", _START, str(packages)],
@@ -148,16 +147,16 @@ class WorkerChild:
 
     @property
     def usable(self) -> bool:
-        """Whether it can be given requests."""
+        """Whether the child accepts requests."""
         return not self.dead and self.process.poll() is None
 
     @property
     def ready(self) -> bool:
-        """Whether it has loaded the model and lives."""
+        """Whether the child is alive and has loaded the model."""
         return self._loaded.is_set() and self.usable
 
     def load(self, max_running: int) -> RequestLoad:
-        """Return what runs and what waits; called under the lock."""
+        """Return the number of running and waiting requests; call it under the lock."""
         self._drop_cancelled()
         unsent = [number for number, _ in self._unsent if number is not None]
         waiting = [*self._sent][max_running:] + unsent
@@ -168,7 +167,7 @@ class WorkerChild:
         )
 
     def _drop_cancelled(self) -> None:
-        """End unsent requests that were cancelled, so that they take no place in the queue."""
+        """End cancelled requests that were not sent, to free their places in the queue."""
         kept: deque[tuple[int | None, bytes]] = deque()
         for number, line in self._unsent:
             if number is not None and self.streams[number].cancelled:
@@ -180,13 +179,13 @@ class WorkerChild:
     def submit(
         self, number: int, request: TokenRequest, timeout_seconds: float | None
     ) -> WorkerStream:
-        """Send a request, or keep it until the child has room; called under the lock.
+        """Send a request, or queue it until the child has room; call it under the lock.
 
         Raises:
-            OptionError: It does not fit a line.
+            OptionError: The request exceeds the maximum line length.
         """
         line = encode(Submit(number=number, request=request))
-        if len(line) > MAX_LINE_BYTES:  # the child would end, and with it everybody's answer
+        if len(line) > MAX_LINE_BYTES:  # the child would end, and with it all answers
             raise OptionError(
                 f"The request takes {len(line)} bytes, and the worker takes {MAX_LINE_BYTES}: its "
                 "json_schema, regex or choices make a grammar that is too long. Give a shorter one."
@@ -198,12 +197,12 @@ class WorkerChild:
         return stream
 
     def forget_cache(self) -> None:
-        """Send that, too, in its turn; called under the lock."""
+        """Send the command to empty the cache after earlier requests; call it under the lock."""
         self._unsent.append((None, encode(Forget())))
         self._send_more()
 
     def take_streams(self) -> list[WorkerStream]:
-        """Return the open streams, for the caller to end, and forget them; under the lock."""
+        """Remove and return the open streams, for the caller to end; call it under the lock."""
         streams, self.streams = list(self.streams.values()), {}
         self._sent.clear()
         self._unsent.clear()
@@ -222,18 +221,18 @@ class WorkerChild:
             else:
                 self._sent[number] = None
                 self.outbox.put(line)
-                if stream.cancelled:  # just now, by another thread: its Cancel went ahead
+                if stream.cancelled:  # just now, by another thread, before this request was sent
                     self.outbox.put(encode(Cancel(number=number)))
 
     def wait_until_loaded(self) -> None:
-        """Wait for the model; raises what the child or its death said instead."""
-        while not self._loaded.wait(0.5):  # wakes up, or Windows would not see Ctrl-C
+        """Wait until the child has loaded the model; raises its error or the cause of its death."""
+        while not self._loaded.wait(0.5):  # wakes up regularly, so that Windows sees Ctrl-C
             pass
         if self._failure is not None:
             raise self._failure
 
     def stop(self) -> None:
-        """Ask the child to end, then make it."""
+        """Ask the child to end; terminate it if it does not."""
         self.outbox.put(None)
         for force in (self.process.terminate, self.process.kill):
             try:
@@ -252,10 +251,10 @@ class WorkerChild:
                     pipe.write(line)
                     pipe.flush()
         except OSError:
-            pass  # the child is gone, and `_read` sees to that
+            pass  # the child is gone; `_read` handles that
 
     def _keep_log(self) -> None:
-        """Keep the last words of the child, which native libraries may have said."""
+        """Keep the last lines of the child's stderr, which native libraries may have written."""
         with cast("IO[bytes]", self.process.stderr) as pipe:
             while line := pipe.readline(_MAX_WORDS_BYTES):
                 words = line.decode(errors="replace").rstrip()
@@ -271,7 +270,7 @@ class WorkerChild:
         except ProtocolError as error:
             why = f" after it had sent what no worker sends ({error})"
             self.process.kill()
-        except Exception as error:  # noqa: BLE001 - no reader of a stream may hang
+        except Exception as error:  # noqa: BLE001 - a reader of a stream must not hang
             why = f" because its parent cannot go on ({error!r})"
             self.process.kill()
         self._bury(why)
@@ -282,7 +281,7 @@ class WorkerChild:
             self._remove_work_folder()
             self._loaded.set()
         elif isinstance(report, Failed) and self._loaded.is_set():
-            self.last_words.append(report.message)  # ends it, as a crash does
+            self.last_words.append(report.message)  # treated like a crash
         elif isinstance(report, Failed):
             self._failure = _translate(report)
         else:
@@ -293,7 +292,7 @@ class WorkerChild:
     def _advance(self, progress: Progress) -> None:
         stream = self.streams.get(progress.number)
         if stream is None:
-            return  # `_shut_down` has ended it
+            return  # `_shut_down` has already ended the stream
         stream.begun = True
         stream.cached_tokens = max(stream.cached_tokens, progress.cached_tokens)
         stream.logprobs += progress.logprobs
@@ -305,19 +304,19 @@ class WorkerChild:
             self._send_more()
             failed = progress.error is not None
             stream.end(GenerationError(f"The engine failed: {progress.error}") if failed else None)
-        stream.expire()  # also without a reader
+        stream.expire()  # streams without a reader must time out, too
 
     def _bury(self, why: str) -> None:
-        """End what is open; runs when the child has closed its end, which only its end does."""
+        """End all open streams, once the child has closed its pipe, which it does only at exit."""
         try:
             code = self.process.wait(_PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             code = self.process.wait()
         self._remove_work_folder()
-        if self._work_folder:  # the child makes it again while it builds a new pipeline
+        if self._work_folder:  # the child creates it again while it builds a pipeline
             shutil.rmtree(self._work_folder, ignore_errors=True)
-        self._keeper.join(_PATIENCE_SECONDS)  # longer only if the child has left children
+        self._keeper.join(_PATIENCE_SECONDS)  # takes longer only if the child left children behind
         self.outbox.put(None)
         crash = f"The worker process died{why}: {_describe_exit(code)}."
         if self.last_words:
@@ -325,7 +324,7 @@ class WorkerChild:
         with self._lock:
             self.dead = True
             streams = self.take_streams()
-        for stream in streams:  # an error of its own each: it will hold the partial text
+        for stream in streams:  # a separate error each, since it will hold the partial text
             if self._failure is None:
                 stream.end(EngineCrashedError(crash))
             else:
@@ -336,7 +335,7 @@ class WorkerChild:
 
 
 def _translate(report: Failed) -> Phi3OVError:
-    """Return the error that the child raised; what it calls otherwise is a `GenerationError`."""
+    """Return the error that the child raised; unknown names become a `GenerationError`."""
     kind = getattr(errors, report.error, None)
     if report.error in ("ContextLengthError", "MissingDependencyError") or not (
         isinstance(kind, type) and issubclass(kind, Phi3OVError)

@@ -50,17 +50,17 @@ class Load(Message, frozen=True, kw_only=True):
         properties: OpenVINO's properties.
         context_tokens: `ContextChoice.tokens`.
         factors: `ContextChoice.factors`.
-        max_running: Most requests in the batch.
+        max_running: Maximum number of requests in the batch.
         blocks: Number of blocks in the KV cache.
         block_tokens: Tokens per block.
-        work_folder: Folder for temporary files, which the parent removes; empty for none.
-        prompt_chunk_tokens: Most prompt tokens in one step; 0 lets the child choose.
-        candidate_tokens: Tokens proposed for each pass; 0 disables speculation.
-        ngram_tokens: Longest run of tokens that prompt lookup compares; 0 disables prompt lookup.
+        work_folder: Folder for temporary files, which the parent removes; may be empty.
+        prompt_chunk_tokens: Maximum number of prompt tokens in a step; 0 lets the child choose.
+        candidate_tokens: Draft tokens per forward pass; 0 disables speculation.
+        ngram_tokens: Longest n-gram of prompt lookup; 0 disables prompt lookup.
         draft_folder: The draft model's absolute path; empty for none.
         draft_factors: LongRoPE factors of the draft model.
         adapter: Absolute path of a LoRA adapter's weights; empty for none.
-        adapter_scale: Factor on the product of the adapter's matrices.
+        adapter_scale: Scale of the product of the adapter's matrices.
     """
 
     folder: str
@@ -82,14 +82,14 @@ class Load(Message, frozen=True, kw_only=True):
 
 
 class Submit(Message, frozen=True, kw_only=True):
-    """Command: generate. ``number`` names the request from now on."""
+    """Command: generate. ``number`` identifies the request in later messages."""
 
     number: Count
     request: TokenRequest
 
 
 class Cancel(Message, frozen=True, kw_only=True):
-    """Command: stop that request if it has not ended."""
+    """Command: stop the request if it has not ended."""
 
     number: Count
 
@@ -103,11 +103,11 @@ class Ready(Message, frozen=True, kw_only=True):
 
 
 class Failed(Message, frozen=True, kw_only=True):
-    """Last report: why the child cannot load the model or go on.
+    """Last report: the child cannot load the model or cannot continue.
 
     Attributes:
         error: Name of a class in `phi3ov.errors`.
-        message: Its message.
+        message: The error's message.
     """
 
     error: str
@@ -118,12 +118,12 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Result of one step for one request.
 
     Attributes:
-        number: Which request.
+        number: The request.
         token_ids: The new ids; may be empty when the request has ended.
-        logprobs: Their log-probabilities if the request asks for them.
+        logprobs: Their log-probabilities, if requested.
         cached_tokens: `TokenStream.cached_tokens`.
-        ended: Whether this is the last of the request.
-        error: Why it failed; None if it did not.
+        ended: Whether this is the last progress of the request.
+        error: The error that ended the request, if any.
     """
 
     number: Count
@@ -135,7 +135,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Step(Message, frozen=True, kw_only=True):
-    """Report: what the requests of the batch got in one step."""
+    """Report: the results of one step for the requests of the batch."""
 
     progress: tuple[Progress, ...]
 
@@ -148,7 +148,7 @@ _REPORTS: msgspec.json.Decoder[Report] = msgspec.json.Decoder(Report)
 
 
 def encode_paths(folders: tuple[str, ...]) -> bytes:
-    """Return the first line that the child reads."""
+    """Return the first line for the child: the folders of its ``sys.path``."""
     return json.dumps(folders).encode("ascii") + b"\n"
 
 
@@ -160,7 +160,7 @@ def encode(message: Command | Report) -> bytes:
 def read_lines(pipe: IO[bytes]) -> Iterator[bytes]:
     """Yield each complete line of ``pipe``.
 
-    A last line without its end is dropped: the process that wrote it died.
+    An incomplete last line is dropped: the process that wrote it died.
 
     Raises:
         ProtocolError: A line is longer than `MAX_LINE_BYTES`.
@@ -205,7 +205,7 @@ def _decode(decoder: msgspec.json.Decoder[Any], line: bytes, expected: str) -> A
 
 
 def _wrong_field(read: Any, written: Any, place: str = "") -> str | None:
-    """Name a field of ``read`` that is not in ``written``, or the other way round."""
+    """Return the name of a field that only one of ``read`` and ``written`` has."""
     if isinstance(read, dict) and isinstance(written, dict):
         for name in sorted(read.keys() ^ written.keys()):
             return f"{'an unknown' if name in read else 'no'} field {place}{name}"

@@ -18,10 +18,10 @@ from typing import BinaryIO, NoReturn
 
 def main() -> NoReturn:
     """Prepare the process and run the worker in it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal's group
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is sent to the whole process group
     parent = os.getppid()
     commands, reports = claim_pipes()
-    site.main()  # what -S left out
+    site.main()  # -S skipped this
     sys.path[:] = dict.fromkeys((*_read_paths(commands), *sys.path))
     from .child import run  # imports msgspec, which is on the path only now
 
@@ -29,7 +29,7 @@ def main() -> NoReturn:
 
 
 def claim_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """Return stdin and stdout for the messages; from now on stdout is stderr."""
+    """Return private stdin and stdout for the messages, and redirect stdout to stderr."""
     commands, reports = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
