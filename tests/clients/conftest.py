@@ -18,7 +18,10 @@ from pathlib import Path
 
 import pytest
 
+from phi3ov import Int4Compression, export_model
+from tests.conftest import MadeOnce
 from tests.e2e.conftest import reference_checkpoint, reference_export
+from tests.reference_with_tools import add_tools
 
 __all__ = ["reference_checkpoint", "reference_export"]
 
@@ -74,6 +77,19 @@ def urls(
             "SERVER_URL": stack.enter_context(first),
             "LIMITED_SERVER_URL": stack.enter_context(second),
         }
+
+
+@pytest.fixture(scope="session")
+def tools_export(reference_checkpoint: Path, made_once: MadeOnce) -> Path:
+    """The reference model with Phi-4-mini's tool format, as int4."""
+    checkpoint = made_once(
+        "reference-with-tools", lambda folder: add_tools(reference_checkpoint, folder)
+    )
+    recipe = Int4Compression(on_indivisible="adjust")
+    return made_once(
+        "reference-with-tools-int4",
+        lambda folder: export_model(checkpoint, folder, compression=recipe, progress=False),
+    )
 
 
 def python_of(name: str) -> Path:

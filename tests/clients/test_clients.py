@@ -30,6 +30,31 @@ def test_a_python_client_works_unchanged(client: str, run_client: RunClient) -> 
     print(run_client([python_of(client), PROGRAMS / CLIENTS[client]]))
 
 
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("title", ["LlamaIndex", "Haystack", "llm"])
+def test_a_snippet_runs_as_it_is_printed(title: str, run_client: RunClient) -> None:
+    """The blocks of docs/guides/frameworks.md, with the test's address; each asks for Paris."""
+    page = REPOSITORY / "docs" / "guides" / "frameworks.md"
+    environment = {"LlamaIndex": "llama_index"}.get(title, title.lower())
+    said = run_client([python_of(environment), PROGRAMS / "run_snippet.py", page, title])
+    assert "The capital of France is Paris." in said
+
+
+@pytest.mark.timeout(3600)
+def test_langchains_suites_pass_in_process(reference_export: Path, tools_export: Path) -> None:
+    """Unit and integration suites over `ChatPhi3`, with tools and without; no server."""
+    exports = {"REFERENCE_EXPORT": str(reference_export), "TOOLS_EXPORT": str(tools_export)}
+    done = subprocess.run(
+        [python_of("langchain_in_process"), PROGRAMS / "langchain_in_process.py"],
+        env={**os.environ, **exports, "PYTHONPATH": str(REPOSITORY / "src")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-6000:]
+
+
 def test_the_npm_client_works_unchanged(run_client: RunClient) -> None:
     """A second parser of the same protocol."""
     folder = ENVIRONMENTS / "npm"

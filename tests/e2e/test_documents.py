@@ -47,6 +47,7 @@ EXAMPLES = {
     "lora.py": ("without: The capital of France is Paris.", "\nwith: "),
     "tools.py": (" calls. ",),
     "agent.py": (" messages] ",),
+    "langchain_chat.py": ("The capital of France is Paris.", "Animal(name=", " tokens in "),
 }
 """What each example prints, in part."""
 

@@ -24,8 +24,10 @@ from phi3ov.artifact.folder import record_files
 from phi3ov.cli import COMMANDS, build_command, main
 from phi3ov.engine.protocol import ENGINES
 from phi3ov.exporter.export import ExportReport
+from phi3ov.integrations.ovms import OvmsModel
 from phi3ov.quality.report import QualityReport
 from phi3ov.runtime.devices import DeviceInfo
+from phi3ov.runtime.rope import ContextChoice
 from phi3ov.runtime.settings import Setting
 from phi3ov.runtime.tuning import TunedSettings, TuningKey, TuningRecord
 from phi3ov.tuner import TuningReport
@@ -52,6 +54,8 @@ OPTIONS = {
     "batch": f"{MODEL} --json --max-running --quiet --timeout-seconds input model output",
     "info": "--device --help --json --revision -h model",
     "verify": "--help --json --revision -h model",
+    "ovms": "--cache-gb --context-tokens --device --help --json --name --plugin-config --revision "
+    "--tool-template -h model target",
     "quality": "--help --json --max-tokens --quiet --svg --text --window-tokens -h artifact source",
     "tune": "--budget --dry-run --help --json --output --own-divergence --quiet --revision "
     "--rounds --svg --text -h model",
@@ -75,6 +79,10 @@ JSON_KEYS: dict[str, set[str]] = {
         *("most_context_tokens", "longrope", "versions", "weights", "layers"),
     },
     "verify": {"path", "files", "problems"},
+    "ovms": {
+        *("name", "folder", "repository_config", "context", "linked", "copied", "notes"),
+        "command",
+    },
     "quality": {
         *("source", "artifact", "tokens", "window_tokens", "properties", "source_perplexity"),
         *("artifact_perplexity", "mean_kl", "p99_kl", "top1_agreement", "source_bytes"),
@@ -188,6 +196,17 @@ def test_the_json_of_every_reporting_command_is_written_down(
     monkeypatch.setattr("phi3ov.tuner.tune", lambda *_, **__: tuned)
     monkeypatch.setattr("phi3ov.cli.devices.describe_devices", lambda: (device,))
     monkeypatch.setattr("phi3ov.reference.build_reference", lambda path, **_: path)
+    served = OvmsModel(
+        name="a",
+        folder=tmp_path,
+        repository_config=tmp_path,
+        context=ContextChoice(tokens=1, factors="none"),
+        linked=(),
+        copied=(),
+        notes=(),
+        command="ovms",
+    )
+    monkeypatch.setattr("phi3ov.integrations.ovms.write_ovms_model", lambda *_, **__: served)
     load(lambda _request: Answer(HELLO))
     lines = tmp_path / "in.jsonl"
     lines.write_text('{"prompt": "a"}\n', encoding="utf-8")
@@ -197,6 +216,7 @@ def test_the_json_of_every_reporting_command_is_written_down(
         "batch": [folder, lines, tmp_path / "out.jsonl", "--quiet"],
         "info": [folder],
         "verify": [folder],
+        "ovms": [folder, tmp_path / "served"],
         "quality": ["a", "b"],
         "tune": ["a"],
         "devices": [],
@@ -450,3 +470,38 @@ def test_an_error_of_the_system_is_exit_code_1(
     monkeypatch.setattr("phi3ov.cli.devices.describe_devices", fail)
     assert main(["devices"]) == 1
     assert capsys.readouterr().err == "phi3ov: [Errno 28] No space left on device: 'out.jsonl'\n"
+
+
+def test_ovms_says_what_it_wrote(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The command that starts the server and each note; options reach the library."""
+    given: dict[str, Any] = {}
+
+    def write(model: str, target: Path, **options: Any) -> OvmsModel:
+        given.update(options, model=model, target=target)
+        return OvmsModel(
+            name="a",
+            folder=tmp_path / "a",
+            repository_config=tmp_path / "config.json",
+            context=ContextChoice(tokens=4096, factors="short"),
+            linked=("openvino_model.bin",),
+            copied=("config.json",),
+            notes=("Pinned.",),
+            command="ovms --config_path config.json",
+        )
+
+    monkeypatch.setattr("phi3ov.integrations.ovms.write_ovms_model", write)
+    config = ["--plugin-config", '{"NUM_STREAMS": 1}']
+    assert main(["ovms", str(folder), str(tmp_path), "--context-tokens", "9", *config]) == 0
+    assert (given["context_tokens"], given["properties"]) == (9, {"NUM_STREAMS": 1})
+    out = capsys.readouterr().out
+    assert "ovms --config_path config.json" in out
+    assert "- Pinned." in out
+    for wrong in ("{", "[]"):
+        with pytest.raises(SystemExit):
+            main(["ovms", str(folder), str(tmp_path), "--plugin-config", wrong])
+        assert "--plugin-config" in capsys.readouterr().err

@@ -33,6 +33,7 @@ COMMANDS = (
     "batch",
     "info",
     "verify",
+    "ovms",
     "quality",
     "tune",
     "devices",

@@ -1,4 +1,5 @@
 """Adapters to other frameworks, each thin, and each behind an extra of its name.
 
-``langchain``: a chat model in this process.
+``langchain``: a chat model in this process. ``ovms``: a folder for OpenVINO Model Server, which
+needs no extra.
 """

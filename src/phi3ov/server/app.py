@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 from ..errors import Phi3OVError
 from ..prompt.dictionaries import read_messages
+from ..prompt.token_texts import TokenTexts
 from .answering import Answers, ClientGoneError, start_answers, unless_gone
 from .chat import ChatExchange
 from .completions import CompletionExchange, encode_text
@@ -33,7 +34,7 @@ from .openapi import describe_api
 from .options import merge_messages
 from .page import PAGE, PAGE_HEADERS
 from .parsing import read_request
-from .rendering import AnswerHead, Rendering, TokenTexts, new_id, system_fingerprint
+from .rendering import AnswerHead, Rendering, new_id, system_fingerprint
 from .responses import ResponsesExchange
 from .schemas import (
     ChatRequest,

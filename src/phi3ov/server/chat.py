@@ -11,7 +11,6 @@ from .event_stream import frame
 from .options import answer_options, drawing_options, merge_messages, shape_options
 from .rendering import (
     AnswerHead,
-    TokenTexts,
     finish_reason,
     stopped_by,
     timings,
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from ..answer.stream import Piece, ReplyStream
     from ..model import Phi3Model
     from ..prompt.dictionaries import ChatMessage
+    from ..prompt.token_texts import TokenTexts
     from .settings import ServerSettings
 
 DONE = b"data: [DONE]\n\n"

@@ -9,13 +9,14 @@ from .chat import DONE
 from .errors import bad_field
 from .event_stream import frame
 from .options import answer_options, drawing_options
-from .rendering import AnswerHead, TokenTexts, finish_reason, stopped_by, timings, usage
+from .rendering import AnswerHead, finish_reason, stopped_by, timings, usage
 from .schemas import CompletionRequest
 
 if TYPE_CHECKING:
     from ..answer.reply import Reply
     from ..answer.stream import Piece, ReplyStream
     from ..model import Phi3Model
+    from ..prompt.token_texts import TokenTexts
     from .settings import ServerSettings
 
 DEFAULT_MAX_TOKENS = 16

@@ -12,7 +12,7 @@ from .chat import read_tools
 from .errors import bad_field
 from .event_stream import frame
 from .options import answer_options, merge_messages, shape_options
-from .rendering import AnswerHead, TokenTexts, new_id, stopped_by, timings
+from .rendering import AnswerHead, new_id, stopped_by, timings
 from .schemas import ChatTool, ChatToolChoice, FunctionTool, NamedFunction, ResponsesRequest
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..answer.stream import Piece, ReplyStream
     from ..model import Phi3Model
     from ..prompt.dictionaries import ChatMessage
+    from ..prompt.token_texts import TokenTexts
     from .settings import ServerSettings
 
 _TEXT_PARTS = ("input_text", "output_text", "text")

@@ -14,7 +14,9 @@ import phi3ov
 from phi3ov.integrations.langchain import ChatPhi3
 
 MODELS = {
-    name: phi3ov.load_model(os.environ[name], engine="worker")
+    name: phi3ov.load_model(
+        os.environ[name], engine="worker", config=phi3ov.RuntimeConfig(threads=1)
+    )  # one thread is faster than two where other programs run beside
     for name in ("REFERENCE_EXPORT", "TOOLS_EXPORT")
 }
 

@@ -30,8 +30,8 @@ from ...errors import ContextLengthError, OptionError
 from ...loading import load_model
 from ...model import Phi3Model
 from ...prompt.messages import Message
+from ...prompt.token_texts import TokenTexts
 from ...prompt.tools import Tool, describe_tools
-from ...server.rendering import TokenTexts
 from .errors import ContextOverflowError
 from .messages import answer_message, last_chunk, read_messages
 from .structured_output import parsed_output

@@ -26,7 +26,7 @@ from ...prompt.tools import ToolCall
 
 if TYPE_CHECKING:
     from ...answer.reply import Reply
-    from ...server.rendering import TokenTexts
+    from ...prompt.token_texts import TokenTexts
 
 _ROLES: Mapping[str, Role] = {
     "system": "system",
