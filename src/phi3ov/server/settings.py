@@ -71,7 +71,7 @@ class ServerSettings:
     events_per_second: int = _setting(
         "Most events that all streams together send; with many streams, an event holds several "
         "tokens. Each event takes time from the processor that computes the next tokens.",
-        default=300,
+        default=200,
     )
     ignore_unknown: bool = _setting(
         "Ignore unknown fields and name them in the header x-phi3ov-ignored, instead of refusing.",

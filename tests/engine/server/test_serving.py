@@ -131,6 +131,34 @@ def test_a_killed_engine_costs_one_error(running: Running, tokens: int, stream: 
     wait_until(running.is_idle)
 
 
+def test_an_engine_killed_between_requests_costs_nothing(running: Running) -> None:
+    """Idle: the next request starts a new one, and both /health and the answer say so."""
+    expected = running.ask(1).json()["choices"][0]["message"]["content"]
+    running.kill_engine()
+    wait_until(lambda: running.client.get("/health").json()["status"] == "restarting")
+    assert running.ask(1).json()["choices"][0]["message"]["content"] == expected
+    assert running.client.get("/health").status_code == 200
+
+
+def test_a_killed_engine_costs_each_waiting_request_one_error(running: Running) -> None:
+    """Four run and four wait: eight errors that may be retried, and nothing hangs."""
+    failed: list[httpx.Response] = []
+    threads = [
+        threading.Thread(target=lambda seed=seed: failed.append(running.ask(seed, max_tokens=900)))
+        for seed in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: running.model.load.waiting == 4 and running.model.load.running == 4)
+    running.kill_engine()
+    for thread in threads:
+        thread.join()
+    assert [response.status_code for response in failed] == [500] * 8
+    assert {response.json()["error"]["code"] for response in failed} == {"engine_crashed"}
+    assert running.ask().status_code == 200
+    wait_until(running.is_idle)
+
+
 def test_sixteen_clients_that_leave_at_random_leave_nothing(running: Running) -> None:
     """Queued, reading or decoding, streamed or not: all free within a second of the last."""
     randomness = random.Random(5)

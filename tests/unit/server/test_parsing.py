@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -14,11 +16,13 @@ from hypothesis import strategies as st
 from phi3ov.server.chat import ChatExchange
 from phi3ov.server.completions import CompletionExchange
 from phi3ov.server.errors import ApiError
-from phi3ov.server.fields import Endpoint
+from phi3ov.server.fields import ENDPOINTS, Endpoint
 from phi3ov.server.parsing import parse_request
 from phi3ov.server.responses import ResponsesExchange
 from phi3ov.server.schemas import ChatRequest, CompletionRequest, ResponsesRequest
 from phi3ov.server.settings import ServerSettings
+
+from .serving import says, serving
 
 SETTINGS = ServerSettings()
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -87,28 +91,28 @@ def test_any_json_object_is_a_request_or_a_named_error(fields: dict[str, Any]) -
         ChatExchange(parsed.request, SETTINGS)
 
 
-def test_ten_thousand_damaged_bodies_give_no_500() -> None:
-    """Bytes of good requests, changed at random, are read or refused with a 4xx."""
+GOOD: list[tuple[bytes, Endpoint]] = [
+    (
+        b'{"model":"phi3","messages":[{"role":"user","content":"Hi"}],"n":2,"temperature":1,"stop":["a"]}',
+        "chat",
+    ),
+    (b'{"messages":[{"role":"user","content":"Hi"}],"stream":true,"seed":7}', "chat"),
+    (b'{"prompt":["a","b"],"max_tokens":3,"logprobs":1,"echo":false}', "completions"),
+    (
+        b'{"input":[{"role":"user","content":[{"type":"input_text","text":"a"}]}],'
+        b'"text":{"format":{"type":"json_schema","name":"x","schema":{}}}}',
+        "responses",
+    ),
+]
+
+
+def damaged_bodies(count: int) -> Iterator[tuple[bytes, Endpoint]]:
+    """Yield good requests with a few bytes changed, left out or put in at random."""
     randomness = random.Random(1)
-    good: list[tuple[bytes, Endpoint]] = [
-        (b'{"model":"m","messages":[{"role":"user","content":"Hi"}],"n":2,"stop":["a"]}', "chat"),
-        (b'{"prompt":["a","b"],"max_tokens":3,"logprobs":1,"echo":false}', "completions"),
-        (
-            b'{"input":[{"role":"user","content":[{"type":"input_text","text":"a"}]}],'
-            b'"text":{"format":{"type":"json_schema","name":"x","schema":{}}}}',
-            "responses",
-        ),
-    ]
-    kinds: dict[Endpoint, tuple[Any, Any]] = {
-        "chat": (ChatRequest, ChatExchange),
-        "completions": (CompletionRequest, CompletionExchange),
-        "responses": (ResponsesRequest, ResponsesExchange),
-    }
-    read = 0
-    for _ in range(10_000):
-        body, endpoint = randomness.choice(good)
+    for _ in range(count):
+        body, endpoint = randomness.choice(GOOD)
         damaged = bytearray(body)
-        for _ in range(randomness.randint(1, 4)):
+        for _ in range(randomness.randint(1, 2)):
             place = randomness.randrange(len(damaged))
             action = randomness.random()
             if action < 0.4:
@@ -117,9 +121,40 @@ def test_ten_thousand_damaged_bodies_give_no_500() -> None:
                 del damaged[place]
             else:
                 damaged[place:place] = randomness.choice([b"null", b"[", b"}", b'"', b"1e9", b"-"])
+        yield bytes(damaged), endpoint
+
+
+def test_ten_thousand_damaged_bodies_are_requests_or_named_errors() -> None:
+    """Every one is read or refused with an `ApiError`."""
+    kinds: dict[Endpoint, tuple[Any, Any]] = {
+        "chat": (ChatRequest, ChatExchange),
+        "completions": (CompletionRequest, CompletionExchange),
+        "responses": (ResponsesRequest, ResponsesExchange),
+    }
+    read = 0
+    for body, endpoint in damaged_bodies(10_000):
         kind, exchange = kinds[endpoint]
         with suppress(ApiError):
-            parsed = parse_request(bytes(damaged), endpoint, kind, SETTINGS)
+            parsed = parse_request(body, endpoint, kind, SETTINGS)
             exchange(parsed.request, SETTINGS)
             read += 1
     assert read > 100  # some damage only changes a letter of a text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_ten_thousand_damaged_bodies_give_no_500() -> None:
+    """Sent to a server on one connection: each is answered, none with an error of the server."""
+    statuses: Counter[int] = Counter()
+    with serving(lambda asked: says("{}" if asked.grammar else "one two")) as served:
+        for body, endpoint in damaged_bodies(10_000):
+            answer = served.client.post(
+                ENDPOINTS[endpoint], content=body, headers={"content-type": "application/json"}
+            )
+            statuses[answer.status_code] += 1
+            if answer.status_code != 200:
+                assert answer.json()["error"]["code"], body
+            assert '"internal_error"' not in answer.text, body
+        assert served.is_idle()
+    assert set(statuses) <= {200, 400, 404}, statuses
+    assert min(statuses[200], statuses[400]) > 100
