@@ -50,7 +50,7 @@ def test_memory_is_flat_over_two_thousand_requests() -> None:
             for thread in threads:
                 thread.join()
             gc.collect()
-            return memory.memory_info().rss
+            return int(memory.memory_info().rss)
 
         after_a_tenth = visit_together(REQUESTS // 10)
         after_all = visit_together(REQUESTS)
