@@ -1,1 +1,1 @@
-"""Everything `load_model` is told: OpenVINO settings, devices, rope factors, adapters, limits."""
+"""Inputs of `load_model`: OpenVINO settings, devices, rope factors, adapters, limits."""

@@ -1,7 +1,7 @@
-"""What the caller asks of OpenVINO: `RuntimeConfig`, which becomes OpenVINO properties.
+"""The caller's OpenVINO settings: `RuntimeConfig`, which is translated to OpenVINO properties.
 
-What the caller leaves open is chosen in ``settings.py``; which device runs the model, in
-``devices.py``.
+``settings.py`` chooses the settings that the caller leaves unset, and ``devices.py`` chooses the
+device.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from ..errors import OptionError
 from ..validation import require_choice, require_integer
 
 PerformanceHint = Literal["LATENCY", "THROUGHPUT"]
-"""What OpenVINO optimizes for: one answer soon, or many per second."""
+"""OpenVINO's optimization goal: latency of one answer, or throughput of many."""
 
 InferencePrecision = Literal["f32", "bf16", "f16"]
-"""Precision that the device computes in."""
+"""Precision of the device's arithmetic."""
 
 KVCachePrecision = Literal["f32", "f16", "u8", "u4", "i4"]
-"""Precision that keys and values are kept in."""
+"""Precision of the KV cache."""
 
 
 def _refuse() -> NoReturn:
@@ -29,7 +29,7 @@ def _refuse() -> NoReturn:
 
 
 class Properties(dict[str, str]):
-    """OpenVINO properties by name: a dict that cannot be changed, and so can be hashed."""
+    """Immutable, hashable dict of OpenVINO properties by name."""
 
     def __setitem__(self, *_args: object, **_options: object) -> NoReturn:
         _refuse()
@@ -63,37 +63,39 @@ class Properties(dict[str, str]):
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))
 
-    def __reduce__(self) -> tuple[Any, ...]:  # dict's own would call __setitem__
+    def __reduce__(self) -> tuple[Any, ...]:  # dict's version would call __setitem__
         return Properties, (dict(self),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeConfig:
-    """How OpenVINO runs the model; the defaults are for one chat that answers soon.
+    """OpenVINO settings of a loaded model; the defaults minimize the latency of a single chat.
 
-    What is None is chosen when the model is loaded, for the processor and the weights at hand:
-    `Phi3Model.settings` lists each property in force with the reason for it.
+    Fields that are None are chosen when the model is loaded, for its processor and weights.
+    `Phi3Model.settings` lists each property in force with its reason.
 
     Attributes:
         performance_hint: OpenVINO's PERFORMANCE_HINT.
         num_streams: OpenVINO's NUM_STREAMS: parallel inferences, at least 1.
-        cache_dir: OpenVINO's CACHE_DIR: compiled models are kept there, which makes later
-            loads faster on a GPU. On a CPU only ``engine="transformers"`` gains: OpenVINO
-            writes a model with paged attention there and does not read it back, so loading
-            takes longer, and a warning is logged. None turns it off.
+        cache_dir: OpenVINO's CACHE_DIR: a folder for compiled models, which makes later loads
+            faster on a GPU. On a CPU only ``engine="transformers"`` gains: OpenVINO writes a
+            model with paged attention there and does not read it back, so loading takes longer,
+            and a warning is logged. None disables it.
         threads: OpenVINO's INFERENCE_NUM_THREADS. None is OpenVINO's choice within the
-            affinity mask, or the CPU quota of the container where that is less.
+            affinity mask, or the container's CPU quota if that is lower.
         inference_precision: OpenVINO's INFERENCE_PRECISION_HINT.
-        kv_cache_precision: OpenVINO's KV_CACHE_PRECISION. None is what the exporter wrote into
-            the IR (``"f16"`` from optimum-intel), else the device's choice (``"u8"`` on a CPU).
+        kv_cache_precision: OpenVINO's KV_CACHE_PRECISION. None is the value that the exporter
+            wrote into the IR (``"f16"`` from optimum-intel), or else the device's choice
+            (``"u8"`` on a CPU).
         dynamic_quantization_group_size: OpenVINO's DYNAMIC_QUANTIZATION_GROUP_SIZE: number of
-            activations that share a scale when they are rounded to 8 bits before they meet
-            compressed weights. Larger is faster and less exact; 0 rounds none, and a size
-            above the group size of the weights rounds none either.
-        properties: Any other OpenVINO property by its own name. One that a field above sets
-            is refused here; one that OpenVINO does not know is a `DeviceError` when the model
-            is loaded. A CPU gets ``CPU_RUNTIME_CACHE_CAPACITY`` 100 unless it is here: with
-            OpenVINO's 5 000 memory grows for thousands of turns.
+            activations per dynamic quantization group, which share a scale when they are rounded
+            to 8 bits for products with compressed weights. Larger groups are faster and less
+            exact. 0 disables dynamic quantization, and so does a size above the group size of
+            the weights.
+        properties: Any other OpenVINO property by name. A property that a field above sets is
+            refused; one that OpenVINO does not know raises a `DeviceError` when the model is
+            loaded. On a CPU, ``CPU_RUNTIME_CACHE_CAPACITY`` defaults to 100 instead of OpenVINO's
+            5 000, with which memory grows for thousands of turns.
 
     Raises:
         OptionError: A value is not allowed, or a property is given twice.
@@ -146,10 +148,10 @@ class RuntimeConfig:
 
     @classmethod
     def exact(cls) -> RuntimeConfig:
-        """Return the settings that round nothing but the weights: float32 throughout.
+        """Return settings with float32 arithmetic throughout, so that only weights are rounded.
 
-        They compare token for token with other frameworks, and are slower than the default.
-        `dataclasses.replace` changes the rest.
+        Use them for token-by-token comparison with other frameworks; they are slower than the
+        default. Change other fields with `dataclasses.replace`.
 
         Example:
             >>> RuntimeConfig.exact().dynamic_quantization_group_size
@@ -160,14 +162,14 @@ class RuntimeConfig:
         )
 
     def to_properties(self, supported: Collection[str] | None = None) -> dict[str, str]:
-        """Return the OpenVINO properties that the caller set, and PERFORMANCE_HINT, NUM_STREAMS.
+        """Return PERFORMANCE_HINT, NUM_STREAMS, and all OpenVINO properties that the caller set.
 
         Args:
-            supported: Names of the properties that the device takes; None takes all. A field
-                at its default that is not supported is left out.
+            supported: Names of the properties that the device supports; None for all. An
+                unsupported field at its default is left out.
 
         Raises:
-            OptionError: The caller set a property that the device does not take.
+            OptionError: The caller set a property that the device does not support.
         """
         properties = {
             "PERFORMANCE_HINT": self.performance_hint,

@@ -1,8 +1,8 @@
-"""The machine's devices, and the choice of the one that runs a model.
+"""The machine's OpenVINO devices, and the choice of the device that runs a model.
 
-`choose_device` takes what the caller prefers, what the machine has and what has failed already,
-and says which device is next and why; `loading` tries it. Devices are asked through
-`DeviceSource`, so tests choose on machines that they do not have.
+`choose_device` returns the next device to try and the reason, from the caller's preferences, the
+available devices and those that have failed. `loading` tries it. Devices are queried through
+`DeviceSource`, so tests can simulate other machines.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from ..errors import DeviceError
 
 
 class DeviceSource(Protocol):
-    """What is asked of ``openvino.Core``; a test puts a machine of its own here."""
+    """The part of ``openvino.Core`` that is used; tests replace it to simulate a machine."""
 
     @property
     def available_devices(self) -> list[str]:
-        """Every device of the machine."""
+        """Return the name of every device."""
         ...
 
     def get_property(self, device_name: str, name: str, /) -> Any:
@@ -34,11 +34,10 @@ class DeviceInfo:
 
     Attributes:
         name: OpenVINO's name, such as ``"GPU.0"``.
-        full_name: The device's own name, such as ``"Intel(R) Arc(TM) Graphics (iGPU)"``; where
-            OpenVINO fails to ask it, that and why.
-        memory_bytes: Memory that it computes in; for a CPU the machine's. None if it does not
-            say.
-        precisions: Precisions that it computes in natively, as OpenVINO spells them.
+        full_name: The product name, such as ``"Intel(R) Arc(TM) Graphics (iGPU)"``; or the error
+            if OpenVINO cannot query the device.
+        memory_bytes: Size of its memory; for a CPU, of the machine's. None if unknown.
+        precisions: Precisions with native arithmetic, as OpenVINO spells them.
     """
 
     name: str
@@ -49,11 +48,11 @@ class DeviceInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceRefusal:
-    """A device that was preferred and does not run the model.
+    """A preferred device that was not chosen.
 
     Attributes:
         device: The name, as the caller wrote it.
-        reason: Why not.
+        reason: Why it does not run the model.
     """
 
     device: str
@@ -62,14 +61,14 @@ class DeviceRefusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceChoice:
-    """Which device runs the model, and why.
+    """The device that runs the model, and the reason.
 
     Attributes:
-        requested: What the caller asked for, in order.
+        requested: The caller's devices, in order of preference.
         selected: OpenVINO's name of the chosen device, such as ``"CPU"`` or ``"GPU.0"``.
-        full_name: The device's own name, such as ``"Intel(R) Arc(TM) Graphics (iGPU)"``.
-        reason: One sentence: why this one and not those before it.
-        refused: Each preferred device before it, and why it does not run the model.
+        full_name: The product name, such as ``"Intel(R) Arc(TM) Graphics (iGPU)"``.
+        reason: Why this device was chosen over those before it, in a sentence.
+        refused: The preferred devices before it, each with the reason.
     """
 
     requested: tuple[str, ...]
@@ -80,7 +79,7 @@ class DeviceChoice:
 
 
 def list_devices() -> dict[str, str]:
-    """Return the machine's OpenVINO devices: name to full name.
+    """Return the full names of the machine's OpenVINO devices, by device name.
 
     Example:
         >>> "CPU" in list_devices()
@@ -93,7 +92,7 @@ def describe_devices(source: DeviceSource | None = None) -> list[DeviceInfo]:
     """Return the machine's OpenVINO devices with their memory and precisions.
 
     Args:
-        source: Whom to ask; None asks OpenVINO.
+        source: Where to query devices; None for OpenVINO.
 
     Example:
         >>> "FP32" in describe_devices()[0].precisions
@@ -109,21 +108,22 @@ def describe_devices(source: DeviceSource | None = None) -> list[DeviceInfo]:
 def find_devices(
     requested: str | Sequence[str], source: DeviceSource | None = None
 ) -> dict[str, str]:
-    """Return the machine's devices of the requested kinds, name to full name.
+    """Return the full names of the machine's devices of the requested kinds, by device name.
 
-    OpenVINO loads the plugin and the driver of each kind that it is asked about. Loading a model
-    on the CPU neither waits for a GPU's driver nor fails with it.
+    OpenVINO loads plugin and driver of each kind of device that is queried. Querying only the
+    requested kinds means that loading a model on the CPU neither waits for a GPU's driver nor
+    fails with it.
 
     Args:
-        requested: What `choose_device` takes.
-        source: Whom to ask; None asks OpenVINO.
+        requested: As for `choose_device`.
+        source: Where to query devices; None for OpenVINO.
 
     Returns:
-        All devices of the machine where none of the requested ones is there, for the error that
-        lists them.
+        The devices; or all devices of the machine if none of the requested kinds exists, for the
+        error that lists them.
 
     Raises:
-        DeviceError: A name is not a device's.
+        DeviceError: A name is not a device name.
     """
     names = (requested,) if isinstance(requested, str) else tuple(requested or ())
     for name in names:
@@ -140,7 +140,7 @@ def find_devices(
 
 
 def _devices_of_kind(kind: str, source: DeviceSource) -> list[str]:
-    """Return OpenVINO's names of the devices of a kind; none where its plugin does not load."""
+    """Return OpenVINO's device names of a kind; empty if its plugin does not load."""
     try:
         numbers = list(source.get_property(kind, "AVAILABLE_DEVICES"))
     except RuntimeError:
@@ -151,7 +151,7 @@ def _devices_of_kind(kind: str, source: DeviceSource) -> list[str]:
 def _describe_device(name: str, source: DeviceSource) -> DeviceInfo:
     try:
         return _ask_device(name, source)
-    except RuntimeError as error:  # a broken driver must not keep the other devices from use
+    except RuntimeError as error:  # a broken driver must not block the other devices
         why = str(error).strip().splitlines()[-1:] or ["no reason given"]
         return DeviceInfo(
             name=name,
@@ -181,7 +181,7 @@ def _ask_device(name: str, source: DeviceSource) -> DeviceInfo:
 
 
 _PRECISIONS = {"FP32", "BF16", "FP16", "INT16", "INT8", "INT4", "BIN", "FP8", "NF4"}
-"""Among OpenVINO's capabilities, those that are precisions; WINOGRAD and the like are not."""
+"""OpenVINO capabilities that are precisions, unlike WINOGRAD for example."""
 
 
 def _system_memory_bytes() -> int | None:
@@ -197,17 +197,17 @@ def choose_device(
     *,
     failed: Mapping[str, str] | None = None,
 ) -> DeviceChoice:
-    """Choose the first requested device that the machine has and that has not failed.
+    """Choose the first requested device that exists and has not failed.
 
     Args:
         requested: A device name, or several in order of preference. ``"GPU"`` and ``"GPU.0"``
-            mean the same where there is one GPU; upper and lower case do not matter.
-        available: The machine's devices, name to full name; None asks OpenVINO about the kinds
-            that are requested.
-        failed: Devices that were tried, OpenVINO's name to why the model does not run there.
+            are the same on a machine with one GPU; names are case-insensitive.
+        available: Full names of the machine's devices, by device name; None queries OpenVINO for
+            the requested kinds.
+        failed: Reason why the model does not run on a device, by OpenVINO's device name.
 
     Raises:
-        DeviceError: None of them is left, or a name is not a device's.
+        DeviceError: No requested device is left, or a name is not a device name.
 
     Example:
         >>> choose_device(("GPU.0", "CPU"), {"CPU": "Intel(R) Core(TM) Ultra 7"}).reason
@@ -259,7 +259,7 @@ def _refuse_virtual(name: object) -> None:
 
 
 def _find(name: str, available: Mapping[str, str]) -> str | None:
-    """Return OpenVINO's name for ``name``, or None where the machine has no such device."""
+    """Return OpenVINO's name for ``name``, or None if the machine has no such device."""
     wanted = name.upper()
     kind, _, number = wanted.partition(".")
     same_kind = [name for name in available if name.partition(".")[0] == kind]

@@ -1,4 +1,4 @@
-"""`RequestLimits`: how many requests an engine takes; `RequestLoad`: how many it has."""
+"""Request limits of a loaded model, `RequestLimits`, and its current load, `RequestLoad`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ..validation import require_integer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestLoad:
-    """What a loaded model is busy with at one moment.
+    """Number of open requests of a loaded model at one moment.
 
     Attributes:
         running: Requests that are being answered.
-        waiting: Requests that wait for their turn.
-        waiting_tokens: Prompt tokens of the waiting requests.
+        waiting: Requests in the queue.
+        waiting_tokens: Prompt tokens of the requests in the queue.
     """
 
     running: int
@@ -25,22 +25,23 @@ class RequestLoad:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestLimits:
-    """How many requests a loaded model answers together, and how many may wait behind them.
+    """Limits on the running and waiting requests of a loaded model.
 
-    Requests are served first come, first served. One that finds the queue full raises
-    `QueueFullError`, or waits where it says so (`GenerationOptions.on_full_queue`). The candidates
-    of one request enter the queue together or not at all.
+    Requests are served first come, first served. If the queue is full, a new request raises
+    `QueueFullError`, or waits for a place (`GenerationOptions.on_full_queue`). The candidates of
+    one request enter the queue together or not at all.
 
     Attributes:
-        max_running: Requests that are answered together. None is the engine's own number: 32
-            for ``engine="worker"``, beyond which a CPU gains little, and 1 for the others,
-            which take no other.
-        max_waiting: Requests that may wait for their turn, at least 0.
-        max_waiting_tokens: Prompt tokens that may wait, at least 1; None for any number. One long
-            prompt takes a CPU minutes, so a number of requests alone does not bound the wait.
+        max_running: Maximum number of requests that run at the same time. None for the engine's
+            default: 32 for ``engine="worker"``, beyond which a CPU gains little, and 1 for the
+            other engines, which support no other value.
+        max_waiting: Maximum number of requests in the queue, at least 0.
+        max_waiting_tokens: Maximum number of prompt tokens in the queue, at least 1; None for no
+            limit. A long prompt can take minutes on a CPU, so a limit on the number of requests
+            alone does not bound the wait.
 
     Raises:
-        OptionError: A number is out of its range.
+        OptionError: A number is out of range.
 
     Example:
         >>> RequestLimits(max_running=8).max_waiting
@@ -59,12 +60,12 @@ class RequestLimits:
             require_integer("max_waiting_tokens", self.max_waiting_tokens, least=1)
 
     def check(self, load: RequestLoad, *, max_running: int, prompt_tokens: int) -> None:
-        """Refuse one more request where the queue is full.
+        """Check that the queue has room for one more request.
 
         Args:
-            load: What the engine has.
-            max_running: How many requests the engine answers together.
-            prompt_tokens: Tokens of the new request's prompt.
+            load: The engine's current load.
+            max_running: Maximum number of requests that run at the same time.
+            prompt_tokens: Number of tokens of the new request's prompt.
 
         Raises:
             QueueFullError: Too many requests, or too many prompt tokens, would wait.

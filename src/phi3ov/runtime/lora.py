@@ -1,8 +1,8 @@
-"""LoRA adapters as PEFT writes them: read and checked without torch.
+"""Reads and checks LoRA adapters in PEFT's format, without torch.
 
 An adapter is fixed when the model is loaded. openvino-genai could change it from request to
-request, but its prefix cache knows blocks by their tokens alone, so a prompt would find keys and
-values that another adapter computed (`test_upstream_genai_mixes_adapters_in_its_cache`).
+request, but its prefix cache identifies blocks by their tokens only, so a prompt would find keys
+and values of another adapter (`test_upstream_genai_mixes_adapters_in_its_cache`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _PREFIX = "base_model.model."
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 MOST_SCALE = 1000
-"""How many times an adapter's change may count. Trained ones count 0.1 to 4 times; far beyond,
-openvino-genai's arithmetic overflows, and its process dies."""
+"""Maximum total scale of an adapter. Trained adapters have 0.1 to 4; far above that,
+openvino-genai's arithmetic overflows and its process dies."""
 
 _PLAIN: Mapping[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
@@ -34,10 +34,11 @@ _PLAIN: Mapping[str, tuple[Any, ...]] = {
     "fan_in_fan_out": (False, None),
     "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva", None),
 }
-"""Settings with which an adapter is the product of its matrices, added to the layers' own weights.
+"""Accepted values of settings: with these, the adapter's matrix product is added to the weights.
 
-PiSSA, OLoRA, CorDA and LoftQ change those weights before they train, and the adapter's files do
-not hold them. PEFT converts: ``save_pretrained(path_initial_model_for_weight_conversion=...)``.
+PiSSA, OLoRA, CorDA and LoftQ change the base weights before training, and the adapter's files do
+not contain the changed weights. PEFT converts such adapters:
+``save_pretrained(path_initial_model_for_weight_conversion=...)``.
 """
 
 _NOT_TAKEN = (
@@ -55,7 +56,7 @@ class LoraAdapter:
 
     Attributes:
         path: The adapter's folder.
-        weight: How much of it counts: 1.0 is as trained, 0.5 is half of the change.
+        weight: Strength of the adapter: 1.0 as trained, 0.5 for half of the change.
 
     Raises:
         OptionError: The weight is not a number above 0 and at most 100.
@@ -75,11 +76,11 @@ class LoraAdapter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterFile:
-    """What an engine needs to know of an adapter.
+    """Adapter facts that an engine needs.
 
     Attributes:
         weights: The safetensors file.
-        scale: What the product of its matrices is multiplied with.
+        scale: Factor on the product of its matrices.
     """
 
     weights: Path
@@ -90,8 +91,8 @@ def read_adapter(adapter: LoraAdapter, config: Phi3Config) -> AdapterFile:
     """Check an adapter against a model's dimensions.
 
     Raises:
-        OptionError: A file is missing, the adapter is of a kind that is more than LoRA, or a
-            matrix does not belong to a layer of the model.
+        OptionError: A file is missing, the adapter is not plain LoRA, or a matrix does not belong
+            to a layer of the model.
     """
     folder = Path(adapter.path)
     settings = _read_settings(folder)
@@ -112,7 +113,7 @@ def read_adapter(adapter: LoraAdapter, config: Phi3Config) -> AdapterFile:
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
-    """Return the settings of an adapter that is plain LoRA."""
+    """Read an adapter's settings, and check that it is plain LoRA."""
     try:
         settings = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -137,7 +138,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 def _check_shapes(
     folder: Path, shapes: Mapping[str, tuple[int, ...]], rank: int, config: Phi3Config
 ) -> None:
-    """Refuse matrices that genai would skip: one that fits no layer, or lacks its other half."""
+    """Refuse matrices that genai would skip: without a matching layer, or without their pair."""
     if not shapes:
         raise OptionError(f"The adapter {folder} holds no matrices, so it changes nothing.")
     layers = config.linear_shapes()

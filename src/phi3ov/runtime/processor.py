@@ -1,8 +1,8 @@
-"""What the processor can do and how much of it this process may use.
+"""The processor's features, and the share of it that this process may use.
 
-OpenVINO names the processor and says whether it computes in bfloat16, but not whether it has
-8-bit products (VNNI) or tiles (AMX). archspec reads those on Linux, Windows and macOS. What is
-chosen from them is in ``settings.py``.
+OpenVINO reports the processor's name and whether it supports bfloat16, but not whether it has
+8-bit dot products (VNNI) or tiles (AMX). archspec reads those on Linux, Windows and macOS.
+``settings.py`` chooses settings from them.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from pathlib import Path, PurePosixPath
 _LOGGER = logging.getLogger("phi3ov")
 
 FEATURES = ("avx2", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_tile")
-"""Instruction sets that decide between settings, under Linux's names."""
+"""Instruction sets that settings depend on, under Linux's names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Processor:
-    """The processor, as far as settings depend on it.
+    """Properties of the processor that settings depend on.
 
     Attributes:
-        name: Its name, as OpenVINO gives it.
-        features: Those of `FEATURES` that it has; empty where they cannot be read.
-        cpus: Logical processors that this process may run on (its affinity mask).
-        fast_cpus: Those of them that belong to performance cores, on a processor that has
-            efficient cores as well (hybrid); None where all are alike or the system does not say.
-        quota: Processors' worth of time that the container allows; None for no limit.
+        name: Its name, from OpenVINO.
+        features: Those of `FEATURES` that it has; empty if they cannot be read.
+        cpus: Number of logical processors that this process may run on (its affinity mask).
+        fast_cpus: Number of those that belong to performance cores, on a hybrid processor that
+            also has efficient cores; None if all are alike or the system does not report it.
+        quota: CPU time that the container allows, in processors; None for no limit.
     """
 
     name: str
@@ -40,18 +40,18 @@ class Processor:
 
     @property
     def threads_within_quota(self) -> int | None:
-        """Threads that the quota keeps busy, rounded up; None where it limits nothing."""
+        """Number of threads that the quota keeps busy, rounded up; None if it does not limit."""
         if self.quota is None or self.quota >= self.cpus:
             return None
         return max(1, math.ceil(self.quota))
 
 
 def read_processor(name: str, root: Path = Path("/")) -> Processor:
-    """Return what this machine's processor can do and how much of it may be used.
+    """Return this machine's processor features and the share of it that may be used.
 
     Args:
         name: The processor's name, from OpenVINO's FULL_DEVICE_NAME.
-        root: Where the file system begins; a test has one of its own.
+        root: Root of the file system; tests pass another folder.
 
     Example:
         >>> read_processor("Intel(R) Core(TM) Ultra 7").cpus >= 1
@@ -83,29 +83,29 @@ def _read_features() -> frozenset[str]:
 
 
 def usable_cpus() -> int:
-    """Return how many logical processors this process may run on (``os.process_cpu_count``)."""
+    """Return the number of logical processors this process may use (``os.process_cpu_count``)."""
     mask = _read_affinity()
     return (os.cpu_count() or 1) if mask is None else len(mask)
 
 
 def _read_affinity() -> frozenset[int] | None:
-    """Return the numbers of the processors in the affinity mask; None where there is no mask."""
+    """Return the ids of the processors in the affinity mask; None on systems without masks."""
     if hasattr(os, "sched_getaffinity"):
         return frozenset(os.sched_getaffinity(0))
     return None
 
 
 def count_fast_cpus(root: Path = Path("/")) -> int | None:
-    """Return how many usable logical processors belong to performance cores of a hybrid processor.
+    """Return the number of usable logical processors on performance cores of a hybrid processor.
 
-    Linux lists both kinds of cores of Intel's hybrid processors. OpenVINO chooses between the
-    kinds by itself; ``phi3ov tune`` tries the performance cores alone as well.
+    Linux lists both kinds of cores of Intel's hybrid processors. OpenVINO chooses between them by
+    itself; ``phi3ov tune`` also tries the performance cores only.
 
     Args:
-        root: Where the file system begins; a test has one of its own.
+        root: Root of the file system; tests pass another folder.
 
     Returns:
-        None where all cores are alike, or where the system does not list the kinds.
+        The number; None if all cores are alike or the system does not list the kinds.
     """
     kinds = []
     for kind in ("cpu_core", "cpu_atom"):
@@ -125,7 +125,7 @@ def count_fast_cpus(root: Path = Path("/")) -> int | None:
 
 
 def _parse_cpu_list(text: str) -> frozenset[int]:
-    """Return the numbers in a list of the kernel's, such as ``0-3,8``."""
+    """Parse a CPU list of the Linux kernel, such as ``0-3,8``."""
     found: set[int] = set()
     for part in filter(None, text.strip().split(",")):
         first, _, last = part.partition("-")
@@ -134,13 +134,13 @@ def _parse_cpu_list(text: str) -> frozenset[int]:
 
 
 def read_cpu_quota(root: Path = Path("/")) -> float | None:
-    """Return how many processors' worth of time the control groups allow; None for no limit.
+    """Return the CPU quota of the control groups, in processors; None for no limit.
 
-    A group's limit holds for the groups inside it, so the smallest one on the way counts. Only
-    Linux has control groups.
+    A group's limit also applies to the groups inside it, so the smallest limit on the path counts.
+    Only Linux has control groups.
 
     Args:
-        root: Where the file system begins; a test has one of its own.
+        root: Root of the file system; tests pass another folder.
     """
     limits = [limit for folder in _control_groups(root) if (limit := _limit_of(folder)) is not None]
     return min(limits, default=None)
@@ -163,7 +163,7 @@ def _control_groups(root: Path) -> list[Path]:
         else:
             continue
         inner = PurePosixPath(path.lstrip("/"))
-        # Inside a container the path may be the host's, where nothing is; then the base counts.
+        # Inside a container the path may be the host's and not exist; then the base counts.
         folders += [base / part for base in bases for part in (inner, *inner.parents)]
     return folders
 

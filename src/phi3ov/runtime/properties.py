@@ -1,4 +1,4 @@
-"""What a device is told to compile a model, and what is said where that fails."""
+"""OpenVINO properties for compiling a model on a device, and the translation of its errors."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from .tuning import TunedSettings
 _LOGGER = logging.getLogger("phi3ov")
 
 KEPT_KERNELS = {"CPU_RUNTIME_CACHE_CAPACITY": "100"}
-"""How many kernels OpenVINO's CPU plugin keeps that it made for one shape.
+"""Number of shape-specific kernels that OpenVINO's CPU plugin caches.
 
-Each new length of a prompt makes some, and the plugin would keep 5 000: memory that grows for
-thousands of turns. With 100 it stays flat and nothing gets slower (decision 19).
+Each new prompt length creates kernels, and the plugin's default cache of 5 000 makes memory grow
+for thousands of turns. With 100, memory stays constant and speed is the same (decision 19).
 """
 
 
@@ -50,16 +50,16 @@ def device_settings(
     """Return the properties with which ``device`` compiles a model, each with its reason.
 
     Args:
-        config: What the caller configured.
+        config: The caller's settings.
         core: OpenVINO.
-        device: Its name.
-        artifact: The exported folder; without it nothing that depends on weights is chosen.
-        paged: Whether the model computes with paged attention.
-        tuned: What ``phi3ov tune`` found for this machine and export.
+        device: Name of the device.
+        artifact: The exported folder; without it no setting that depends on weights is chosen.
+        paged: Whether the model uses paged attention.
+        tuned: Result of ``phi3ov tune`` for this machine and export.
 
     Raises:
-        OptionError: The caller set a property that the device does not take.
-        DeviceError: The device cannot be asked.
+        OptionError: The caller set a property that the device does not support.
+        DeviceError: The device cannot be queried.
     """
     situation = _describe(core, device, artifact, paged=paged)
     settings = choose_settings(config, replace(situation, tuned=tuned))
@@ -84,10 +84,10 @@ def device_settings(
 def _describe(
     core: openvino.Core, device: str, artifact: Artifact | None, *, paged: bool
 ) -> Situation:
-    """Ask OpenVINO, the processor and the export for what the choice depends on."""
+    """Query OpenVINO, the processor and the export for the inputs of the choice."""
     try:
         supported = set(core.get_property(device, "SUPPORTED_PROPERTIES"))
-        # OpenVINO itself keeps compiled models, for every device that can hand them out and back.
+        # OpenVINO caches compiled models itself, for every device that can export and import them.
         able = "OPTIMIZATION_CAPABILITIES"
         if able in supported and "EXPORT_IMPORT" in core.get_property(device, able):
             supported.add("CACHE_DIR")
@@ -118,7 +118,7 @@ def _as_text(value: Any) -> str:
 
 @contextmanager
 def compiling(folder: Path, device: str) -> Iterator[None]:
-    """Name model and device in what OpenVINO raises while it compiles.
+    """Translate errors of compilation into a `DeviceError` that names model and device.
 
     Raises:
         DeviceError: OpenVINO could not compile the model for the device.
@@ -132,7 +132,7 @@ def compiling(folder: Path, device: str) -> Iterator[None]:
 
 
 def _takes_kept_kernels(core: openvino.Core) -> bool:
-    """Ask by compiling nothing: the property is in no list, and a later OpenVINO may drop it."""
+    """Whether the CPU plugin supports the property, which no list names: compile a tiny model."""
     parameter = ops.parameter([1])
     try:
         core.compile_model(openvino.Model([parameter], [parameter]), "CPU", KEPT_KERNELS)

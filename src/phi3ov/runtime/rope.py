@@ -1,16 +1,16 @@
-"""LongRoPE: decide the set of rotary factors once, when a model is loaded.
+"""LongRoPE: choose the set of rotary factors once, when a model is loaded.
 
 A LongRoPE checkpoint (Phi-3-mini-128k, Phi-3.5-mini, Phi-4-mini, ...) was trained with two
 sets of factors, "short" for contexts up to ``original_max_position_embeddings`` tokens and
 "long" above. An exported graph chooses between them at every forward pass, from the largest
-position in the batch. Keys that are already in the cache keep the factors of their own pass,
-so an answer that crosses the border, a prompt read in chunks, a batch of a short and a long
-request, and a cached prefix that a long chat outgrows all mix both sets, and answer garbage.
+position in the batch. Keys that are already in the KV cache keep the factors of their own pass.
+So four cases mix both sets and produce garbage: an answer that crosses the border, a prompt read
+in chunks, a batch of a short and a long request, and a cached prefix that a long chat outgrows.
 
-phi3ov chooses for the whole run, as vLLM and llama.cpp do, and replaces the comparison in the
-graph's XML by its outcome: both inputs of ``Greater(length, border)`` are wired to the same
-source, which makes it false, or, as ``GreaterEqual``, true. No new export is needed, no weight
-is read, with the standard library alone.
+phi3ov chooses for the whole run, as vLLM and llama.cpp do, and makes the comparison in the
+graph's XML constant: both inputs of ``Greater(length, border)`` are wired to the same source,
+which makes it false, or true as ``GreaterEqual``. This needs only the standard library; it needs
+no new export and reads no weights.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from ..family import Phi3Config
 from ..validation import is_integer
 
 RopeFactors = Literal["none", "short", "long"]
-"""Which LongRoPE factors are in force; "none" for a model without LongRoPE."""
+"""LongRoPE factors in force; "none" for a model without LongRoPE."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContextChoice:
-    """How many tokens of context a loaded model has, and the factors that go with it.
+    """Context length and LongRoPE factors of a loaded model.
 
     Attributes:
-        tokens: What prompt and answer may have together.
-        factors: The LongRoPE factors in force, for the life of the loaded model.
+        tokens: Context length that prompt and answer share, in tokens.
+        factors: The LongRoPE factors in force while the model is loaded.
     """
 
     tokens: int
@@ -45,8 +45,8 @@ def choose_context(config: Phi3Config, context_tokens: int | None) -> ContextCho
 
     Args:
         config: The model's dimensions.
-        context_tokens: Tokens of prompt and answer together that must fit; None for the
-            model's original context.
+        context_tokens: Context length that prompt and answer share; None for the model's
+            original context.
 
     Raises:
         OptionError: ``context_tokens`` is not between 1 and ``max_position_embeddings``.
@@ -77,17 +77,17 @@ def choose_context(config: Phi3Config, context_tokens: int | None) -> ContextCho
 
 
 def pin_factors(model_xml: str, choice: ContextChoice, *, original_tokens: int) -> str:
-    """Return an IR's XML in which the choice of LongRoPE factors is made.
+    """Return an IR's XML with the LongRoPE factors of ``choice`` pinned.
 
     Args:
         model_xml: Content of ``openvino_model.xml``.
-        choice: The factors to pin; "none" returns the XML as it is.
-        original_tokens: The model's original context; an IR that holds one factor set only
-            holds the short one and is good up to there.
+        choice: The factors to pin; "none" returns the XML unchanged.
+        original_tokens: The model's original context. An IR with a single factor set holds the
+            short one and is valid up to this length.
 
     Raises:
-        UnsupportedModelError: The IR cannot switch to long factors, or chooses in a way that
-            phi3ov does not know.
+        UnsupportedModelError: The IR has no long factors, or chooses factors in a way that phi3ov
+            does not know.
     """
     if choice.factors == "none":
         return model_xml

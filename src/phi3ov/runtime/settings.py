@@ -1,8 +1,8 @@
-"""Which OpenVINO properties are in force and why: `Setting`, and the rules that choose them.
+"""OpenVINO properties in force, each with its reason: `Setting`, and the rules that choose them.
 
-`RULES` is the whole table: which processor and which weights get which settings, and the
-measurement behind each row. A processor without a row gets OpenVINO's own settings. The guide
-"Load" shows the table, generated from here.
+`RULES` maps kinds of processor and weights to settings, with the measurement behind each row. A
+processor without a row gets OpenVINO's own settings. The guide "Load" shows the table, generated
+from here.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from .processor import Processor
 from .tuning import TunedSettings
 
 ChosenBy = Literal["caller", "phi3ov", "tune", "export", "openvino"]
-"""Who decided: the caller's `RuntimeConfig`, `RULES`, ``phi3ov tune``, the exporter, OpenVINO."""
+"""Origin of a setting: the caller, `RULES`, ``phi3ov tune``, the exporter, or OpenVINO."""
 
 WeightKind = Literal["int4", "int8", "any"]
-"""Which exports a rule is for, by their smallest weights."""
+"""Smallest weight precision of an export, to match rules."""
 
 PRECISION = "INFERENCE_PRECISION_HINT"
 GROUPS = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
@@ -28,7 +28,7 @@ THREADS = "INFERENCE_NUM_THREADS"
 KV_PRECISION = "KV_CACHE_PRECISION"
 
 _GROUP_SIZES = (128, 64, 32)
-"""Activation groups that OpenVINO's kernels have, the fastest first."""
+"""Dynamic quantization group sizes that OpenVINO's kernels support, fastest first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,10 +36,10 @@ class Setting:
     """One OpenVINO property in force.
 
     Attributes:
-        name: OpenVINO's name of it.
-        value: Its value, as a string.
-        chosen_by: Who decided.
-        reason: Why this value, in a sentence.
+        name: OpenVINO's name of the property.
+        value: The value as a string.
+        chosen_by: Origin of the value.
+        reason: Why this value was chosen, in a sentence.
     """
 
     name: str
@@ -53,16 +53,16 @@ class Setting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """One row: the settings for a kind of processor and weights.
+    """A row of `RULES`: the settings for a kind of processor and weights.
 
     Attributes:
         name: The kind of processor.
         needs: Features of `Processor` that it must have.
         lacks: Features that it must not have.
-        weights: Which exports.
-        inference_precision: What to compute in; None leaves it to OpenVINO.
-        largest_group: Largest activation group; the weights' own groups may allow less. None
-            leaves it to OpenVINO.
+        weights: Weight precision of the export.
+        inference_precision: Precision of the arithmetic; None for OpenVINO's choice.
+        largest_group: Largest dynamic quantization group; the group size of the weights may limit
+            it further. None for OpenVINO's choice.
         measured: The measurement behind the row.
     """
 
@@ -75,7 +75,7 @@ class Rule:
     measured: str
 
     def fits(self, processor: Processor, kind: str) -> bool:
-        """Return whether the row is for this processor and this kind of weights."""
+        """Return whether the row applies to this processor and this kind of weights."""
         return (
             self.needs <= processor.features
             and not self.lacks & processor.features
@@ -130,24 +130,24 @@ RULES: tuple[Rule, ...] = (
         "activations there, whatever the group size, so nothing is left to choose.",
     ),
 )
-"""Every row, the first that fits counts."""
+"""All rules; the first match applies."""
 
 _NO_RULE = "OpenVINO's own: no measurement for this processor with these weights"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
-    """What settings are chosen for.
+    """Device, processor and model for which settings are chosen.
 
     Attributes:
         device: OpenVINO's name of the device.
         processor: The processor.
         weights: The export's weights, by kind.
-        supported: Names of the properties that the device takes; None takes all.
-        own: OpenVINO's own value of each property that it tells.
+        supported: Names of the properties that the device supports; None for all.
+        own: OpenVINO's default of each property that it reports.
         exported_kv_precision: KV_CACHE_PRECISION that the exporter wrote into the IR, if any.
-        paged: Whether the model computes with paged attention, as the rules were measured.
-        tuned: What ``phi3ov tune`` found on this machine, which goes before the rules.
+        paged: Whether the model uses paged attention, with which the rules were measured.
+        tuned: Result of ``phi3ov tune`` on this machine, which takes precedence over the rules.
     """
 
     device: str
@@ -160,7 +160,7 @@ class Situation:
     tuned: TunedSettings | None = None
 
     def takes(self, name: str) -> bool:
-        """Return whether the device takes the property ``name``."""
+        """Return whether the device supports the property ``name``."""
         return self.supported is None or name in self.supported
 
 
@@ -168,7 +168,7 @@ def choose_settings(config: RuntimeConfig, situation: Situation) -> tuple[Settin
     """Return every property in force: the caller's, then the rules', then OpenVINO's own.
 
     Raises:
-        OptionError: The caller set a property that the device does not take.
+        OptionError: The caller set a property that the device does not support.
     """
     said = config.to_properties(situation.supported)
     settings = {name: _said(name, value) for name, value in said.items()}
@@ -197,7 +197,7 @@ def choose_settings(config: RuntimeConfig, situation: Situation) -> tuple[Settin
 
 
 def passed_properties(settings: Iterable[Setting]) -> dict[str, str]:
-    """Return what is handed to OpenVINO: all but what it or the export decides by itself."""
+    """Return the properties to pass to OpenVINO: all except those from OpenVINO or the export."""
     return {
         setting.name: setting.value
         for setting in settings
@@ -206,7 +206,7 @@ def passed_properties(settings: Iterable[Setting]) -> dict[str, str]:
 
 
 def find_rule(situation: Situation) -> Rule | None:
-    """Return the row of `RULES` for a situation; None where there is none."""
+    """Return the first matching row of `RULES`; None without a match."""
     if situation.device != "CPU" or not situation.paged:
         return None
     kind = _weight_kind(situation.weights)
@@ -214,10 +214,10 @@ def find_rule(situation: Situation) -> Rule | None:
 
 
 def largest_group(weights: Iterable[WeightSummary], limit: int) -> int | None:
-    """Return the largest activation group, up to ``limit``, that every group of weights holds.
+    """Return the largest dynamic quantization group, up to ``limit``, that fits all weights.
 
-    OpenVINO rounds nothing where an activation group is larger than the group of weights that
-    it meets or does not divide it. A whole row takes any.
+    OpenVINO disables dynamic quantization for a layer if the activation group is larger than the
+    layer's weight group or does not divide it. Any group fits a whole row.
 
     Example:
         >>> largest_group([], 128)
@@ -251,12 +251,12 @@ def _use_tuned(config: RuntimeConfig, situation: Situation) -> Iterable[Setting]
 
 
 def _tuning_counts(situation: Situation) -> bool:
-    """Return whether this is what ``phi3ov tune`` measures: paged attention on the CPU."""
+    """Return whether ``phi3ov tune`` measures this situation: paged attention on the CPU."""
     return situation.device == "CPU" and situation.paged
 
 
 def _tuned_arithmetic_counts(config: RuntimeConfig, situation: Situation) -> bool:
-    """Return whether precision and groups are those that were measured together."""
+    """Return whether precision and group size are those that were measured together."""
     tuned = situation.tuned
     return (
         tuned is not None
@@ -280,7 +280,7 @@ def _choose_threads(situation: Situation) -> Iterable[Setting]:
 
 
 def _choose_arithmetic(config: RuntimeConfig, situation: Situation) -> Iterable[Setting]:
-    """Choose precision and activation group together: a row was measured as a whole."""
+    """Choose precision and dynamic quantization group together, as each row was measured."""
     rule = find_rule(situation)
     if rule is None or rule.largest_group is None or _tuned_arithmetic_counts(config, situation):
         return
@@ -289,7 +289,7 @@ def _choose_arithmetic(config: RuntimeConfig, situation: Situation) -> Iterable[
     measured_in = rule.inference_precision or situation.own.get(PRECISION)
     if group is None or asked not in (None, "f32", measured_in):
         return
-    if config.dynamic_quantization_group_size == 0:  # float32 pays only where it is rounded
+    if config.dynamic_quantization_group_size == 0:  # float32 pays only with quantization
         return
     because = f"{rule.name}, {rule.weights} weights: {rule.measured}"
     if rule.inference_precision is not None:

@@ -1,8 +1,8 @@
-"""More than one token per pass over the weights: where the candidates come from.
+"""Speculative decoding: sources of draft tokens.
 
-Each pass of a decoder reads all weights, for one token or for six. So a cheap method proposes
-the next tokens, the model reads them in one pass, and those that it would have produced itself
-are kept: greedy text stays the same. When that pays is measured in ``docs/speculative.md``.
+Each forward pass reads all weights, for one token or for six. So a cheap method proposes the next
+tokens, the model verifies them in one pass, and keeps those that it would have generated itself:
+greedy text stays the same. ``docs/speculative.md`` measures when this is faster.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from ..validation import is_integer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptLookup:
-    """Propose what followed the last tokens where they occurred before, in prompt or answer.
+    """Prompt lookup decoding: propose the continuation of an earlier match of the last tokens.
 
-    It costs no second model, and pays where the answer repeats the prompt: summaries, edits,
-    code, quotations.
+    It searches prompt and answer and needs no second model. It is faster if the answer repeats the
+    prompt: summaries, edits, code, quotations.
 
     Attributes:
-        candidate_tokens: Tokens that are proposed for each pass, at least 1.
-        ngram_tokens: How many of the last tokens to look for; fewer if not found, at least 1.
+        candidate_tokens: Number of draft tokens per forward pass, at least 1.
+        ngram_tokens: Longest n-gram of last tokens to search for, at least 1; shorter ones are
+            tried if it is not found.
 
     Raises:
-        OptionError: A number is out of its range.
+        OptionError: A number is out of range.
 
     Example:
         >>> PromptLookup(candidate_tokens=8).ngram_tokens
@@ -43,14 +44,14 @@ class PromptLookup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftModel:
-    """Let a smaller model with the same tokenizer propose the next tokens.
+    """Speculative decoding with a draft model: a smaller model with the same tokenizer.
 
     Attributes:
-        path: An exported folder.
-        candidate_tokens: Tokens that it proposes for each pass, at least 1.
+        path: The draft model's exported folder.
+        candidate_tokens: Number of draft tokens per forward pass, at least 1.
 
     Raises:
-        OptionError: The number is out of its range.
+        OptionError: The number is out of range.
 
     Example:
         >>> DraftModel(path="models/small").candidate_tokens
@@ -65,7 +66,7 @@ class DraftModel:
 
 
 Speculation = PromptLookup | DraftModel
-"""Where candidates for several tokens per pass come from."""
+"""Source of draft tokens for speculative decoding."""
 
 
 def _require_count(name: str, value: object) -> None:

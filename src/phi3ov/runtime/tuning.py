@@ -1,8 +1,8 @@
-"""What ``phi3ov tune`` found: the settings to load with, and the file that keeps them.
+"""Results of ``phi3ov tune``: the fastest settings, and the file that keeps them.
 
-The file lies in the user's data folder, named for the processor and the weights. It says for
-which OpenVINO and how many processors it was measured; for others it is stale. Measuring is
-``tuner.py``.
+The file is in the user's data folder, named for the processor and the weights. It records the
+OpenVINO version and the number of processors of the measurement; for others it is stale.
+``tuner.py`` measures.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from .user_folders import user_folder
 _LOGGER = logging.getLogger("phi3ov")
 
 Tuning = Literal["auto", "off"]
-"""Whether `load_model` uses what ``phi3ov tune`` kept."""
+"""Whether `load_model` uses the saved result of ``phi3ov tune``."""
 
 Goal = Literal["latency", "throughput"]
-"""What settings are best for: one chat, or many at once."""
+"""Goal of a setting: a single chat, or many at once."""
 
 _VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TunedSettings:
-    """Settings that were the fastest within the divergence budget.
+    """The fastest settings within the divergence budget.
 
     Attributes:
-        inference_precision: As in `RuntimeConfig`; None is OpenVINO's own.
-        dynamic_quantization_group_size: As in `RuntimeConfig`; None is OpenVINO's own.
-        threads: As in `RuntimeConfig`; None is OpenVINO's own.
-        kv_cache_precision: As in `RuntimeConfig`; None is the export's.
-        prompt_chunk_tokens: Most prompt tokens that a step of the worker reads; None is the
-            worker's own choice.
-        reason: What was measured, in a sentence.
+        inference_precision: As in `RuntimeConfig`; None for OpenVINO's default.
+        dynamic_quantization_group_size: As in `RuntimeConfig`; None for OpenVINO's default.
+        threads: As in `RuntimeConfig`; None for OpenVINO's default.
+        kv_cache_precision: As in `RuntimeConfig`; None for the export's value.
+        prompt_chunk_tokens: Maximum number of prompt tokens per step of the worker; None for the
+            worker's default.
+        reason: The measurement, in a sentence.
     """
 
     inference_precision: InferencePrecision | None = None
@@ -62,7 +62,7 @@ class TunedSettings:
             require_integer("prompt_chunk_tokens", self.prompt_chunk_tokens, least=1)
 
     def to_config(self) -> RuntimeConfig:
-        """Return the `RuntimeConfig` that asks for these settings.
+        """Return the `RuntimeConfig` with these settings.
 
         Raises:
             OptionError: A value is not allowed.
@@ -77,12 +77,12 @@ class TunedSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuningKey:
-    """What a measurement holds for.
+    """The machine and model that a measurement is valid for.
 
     Attributes:
-        processor: Its name, as OpenVINO gives it; in virtual machines several kinds share one.
+        processor: Name from OpenVINO; in virtual machines, different processors share a name.
         features: `Processor.features`, sorted.
-        cpus: Processors that the process may use.
+        cpus: Number of processors that the process may use.
         openvino: OpenVINO's version.
         weights: `ModelFingerprint.weights`.
     """
@@ -99,7 +99,7 @@ class TuningKey:
 
         Args:
             artifact: The folder; without a manifest its weights are hashed, which takes seconds.
-            processor: The processor's name, as OpenVINO gives it.
+            processor: The processor's name, from OpenVINO.
         """
         import openvino
 
@@ -118,11 +118,11 @@ class TuningRecord:
     """The content of a file of ``phi3ov tune``.
 
     Attributes:
-        key: What it was measured for.
+        key: The machine and model of the measurement.
         date: The day, as ``2026-11-28``.
         latency: The fastest settings for one chat.
         throughput: The fastest settings for many chats at once.
-        version: Version of the format.
+        version: Version of the file format.
     """
 
     key: TuningKey
@@ -140,7 +140,7 @@ def check_tuning(tuning: object) -> None:
     """Check an argument ``tuning``.
 
     Raises:
-        OptionError: It is not ``"auto"``, ``"off"`` or a path.
+        OptionError: The value is not ``"auto"``, ``"off"`` or a path.
     """
     if not isinstance(tuning, (str, Path)) or tuning == "":
         raise OptionError(
@@ -158,7 +158,7 @@ def tuning_folder() -> Path:
 
 
 def tuning_path(key: TuningKey) -> Path:
-    """Return the file for a processor and an export, whatever OpenVINO and how many CPUs.
+    """Return the file for a processor and an export, for any OpenVINO and number of CPUs.
 
     Raises:
         OptionError: The user has no home folder.
@@ -172,7 +172,7 @@ def write_record(record: TuningRecord, path: Path) -> None:
     """Write a file of ``phi3ov tune``; an existing one is overwritten atomically.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path) as file:
@@ -182,18 +182,18 @@ def write_record(record: TuningRecord, path: Path) -> None:
 def find_record(
     artifact: Artifact, processor: str, tuning: Tuning | Path = "auto"
 ) -> TuningRecord | None:
-    """Return what ``phi3ov tune`` found for an exported folder on this machine, if it has run.
+    """Return the result of ``phi3ov tune`` for an exported folder on this machine, if it exists.
 
     Args:
         artifact: The folder.
-        processor: The processor's name, as OpenVINO gives it.
+        processor: The processor's name, from OpenVINO.
         tuning: As for `load_model`.
     """
     if tuning == "off":
         return None
     path = None if tuning == "auto" else Path(tuning)
     if path is None and not _keeps_records():
-        return None  # a folder without a manifest would be hashed for nothing: seconds
+        return None  # skip hashing a folder without a manifest, which takes seconds
     return read_record(TuningKey.of(artifact, processor), path)
 
 
@@ -208,13 +208,14 @@ def _keeps_records() -> bool:
 
 
 def read_record(key: TuningKey, path: Path | None = None) -> TuningRecord | None:
-    """Return what was measured for ``key``.
+    """Return the record for ``key``, if any.
 
-    A file that is damaged or was measured for something else is not used, and a warning says so.
+    If the file is damaged or was measured for another key, a warning is logged and the file is not
+    used.
 
     Args:
-        key: What is to be loaded.
-        path: The file; None looks in the user's data folder, where there need not be one.
+        key: The machine and model to load.
+        path: The file; None for the one in the user's data folder, which may not exist.
     """
     wanted = tuning_path(key) if path is None else path
     try:

@@ -1,6 +1,6 @@
-"""The folders of the user in which phi3ov keeps files: settings that were measured, history.
+"""The user's folders in which phi3ov keeps files: measured settings and input history.
 
-A user id without an entry in the password file and without HOME, as containers give, has none.
+A user id without a password entry and without HOME, as in some containers, has no such folders.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ _VARIABLES = {"data": "XDG_DATA_HOME", "state": "XDG_STATE_HOME"}
 
 
 def user_folder(kind: Literal["data", "state"]) -> Path:
-    """Return phi3ov's folder of a kind for this user; it may not exist.
+    """Return phi3ov's folder of a kind for this user, which may not exist.
 
     Args:
-        kind: ``"data"`` for what is worth keeping, ``"state"`` for what may be lost.
+        kind: ``"data"`` for files worth keeping, ``"state"`` for files that may be lost.
 
     Raises:
-        OptionError: The user has no home folder, and no variable names the folder.
+        OptionError: The user has no home folder, and no environment variable names the folder.
 
     Example:
         >>> user_folder("data").name
@@ -31,7 +31,7 @@ def user_folder(kind: Literal["data", "state"]) -> Path:
     ask = {"data": platformdirs.user_data_path, "state": platformdirs.user_state_path}[kind]
     try:
         folder = ask("phi3ov", appauthor=False)
-    except RuntimeError:  # platformdirs below 4.5 returns a path that begins with ~
+    except RuntimeError:  # platformdirs before 4.5 returns a path that begins with ~
         folder = Path("~")
     if folder.parts[0] == "~":
         raise OptionError(
