@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -40,7 +40,9 @@ from .runner import BatchProgress, BatchRequest, ReportProgress
 
 if TYPE_CHECKING:
     from ..answer.options import Options
+    from ..artifact.fingerprint import ModelFingerprint
     from ..model import Phi3Model
+    from ..runtime.rope import ContextChoice
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
 """A longer line gets an error record; no conversation that fits a context is as long."""
@@ -49,7 +51,7 @@ _FIELDS = ("id", "messages", "prompt", "options")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Line:
+class BatchLine:
     """One line of the input.
 
     Attributes:
@@ -103,33 +105,91 @@ def answer_lines(
 ) -> BatchProgress:
     """Do the work of `run_batch_file`; the caller must hold `locked_output`."""
     with source.open("rb") as lines:
-        total, checksum = _survey(lines)
-        defaults = {"options": _describe_options(GenerationOptions())}
-        claim_output(target, _describe(model, options, checksum), defaults)
-        done = repair_output(target)
-        now = BatchProgress(done=len(done), failed=sum(done.values()), total=total)
-        report(now)
-        with target.open("ab") as records:
+        total, checksum = survey_input(lines)
+        job = describe_job(model.fingerprint, model.context, options, checksum)
+
+        def answer(done: Collection[int]) -> Iterator[Record]:
             for line, outcome in _answer(model, lines, done, options):
-                records.write(encode_record(line.number, line.id, outcome))
-                records.flush()  # a kill from now on leaves the record
-                failed = now.failed + isinstance(outcome, Phi3OVError)
-                now = BatchProgress(done=now.done + 1, failed=failed, total=total)
-                report(now)
+                yield Record.of(line, outcome)
+
+        return record_answers(target, job, answer, total=total, report=report)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """The output line of one input line.
+
+    Attributes:
+        line: Number of the input line, from 1.
+        data: The output line.
+        failed: Whether it holds an error.
+    """
+
+    line: int
+    data: bytes
+    failed: bool
+
+    @classmethod
+    def of(cls, line: BatchLine, outcome: Reply | Phi3OVError) -> Record:
+        """Return the record of a line's outcome."""
+        return cls(
+            line=line.number,
+            data=encode_record(line.number, line.id, outcome),
+            failed=isinstance(outcome, Phi3OVError),
+        )
+
+
+def record_answers(
+    target: Path,
+    job: Mapping[str, Any],
+    answer: Callable[[Collection[int]], Iterator[Record]],
+    *,
+    total: int,
+    report: ReportProgress,
+) -> BatchProgress:
+    """Claim ``target`` for ``job`` and append the records that ``answer`` yields.
+
+    Args:
+        target: The output; the caller holds `locked_output`.
+        job: What the records depend on: `describe_job`.
+        answer: Gets the numbers of the lines that have a record, and yields those of the others.
+        total: Lines of the input.
+        report: Called after each record.
+
+    Raises:
+        OptionError: ``target`` belongs to another job, or is damaged.
+    """
+    claim_output(target, dict(job), {"options": _describe_options(GenerationOptions())})
+    done = repair_output(target)
+    now = BatchProgress(done=len(done), failed=sum(done.values()), total=total)
+    report(now)
+    with target.open("ab") as records:
+        for record in answer(done.keys()):
+            records.write(record.data)
+            records.flush()  # a kill from now on leaves the record
+            now = BatchProgress(done=now.done + 1, failed=now.failed + record.failed, total=total)
+            report(now)
     return now
 
 
 def _answer(
-    model: Phi3Model, lines: BinaryIO, done: dict[int, bool], options: GenerationOptions
-) -> Iterator[tuple[_Line, Reply | Phi3OVError]]:
+    model: Phi3Model, lines: BinaryIO, done: Collection[int], options: GenerationOptions
+) -> Iterator[tuple[BatchLine, Reply | Phi3OVError]]:
     """Yield the outcome of each line that is not ``done``, as answers end."""
-    asked: dict[int, _Line] = {}
+    pending = (parse_line(*line) for line in read_lines(lines) if line[0] not in done)
+    return answer_parsed(model, pending, options)
+
+
+def answer_parsed(
+    model: Phi3Model, lines: Iterable[BatchLine], options: GenerationOptions
+) -> Iterator[tuple[BatchLine, Reply | Phi3OVError]]:
+    """Yield each line with its outcome, as answers end; wrong lines have their own error."""
+    asked: dict[int, BatchLine] = {}
 
     def requests() -> Iterator[BatchRequest]:
-        pending = (line for line in _raw_lines(lines) if line[0] not in done)
-        for index, (number, raw) in enumerate(pending):
-            asked[index] = _parse(number, raw)
-            yield asked[index].request
+        for index, line in enumerate(lines):
+            asked[index] = line
+            yield line.request
 
     changes = {field.name: getattr(options, field.name) for field in fields(options)}
     changes["on_full_queue"] = "wait"
@@ -138,9 +198,14 @@ def _answer(
         yield line, line.error or result.outcome
 
 
-def _raw_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Yield number and bytes of each non-empty line; a line that is too long is cut."""
-    number = 0
+def read_lines(file: BinaryIO, *, after: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Yield number and bytes of each non-empty line; a line that is too long is cut.
+
+    Args:
+        file: The input; read from where it stands.
+        after: Number of the line before that place.
+    """
+    number = after
     while raw := file.readline(MAX_LINE_BYTES + 1):
         number += 1
         end = raw
@@ -150,7 +215,8 @@ def _raw_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
             yield number, raw
 
 
-def _parse(number: int, raw: bytes) -> _Line:
+def parse_line(number: int, raw: bytes) -> BatchLine:
+    """Return a line of the input; one that is wrong keeps its error."""
     identity: str | int | None = None
     try:
         if len(raw) > MAX_LINE_BYTES:
@@ -161,9 +227,9 @@ def _parse(number: int, raw: bytes) -> _Line:
         if not isinstance(options, dict):
             raise PromptError(f"options={_short(options)} is not a JSON object.")
         request = BatchRequest(messages=_read_messages(values), options=cast("Options", options))
-        return _Line(number=number, id=identity, request=request)
+        return BatchLine(number=number, id=identity, request=request)
     except Phi3OVError as error:
-        return _Line(number=number, id=identity, error=error)
+        return BatchLine(number=number, id=identity, error=error)
 
 
 def _parse_json(raw: bytes) -> dict[str, Any]:
@@ -210,24 +276,36 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _survey(lines: BinaryIO) -> tuple[int, str]:
+def survey_input(lines: BinaryIO) -> tuple[int, str]:
     """Return the number of non-empty lines and the file's SHA-256."""
     digest = hashlib.sha256()
     while part := lines.read(2**20):
         digest.update(part)
     lines.seek(0)
-    total = sum(1 for _ in _raw_lines(lines))
+    total = sum(1 for _ in read_lines(lines))
     lines.seek(0)
     return total, digest.hexdigest()
 
 
-def _describe(model: Phi3Model, options: GenerationOptions, checksum: str) -> dict[str, Any]:
-    """Return what the answers depend on; device, engine and limits may change between runs."""
+def describe_job(
+    fingerprint: ModelFingerprint,
+    context: ContextChoice,
+    options: GenerationOptions,
+    checksum: str,
+) -> dict[str, Any]:
+    """Return what the answers depend on; device, engine and limits may change between runs.
+
+    Args:
+        fingerprint: The model.
+        context: Its context and rope factors.
+        options: Options of every conversation.
+        checksum: What identifies the input: `survey_input`.
+    """
     return {
         "input": checksum,
         "options": _describe_options(options),
-        "model": model.fingerprint.to_values(),
-        "context": asdict(model.context),
+        "model": fingerprint.to_values(),
+        "context": asdict(context),
     }
 
 
