@@ -51,7 +51,8 @@ OPTIONS = {
     "--max-connections --max-depth --max-running --max-tokens --max-waiting "
     "--max-waiting-tokens --model-name --no-auth --ping-seconds --port --revision --threads "
     "--timeout-seconds --write-timeout-seconds -h model",
-    "batch": f"{MODEL} --json --max-running --quiet --timeout-seconds input model output",
+    "batch": f"{MODEL} --actors --json --max-running --quiet --ray --timeout-seconds input model "
+    "output",
     "info": "--device --help --json --revision -h model",
     "verify": "--help --json --revision -h model",
     "ovms": "--cache-gb --context-tokens --device --help --json --name --plugin-config --revision "
@@ -457,6 +458,25 @@ def test_an_output_that_another_process_writes_is_told_before_the_model_is_loade
     with FileLock(tmp_path / ".out.jsonl.lock"):
         assert main(["batch", "m", str(source), str(target)]) == 1
     assert "Another process is writing" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--actors", "2"], "--actors 2 has no effect without --ray"),
+        (["--ray", "auto", "--engine", "pipeline"], "--engine pipeline does not go with --ray"),
+        (["--ray", "auto", "--actors", "0"], "actors=0"),
+    ],
+)
+def test_options_of_a_cluster_are_checked_before_it_is_asked(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Connecting takes seconds."""
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"prompt": "a"}\n', encoding="utf-8")
+    assert main(["batch", "m", str(source), str(tmp_path / "out.jsonl"), *options]) == 1
+    assert message in capsys.readouterr().err
 
 
 def test_an_error_of_the_system_is_exit_code_1(

@@ -26,8 +26,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -36,7 +36,7 @@ from ..answer.reply import Reply
 from ..errors import Phi3OVError, PromptError
 from ..prompt.messages import Message, require_text
 from .records import claim_output, encode_record, locked_output, repair_output
-from .runner import BatchProgress, BatchRequest, ReportProgress
+from .runner import BatchProgress, BatchRequest, ReportProgress, waiting_options
 
 if TYPE_CHECKING:
     from ..answer.options import Options
@@ -141,7 +141,7 @@ class Record:
 
 def record_answers(
     target: Path,
-    job: Mapping[str, Any],
+    job: dict[str, Any],
     answer: Callable[[Collection[int]], Iterator[Record]],
     *,
     total: int,
@@ -159,7 +159,7 @@ def record_answers(
     Raises:
         OptionError: ``target`` belongs to another job, or is damaged.
     """
-    claim_output(target, dict(job), {"options": _describe_options(GenerationOptions())})
+    claim_output(target, job, {"options": describe_defaults()})
     done = repair_output(target)
     now = BatchProgress(done=len(done), failed=sum(done.values()), total=total)
     report(now)
@@ -191,9 +191,7 @@ def answer_parsed(
             asked[index] = line
             yield line.request
 
-    changes = {field.name: getattr(options, field.name) for field in fields(options)}
-    changes["on_full_queue"] = "wait"
-    for result in model.iter_batch(requests(), **cast("Options", changes)):
+    for result in model.iter_batch(requests(), **waiting_options(options)):
         line = asked.pop(result.index)
         yield line, line.error or result.outcome
 
@@ -307,6 +305,11 @@ def describe_job(
         "model": fingerprint.to_values(),
         "context": asdict(context),
     }
+
+
+def describe_defaults() -> dict[str, Any]:
+    """Return the options that hold for a claim which does not name them."""
+    return _describe_options(GenerationOptions())
 
 
 def _describe_options(options: GenerationOptions) -> dict[str, Any]:

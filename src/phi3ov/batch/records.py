@@ -78,8 +78,27 @@ def claim_output(target: Path, job: dict[str, Any], defaults: dict[str, Any]) ->
         OptionError: ``target`` belongs to another job, or to no batch.
     """
     claim = target.with_name(target.name + ".job")
+    begun = target.exists() and target.stat().st_size > 0
+    claim_job(claim, job, defaults, target=target, begun=begun)
+
+
+def claim_job(
+    claim: Path, job: dict[str, Any], defaults: dict[str, Any], *, target: Path, begun: bool
+) -> None:
+    """Compare a job with its claim; write the claim if the job has not begun.
+
+    Args:
+        claim: The job file.
+        job: What the records depend on.
+        defaults: See `claim_output`.
+        target: What the claim is for; errors name it.
+        begun: Whether ``target`` holds records.
+
+    Raises:
+        OptionError: ``target`` belongs to another job, or to no batch.
+    """
     job = json.loads(json.dumps(job))  # as it will be read
-    if target.exists() and target.stat().st_size > 0:
+    if begun:
         before = _completed(_read_claim(claim, target), json.loads(json.dumps(defaults)))
         differing = [name for name in job if before.get(name) != job[name]]
         if differing:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import queue
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, cast
 
 from ..answer.options import GenerationOptions, Options
 from ..answer.reply import Reply
@@ -106,6 +106,17 @@ class BatchProgress:
     done: int
     failed: int
     total: int | None
+
+
+def waiting_options(options: GenerationOptions) -> Options:
+    """Return ``options`` as the keywords of `Phi3Model.iter_batch`, which waits for a full queue.
+
+    Example:
+        >>> waiting_options(GenerationOptions(seed=1, temperature=0.5))["on_full_queue"]
+        'wait'
+    """
+    changes = {field.name: getattr(options, field.name) for field in fields(options)}
+    return cast("Options", changes | {"on_full_queue": "wait"})
 
 
 ReportProgress = Callable[[BatchProgress], None]
