@@ -6,13 +6,21 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import phi3ov
-from phi3ov import ArtifactError, GenerationOptions, OptionError, RequestLimits, RuntimeConfig
+from phi3ov import (
+    ArtifactError,
+    GenerationError,
+    GenerationOptions,
+    OptionError,
+    RequestLimits,
+    RuntimeConfig,
+)
 from phi3ov.artifact.fingerprint import ModelFingerprint
 from phi3ov.batch.file import run_batch_file
 from phi3ov.batch.runner import BatchProgress
@@ -189,19 +197,37 @@ def test_another_model_on_a_node_ends_the_job(cluster: Cluster, reference_export
         AnswerLines(reference_export, load=LOAD, fingerprint=other)
 
 
+def test_an_actor_that_cannot_load_ends_the_job_with_its_error(
+    cluster: Cluster, reference_export: Path, tmp_path: Path
+) -> None:
+    """The error names the cause, and not Ray's traceback around it."""
+    source = tmp_path / "in.jsonl"
+    write_prompts(source, 3)
+    with pytest.raises(GenerationError, match=r"^Ray ended the job: .*DeviceError.* NPU is not"):
+        answer_lines_on_ray(
+            reference_export,
+            source,
+            tmp_path / "out.jsonl",
+            SHORT,
+            cluster=RayCluster(actors=1, cores=1),
+            load=replace(LOAD, device=("NPU",)),
+        )
+
+
 def test_two_actors_on_one_node_do_not_share_a_core(
     cluster: Cluster, reference_export: Path
 ) -> None:
     """Inside an actor the engine has the threads that Ray reserved, and is not pinned."""
 
     @ray.remote(num_cpus=1)
-    def load() -> dict[str, str]:
-        actor = AnswerLines(reference_export, load=LOAD)
-        settings = {setting.name: setting.value for setting in actor.model.settings}
-        actor.model.close()
-        return settings
+    class Loader:
+        def settings(self) -> dict[str, str]:
+            actor = AnswerLines(reference_export, load=LOAD)
+            settings = {setting.name: setting.value for setting in actor.model.settings}
+            actor.model.close()
+            return settings
 
-    settings = ray.get(load.remote(), timeout=120)
+    settings = ray.get(Loader.remote().settings.remote(), timeout=120)
     assert settings["INFERENCE_NUM_THREADS"] == "1"
     if usable_cpus() > 1:
         assert settings["ENABLE_CPU_PINNING"] == "NO"
@@ -212,10 +238,13 @@ def test_rays_checkpoint_goes_on_and_refuses_another_job(
     cluster: Cluster, reference_export: Path, tmp_path: Path
 ) -> None:
     """A job that failed in the middle answers the rest; each row is written once."""
-    rows = [{"id": number, "prompt": f"Say {number}."} for number in range(48)]
+    rows: list[dict[str, Any]] = [
+        {"id": number, "prompt": f"Say {number}."} for number in range(48)
+    ]
     ray.data.from_items(rows, override_num_blocks=6).write_parquet(str(tmp_path / "in"))
     context = ray.data.DataContext.get_current()
     source = str(tmp_path / "in")
+    room = cluster.add_node(**NODE | {"num_cpus": 2})  # for reading and the checkpoint's filter
 
     def run(*, fail: bool, **options: Any) -> None:
         context.checkpoint_config = claim_checkpoint(
@@ -262,6 +291,7 @@ def test_rays_checkpoint_goes_on_and_refuses_another_job(
         assert written() == list(range(48))
     finally:
         context.checkpoint_config = None
+        cluster.remove_node(room)
 
 
 def test_the_command_answers_on_a_cluster(

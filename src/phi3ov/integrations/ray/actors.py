@@ -188,10 +188,10 @@ class AnswerLines(ModelActor):
 
 
 def assigned_cores() -> int:
-    """Return how many CPUs Ray reserved for this actor; without Ray, all that may be used."""
+    """Return how many CPUs Ray reserved for this actor; elsewhere, all that may be used."""
     import ray
 
-    if not ray.is_initialized():
+    if not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
         return usable_cpus()
     reserved = ray.get_runtime_context().get_assigned_resources().get("CPU", 0)
     return int(reserved) or usable_cpus()

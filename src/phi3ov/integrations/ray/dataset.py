@@ -42,15 +42,14 @@ def answer_dataset(
     """Answer the conversations of a dataset with a pool of actors; see `AnswerConversations`.
 
     An actor on a node that dies is started again where ``cores`` are free, and its blocks are
-    answered again. A dataset that is read with fewer and larger blocks than ``rows_per_block`` is
-    cut; smaller ones are put together.
+    answered again. Blocks of another size are cut or put together first.
 
     Args:
         dataset: Has a column ``messages`` or ``prompt``.
         path: The exported folder, at the same path on every node, or a hub id.
         actors: Loaded models; one per node is the usual number.
-        cores: CPUs of each. Leave one of the cluster's CPUs for Ray's own tasks: reading, writing
-            and a checkpoint's filter take one each.
+        cores: CPUs of each. Leave one of the cluster's CPUs for Ray's own tasks, such as reading
+            and writing; where there is no room for them, Ray waits for ever.
         load: How each actor loads the model.
         rows_per_block: Conversations of a block; None is 16 times those that run together. A
             smaller number loses less when a node dies, and is slower.
@@ -76,11 +75,15 @@ def answer_dataset(
     if rows_per_block is not None:
         require_integer("rows_per_block", rows_per_block, least=1)
     chosen = GenerationOptions().changed(options)
-    return dataset.map_batches(
+    # A reader makes one block of many small files, which one actor would answer alone.
+    blocks = dataset.repartition(
+        target_num_rows_per_block=rows_per_block or full_block(load), strict=True
+    )
+    return blocks.map_batches(
         AnswerConversations,
         fn_constructor_args=(path,),
         fn_constructor_kwargs={"options": chosen, "load": load},
-        batch_size=rows_per_block or full_block(load),
+        batch_size=None,
         **pool_arguments(actors=actors, cores=cores),
     )
 
@@ -117,8 +120,9 @@ def claim_checkpoint(
 
     Set the result as ``ray.data.DataContext.get_current().checkpoint_config`` before the dataset
     is read, and write the answered dataset to files: only a plan that reads, maps and writes has
-    a checkpoint. Restoring starts an actor that needs one CPU and 1 GiB of Ray's memory beside
-    those of the model.
+    a checkpoint. Leave two CPUs and 1 GiB of Ray's memory beside the actors: when a job is
+    resumed, the checkpoint's filter is an actor of its own beside the tasks that read. Where there
+    is no room for both, Ray waits for ever.
 
     Args:
         folder: The folder of the checkpoint, which every node sees at this path.

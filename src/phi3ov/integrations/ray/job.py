@@ -254,4 +254,6 @@ def _cause_of(error: BaseException) -> Phi3OVError:
         if isinstance(cause, Phi3OVError):
             return cause
         cause = getattr(cause, "cause", None) or cause.__cause__
-    return GenerationError(f"Ray ended the job: {error}")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # What an actor raises while it loads the model comes as a text that ends with a traceback.
+    return GenerationError(f"Ray ended the job: {lines[-1] if lines else type(error).__name__}")
