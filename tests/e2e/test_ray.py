@@ -219,7 +219,6 @@ def test_two_actors_on_one_node_do_not_share_a_core(
 ) -> None:
     """Inside an actor the engine has the threads that Ray reserved, and is not pinned."""
 
-    @ray.remote(num_cpus=1)
     class Loader:
         def settings(self) -> dict[str, str]:
             actor = AnswerLines(reference_export, load=LOAD)
@@ -227,7 +226,7 @@ def test_two_actors_on_one_node_do_not_share_a_core(
             actor.model.close()
             return settings
 
-    settings = ray.get(Loader.remote().settings.remote(), timeout=120)
+    settings = ray.get(ray.remote(num_cpus=1)(Loader).remote().settings.remote(), timeout=120)
     assert settings["INFERENCE_NUM_THREADS"] == "1"
     if usable_cpus() > 1:
         assert settings["ENABLE_CPU_PINNING"] == "NO"
