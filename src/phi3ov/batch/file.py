@@ -1,6 +1,6 @@
 r"""Answer the conversations of a JSONL file into another JSONL file, resumable at any moment.
 
-Input, one JSON object a line (empty lines are skipped)::
+Input, one JSON object per line (empty lines are skipped)::
 
     {"id": "a1", "messages": [{"role": "user", "content": "Hello"}], "options": {"seed": 7}}
     {"prompt": "Hello"}
@@ -9,7 +9,7 @@ Input, one JSON object a line (empty lines are skipped)::
 them becomes a control token. ``id``, a string or an integer, is copied to the record. ``options``
 are fields of `GenerationOptions` for this line.
 
-Output, one JSON object a line, in the order in which answers end: ``line`` (of the input, from
+Output, one JSON object per line, in the order in which answers end: ``line`` (of the input, from
 1), ``id``, and the reply as `describe_reply` writes it (``text``, ``finish_reason``, ``usage``,
 ``timings``, ``seed``, and ``parsed``, ``logprobs`` and ``candidates`` if requested), or ``error``
 with ``type``, ``message`` and ``partial_text``.
@@ -321,5 +321,5 @@ def _describe_options(options: GenerationOptions) -> dict[str, Any]:
     del chosen["on_full_queue"]
     shape = options.shape()
     if shape is not None and isinstance(options.json_schema, type):
-        chosen["json_schema"] = shape.grammar  # what the class stands for
+        chosen["json_schema"] = shape.grammar  # identifies the class by its content
     return chosen

@@ -33,7 +33,7 @@ class BatchRequest:
     Attributes:
         messages: The conversation; it ends with a user message.
         options: Changes to the batch's options for this conversation.
-        tools: What the model may call in this conversation.
+        tools: Tools that the model may call in this conversation.
 
     Raises:
         OptionError: ``options`` is not a mapping.

@@ -1,12 +1,12 @@
 """The command ``phi3ov``: options and printing on top of the library.
 
-Each command is a module of this package, named in ``COMMANDS``: its function ``run`` takes the
-options (typer reads them from the signature, the help from the docstring) and its ``EXAMPLE``
-ends the help. To add a command, write such a module and add its name to ``COMMANDS``.
+Each command is a module of this package, named in ``COMMANDS``. typer reads the options from the
+signature of its function ``run`` and the help from the docstring; ``EXAMPLE`` ends the help. To
+add a command, write such a module and add its name to ``COMMANDS``.
 
-Results go to stdout, everything else to stderr. Exit codes: 0 success, 1 an error that the
-library or the system names (one line), 2 wrong usage, 3 an unexpected error, which is a defect,
-130 Ctrl-C, 141 the reader of a pipe has gone. ``--debug`` adds tracebacks; the codes stay.
+Results go to stdout, everything else to stderr. Exit codes: 0 success, 1 an error of the library
+or the system (one line), 2 wrong usage, 3 an unexpected error, which is a defect, 130 Ctrl-C, 141
+the reader of the pipe has closed it. ``--debug`` adds tracebacks and keeps the codes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ COMMANDS = (
     "devices",
     "reference",
 )
-"""The commands in the order in which the help lists them, each a module of this package."""
+"""The commands in the order of the help, each a module of this package."""
 
 _HELP_NAMES = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -48,13 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code.
 
     Args:
-        arguments: The command line without the program's name; None takes ``sys.argv``.
+        arguments: The command line without the program's name; None for ``sys.argv``.
 
     Raises:
         SystemExit: The command line asks for help, or is wrong (exit code 2).
     """
     _open_missing_streams()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # an answer may hold what the terminal cannot show
+    if isinstance(sys.stdout, io.TextIOWrapper):  # an answer may contain what stdout cannot encode
         sys.stdout.reconfigure(errors="replace")
     command = build_command()
     given = sys.argv[1:] if arguments is None else list(arguments)
@@ -66,10 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_command() -> Any:
-    """Return the parser of the whole command line, as typer makes it.
+    """Return typer's parser of the whole command line.
 
-    Help and usage errors have frames and colours where both output streams are terminals that
-    show them, and are plain text everywhere else.
+    Help and usage errors have frames and colours if both output streams are terminals that support
+    them, and are plain text otherwise.
     """
     fancy = shows_style(sys.stdout) and shows_style(sys.stderr)
     app = typer.Typer(
@@ -113,7 +113,7 @@ def _set_up(
 
 
 def _open_missing_streams() -> None:
-    """Replace streams that Python could not open, for example under ``pythonw``, by empty ones."""
+    """Replace streams that Python could not open (as under ``pythonw``) by the null device."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115

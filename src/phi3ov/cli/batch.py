@@ -134,7 +134,7 @@ def _require_unset(name: str, value: object) -> None:
 
 
 def _require_files(source: Path, target: Path) -> None:
-    """Find out before the model is loaded that a file is not there."""
+    """Check that the files exist, before the model is loaded."""
     if not source.is_file():
         raise OptionError(f"{source} is not a file.")
     if target.exists() and target.samefile(source):

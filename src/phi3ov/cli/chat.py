@@ -120,11 +120,11 @@ def run(
 
 
 def _read_message(message: str | None, file: Path | None) -> str | None:
-    """Return the message that the command line gives; None for a conversation.
+    """Return the message from the command line; None for a conversation.
 
     Raises:
         OptionError: A file or stdin cannot be read as text.
-        typer.BadParameter: Both are to come from stdin.
+        typer.BadParameter: Both message and file are to come from stdin.
     """
     if message == "-" and file == Path("-"):
         raise typer.BadParameter("MESSAGE and --file cannot both be -")

@@ -1,4 +1,4 @@
-"""How a function becomes a command: options from dataclasses, exit codes from exceptions."""
+"""Turns a function into a command: options from dataclasses, exit codes from exceptions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .printing import write_line
 class CommandEnded(BaseException):
     """Carries a command's exit code to `phi3ov.cli.main`.
 
-    typer does not catch it, and so does not turn it into `SystemExit`.
+    typer does not catch it and turn it into `SystemExit`.
     """
 
     def __init__(self, exit_code: int) -> None:
@@ -31,7 +31,7 @@ class CommandEnded(BaseException):
 
 
 class Command(TyperCommand):
-    """A command of ``phi3ov``: it ends in `CommandEnded`, its help in an example."""
+    """A command of ``phi3ov`` that raises `CommandEnded` and whose help ends with an example."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command on a parsed command line."""
@@ -46,7 +46,7 @@ class Command(TyperCommand):
     def restore_argument_help(self, function: Callable[..., None]) -> None:
         """Set the help of positional arguments again.
 
-        click 8.5 has a help of its own for them, and resets what typer below 0.26 has set.
+        click 8.5 has its own help for them, and resets the help that typer before 0.26 has set.
         """
         for parameter in self.params:
             for note in getattr(function.__annotations__[parameter.name], "__metadata__", ()):
@@ -54,10 +54,10 @@ class Command(TyperCommand):
                     parameter.help = note.help
 
     def format_arguments(self, ctx: Any, formatter: Any) -> None:
-        """Write nothing: typer lists the arguments with the options, click 8.5 would again."""
+        """Write nothing: typer lists the arguments, and click 8.5 would list them again."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - typer's signature
-        """Write the example on one line, to be copied; typer would wrap and indent it."""
+        """Write the example on one line for copying; typer would wrap and indent it."""
         formatter.write(f"\n{self.epilog}\n")
 
 
@@ -79,7 +79,7 @@ def _run(call: Callable[[], object], *, debug: bool) -> int:
         # Python flushes stdout once more at its end, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except Exception as error:  # noqa: BLE001 - a command ends in a sentence, not a traceback
+    except Exception as error:  # noqa: BLE001 - print a sentence, not a traceback
         if debug:
             traceback.print_exc()
         if isinstance(error, Phi3OVError | OSError):
@@ -92,10 +92,10 @@ def _run(call: Callable[[], object], *, debug: bool) -> int:
 
 
 def expand_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Return a function that takes the fields of dataclass parameters one by one.
+    """Return a function with one parameter for each field of a dataclass parameter.
 
     typer reads options from a signature. A command declares ``loading: LoadingOptions``; typer
-    sees one option for each field, and the command gets the dataclass.
+    sees one option for each field, and the command receives the dataclass.
 
     Args:
         function: The command; every parameter has a type.

@@ -1,4 +1,4 @@
-"""A conversation in a terminal or a pipe: read a message, print the answer, again."""
+"""A conversation in a terminal or a pipe: reads messages and prints the answers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _COMMANDS = {
 
 
 def is_interactive() -> bool:
-    """Return whether a person types: stdin is a terminal, and so is an output to draw on."""
+    """Return whether the user can type: stdin is a terminal, and so is stdout or stderr."""
     return sys.stdin.isatty() and (sys.stdout.isatty() or sys.stderr.isatty())
 
 
@@ -39,12 +39,12 @@ def converse(chat: Phi3Chat, editor: LineEditor | None) -> None:
     """Read messages and answer them until the input ends.
 
     Args:
-        chat: Who answers.
+        chat: The conversation.
         editor: Reads from a terminal; None reads a message from each line of stdin.
 
     Raises:
         OptionError: A line of stdin is not text.
-        KeyboardInterrupt: Ctrl-C while stdin was read, unless an editor reads.
+        KeyboardInterrupt: Ctrl-C while stdin is read without an editor.
     """
     read = read_piped_line if editor is None else editor.read
     while True:
@@ -109,7 +109,7 @@ def read_piped_line(question: str) -> str:
 
 
 def answer(chat: Phi3Chat, message: str, *, show: bool = True) -> Reply:
-    """Stream one answer to stdout; Ctrl-C ends the answer and keeps what there is of it."""
+    """Stream one answer to stdout; Ctrl-C ends the answer and keeps its partial text."""
     stream = chat.stream(message)
     with _ctrl_c_cancels(stream):
         for piece in stream:
@@ -122,9 +122,9 @@ def answer(chat: Phi3Chat, message: str, *, show: bool = True) -> Reply:
 
 @contextmanager
 def _ctrl_c_cancels(stream: ReplyStream) -> Iterator[None]:
-    """Let Ctrl-C cancel the answer, however often it is pressed.
+    """Let Ctrl-C cancel the answer, also if pressed repeatedly.
 
-    Nothing raises `KeyboardInterrupt` meanwhile: in the middle of a read it could lose tokens.
+    `KeyboardInterrupt` is not raised during this time, because it could lose tokens in a read.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may handle signals

@@ -1,4 +1,4 @@
-"""Texts that commands read and write."""
+"""Reads and writes the text files of commands."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ..errors import OptionError
 
 
 def read_text(path: Path) -> str:
-    """Return what a UTF-8 file holds, or raise `OptionError`."""
+    """Return the content of a UTF-8 file, or raise `OptionError`."""
     try:
-        return path.read_text(encoding="utf-8-sig")  # Windows' editors write a mark before it
+        return path.read_text(encoding="utf-8-sig")  # Windows editors write a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"{path} cannot be read as UTF-8 text: {error}.") from error
 
@@ -20,7 +20,7 @@ def read_text(path: Path) -> str:
 def read_stdin() -> str:
     """Return all of stdin, or raise `OptionError`."""
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="strict")  # Python lets some locales pass any byte
+        sys.stdin.reconfigure(errors="strict")  # in some locales Python accepts any byte
     try:
         return sys.stdin.read().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -31,7 +31,7 @@ def read_stdin() -> str:
 
 
 def check_writable(path: Path) -> None:
-    """Raise `OptionError` if a file cannot be written; leave what is there as it is."""
+    """Raise `OptionError` if a file cannot be written; keeps an existing file unchanged."""
     try:
         is_new = not path.exists()
         path.open("ab").close()

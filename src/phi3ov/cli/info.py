@@ -1,4 +1,4 @@
-"""``phi3ov info``: what an exported folder holds."""
+"""``phi3ov info``: the content of an exported folder."""
 
 from __future__ import annotations
 
@@ -131,11 +131,11 @@ _BLOCK = re.compile(r"layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)")
 
 
 def draw_layers(layers: Sequence[WeightLayer], encoding: str) -> str:
-    """Return a picture of the precisions: a line per kind of weight, a mark per block.
+    """Draw the precisions as text: a line per kind of weight, a mark per block.
 
     Args:
         layers: The weights of a model.
-        encoding: What the picture is for; bars where it has them, else letters.
+        encoding: Encoding of the output; bars if it has them, otherwise letters.
     """
     try:
         "".join(_BARS.values()).encode(encoding)

@@ -1,4 +1,4 @@
-"""Messages typed at a terminal: line editing, history and paste, through prompt_toolkit."""
+"""Reads messages from a terminal with prompt_toolkit: line editing, history and paste."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class LineEditor:
     """Reads messages from a terminal.
 
     A pasted text is one message, with its line breaks. Enter sends and Alt-Enter breaks the line;
-    in multi-line mode it is the other way round.
+    in multi-line mode the two are swapped.
 
     Attributes:
         multiline: Whether Enter breaks the line.
-        problem: Why messages are not kept for the next time; None if they are.
+        problem: Why the history is not saved; None if it is.
     """
 
     def __init__(
@@ -37,10 +37,9 @@ class LineEditor:
         """Prepare the terminal.
 
         Args:
-            history_path: The file that keeps messages for the next time; None keeps them until
-                the program ends.
-            terminal_input: Where keys come from; None is stdin.
-            terminal_output: Where the line is drawn; None is stdout, or stderr where stdout is
+            history_path: The history file; None keeps the history until the program ends.
+            terminal_input: Source of keys; None for stdin.
+            terminal_output: Output of the edited line; None for stdout, or for stderr if stdout is
                 not a terminal.
         """
         self.multiline = False
@@ -60,7 +59,7 @@ class LineEditor:
         """Return what the user typed or pasted.
 
         Raises:
-            EOFError: Ctrl-D on an empty line, or the terminal is gone.
+            EOFError: Ctrl-D on an empty line, or the terminal was closed.
             KeyboardInterrupt: Ctrl-C.
         """
         return self._session.prompt(question)
@@ -85,7 +84,7 @@ class LineEditor:
 
 
 class _OwnerOnlyHistory(FileHistory):
-    """Messages in a file that only its owner can read, on POSIX.
+    """History file that only its owner can read, on POSIX.
 
     A message that cannot be written stays in memory: a full disk must not end a conversation.
     """
@@ -95,14 +94,14 @@ class _OwnerOnlyHistory(FileHistory):
         self._path = path
 
     def prepare(self) -> None:
-        """Make the file and its folder.
+        """Create the file and its folder.
 
         Raises:
-            OSError: They cannot be made or written.
+            OSError: They cannot be created or written.
         """
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._path.touch(mode=0o600)
-        self._path.chmod(0o600)  # a file from elsewhere may have been readable by others
+        self._path.chmod(0o600)  # an existing file may be readable by others
         self._path.open("ab").close()
 
     def load_history_strings(self) -> Iterable[str]:
@@ -116,12 +115,12 @@ class _OwnerOnlyHistory(FileHistory):
         """Append a message."""
         try:
             super().store_string(string)
-        except (OSError, UnicodeEncodeError):  # the latter: a byte that is not UTF-8 was typed
+        except (OSError, UnicodeEncodeError):  # the latter: input that is not UTF-8
             return
 
 
 def default_history_path() -> Path:
-    """Return the file in the user's state folder that keeps what was typed.
+    """Return the history file in the user's state folder.
 
     Raises:
         OptionError: The user has no home folder.

@@ -1,4 +1,4 @@
-"""Options that several commands take, each declared in one place."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def answer_option(help_text: str, *, default: str | bool = True) -> Any:
     """Return the declaration of an option of `AnswerOptions`.
 
     Args:
-        help_text: What it does.
-        default: What the help shows as the default; True shows the value.
+        help_text: Text of the help.
+        default: Default to show in the help; True shows the value.
     """
     return typer.Option(help=help_text, show_default=default, rich_help_panel=_ANSWER)
 
@@ -58,7 +58,7 @@ Revision = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class LoadingOptions:
-    """The model and where it runs."""
+    """The model, and the device and settings that it runs with."""
 
     model: Model
     revision: Revision = None
@@ -93,7 +93,7 @@ class LoadingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerOptions:
-    """The fields of `GenerationOptions` that a command takes, by the same names."""
+    """The fields of `GenerationOptions` that a command offers, under the same names."""
 
     max_new_tokens: Annotated[int, answer_option("tokens of the longest answer")] = 1024
     max_reasoning_tokens: Annotated[
@@ -123,7 +123,7 @@ class AnswerOptions:
     stop: Annotated[list[str] | None, answer_option("end before this text; repeat for more")] = None
 
     def to_generation_options(self, **more: Any) -> GenerationOptions:
-        """Return the options of an answer; ``more`` are further fields.
+        """Return the options of an answer; ``more`` holds additional fields.
 
         Raises:
             OptionError: A value is not allowed.
@@ -138,10 +138,10 @@ class AnswerOptions:
 
 
 def require_one_of(name: str, value: str | None, choices: Mapping[str, object]) -> None:
-    """Refuse a value that is not among ``choices``, which may grow while the program runs.
+    """Check that a value is among ``choices``, which may grow while the program runs.
 
     Raises:
-        typer.BadParameter: It is not.
+        typer.BadParameter: It is not among them.
     """
     if value is not None and value not in choices:
         listed = ", ".join(map(repr, choices))
@@ -149,13 +149,13 @@ def require_one_of(name: str, value: str | None, choices: Mapping[str, object]) 
 
 
 def refuse_together(**given: object) -> None:
-    """Refuse options that exclude each other.
+    """Check that at most one of several exclusive options is given.
 
     Args:
-        **given: Options by their Python names; None and False are options that were not given.
+        **given: Options by their Python names; None and False mean that an option is not given.
 
     Raises:
-        typer.BadParameter: More than one was given.
+        typer.BadParameter: More than one is given.
     """
     names = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
     if len(names) > 1:
@@ -163,10 +163,10 @@ def refuse_together(**given: object) -> None:
 
 
 def gigabytes_to_bytes(name: str, gigabytes: float | None) -> int | None:
-    """Return a size of 10^9 bytes each in bytes; None stays None.
+    """Convert gigabytes (10^9 bytes) to bytes; None stays None.
 
     Raises:
-        OptionError: It is not a finite number above 0.
+        OptionError: The value is not a finite number above 0.
     """
     if gigabytes is None:
         return None

@@ -1,6 +1,6 @@
-"""How commands write: text, tables and progress on a terminal, plain text in a pipe, JSON.
+"""Output of commands: styled text and tables on a terminal, plain text in a pipe, JSON.
 
-rich is imported where a terminal shows what it draws: 80 ms that a pipe need not wait for.
+rich is imported only for a terminal, because importing it takes 80 ms.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def shows_style(stream: TextIO) -> bool:
-    """Return whether colours and frames are welcome: a terminal that shows them, no NO_COLOR."""
+    """Return whether to use colours and frames: on a terminal that supports them, no NO_COLOR."""
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return False
     return stream.isatty()
@@ -36,14 +36,14 @@ _CONTROLS = {
         *range(0x2066, 0x206A),
     )
 }
-"""Characters that act on a terminal instead of being shown, and how they are shown."""
+"""Visible replacement of each character that controls a terminal."""
 
 
 def escape_controls(text: str) -> str:
-    r"""Return a text that a terminal shows and does not obey.
+    r"""Escape control characters, so that a terminal shows them instead of obeying them.
 
-    Escape sequences can set the window's title, write the clipboard or move the cursor, so their
-    characters are written out. Line feeds and tabs stay.
+    Escape sequences can set the window's title, write the clipboard or move the cursor. Line feeds
+    and tabs stay.
 
     Example:
         >>> escape_controls("\x1b]0;title\x07")
@@ -56,20 +56,20 @@ def write_text(text: str, stream: TextIO | None = None) -> None:
     """Write a text without a line break: escaped on a terminal, exact in a pipe or a file.
 
     Args:
-        text: What a model, a file or a caller says.
-        stream: Where to; None is stdout.
+        text: Text of a model, a file or a caller.
+        stream: The output; None for stdout.
     """
     stream = sys.stdout if stream is None else stream
     print(escape_controls(text) if stream.isatty() else text, end="", file=stream, flush=True)
 
 
 def write_line(text: str, *, style: str = "", stream: TextIO | None = None) -> None:
-    """Write a line, as `write_text` does.
+    """Write a line, escaped as in `write_text`.
 
     Args:
-        text: What to write.
+        text: The text.
         style: rich's name of a style, such as ``"bold"``, for a terminal.
-        stream: Where to; None is stdout.
+        stream: The output; None for stdout.
     """
     stream = sys.stdout if stream is None else stream
     if style and shows_style(stream):
@@ -109,7 +109,7 @@ def write_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right:
 
 
 def write_facts(facts: Mapping[str, str]) -> None:
-    """Write names and values to stdout, a line each; a terminal wraps long values."""
+    """Write names and values to stdout, one per line; a terminal wraps long values."""
     if shows_style(sys.stdout):
         from rich.table import Table
         from rich.text import Text
@@ -127,7 +127,7 @@ def write_facts(facts: Mapping[str, str]) -> None:
 
 
 def print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
-    """Write a value to stdout as JSON, paths as text."""
+    """Write a value to stdout as JSON; paths become text."""
     print(json.dumps(value, indent=2, default=_to_json))
 
 
@@ -140,7 +140,7 @@ def flatten(value: Any) -> str:
 
 @contextmanager
 def busy(doing: str) -> Iterator[None]:
-    """Show what takes some seconds, on a terminal that can take it away again."""
+    """Show a temporary status line during work that takes seconds, on a terminal only."""
     if not shows_style(sys.stderr):
         yield
         return
@@ -154,7 +154,7 @@ def gigabytes(size_bytes: int) -> str:
 
 
 def make_console(stream: TextIO) -> Console:
-    """Return a rich console that writes to a terminal and interprets nothing in the text."""
+    """Return a rich console that writes to a terminal without interpreting markup in text."""
     from rich.console import Console
 
     class TerminalConsole(Console):

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from ..exporter.progress import ExportProgress, ProgressCallback
 
 _REPORT_EVERY_SECONDS = 10.0
-"""Seconds between lines of output without a bar."""
+"""Seconds between lines when there is no progress bar."""
 
 
 @contextmanager
 def export_progress(*, quiet: bool) -> Iterator[bool | ProgressCallback]:
-    """Yield what `export_model` takes as ``progress``: a bar for each phase on a terminal."""
+    """Yield the ``progress`` argument of `export_model`: a bar per phase on a terminal."""
     if quiet or not shows_style(sys.stderr):
         yield not quiet
         return
@@ -34,7 +34,7 @@ def export_progress(*, quiet: bool) -> Iterator[bool | ProgressCallback]:
                 for task in phases.values():
                     bars.update(task, completed=1.0, total=1.0, status="")
                 title = f"{progress.step}/{progress.steps} {progress.phase}"
-                # Without a total the bar moves without a percentage: most phases cannot tell.
+                # Without a total the bar pulses: most phases do not know their progress.
                 phases[progress.phase] = bars.add_task(title, total=None, status="")
             if progress.done:
                 task = phases[progress.phase]
@@ -47,7 +47,7 @@ def export_progress(*, quiet: bool) -> Iterator[bool | ProgressCallback]:
 
 @contextmanager
 def batch_progress(*, quiet: bool) -> Iterator[Callable[[BatchProgress], None]]:
-    """Yield what is called after each answer of a batch."""
+    """Yield the callback for each answer of a batch."""
     if quiet:
         yield lambda _progress: None
     elif shows_style(sys.stderr):
@@ -64,7 +64,7 @@ def batch_progress(*, quiet: bool) -> Iterator[Callable[[BatchProgress], None]]:
 
 
 class _LineReporter:
-    """Prints how far a batch is, at most every few seconds."""
+    """Prints the progress of a batch, at most every few seconds."""
 
     def __init__(self) -> None:
         self._reported = time.monotonic() - _REPORT_EVERY_SECONDS

@@ -1,4 +1,4 @@
-"""``phi3ov quality``: what an export lost against its source."""
+"""``phi3ov quality``: the quality loss of an export against its source."""
 
 from __future__ import annotations
 
@@ -49,4 +49,4 @@ def run(
     if as_json:
         print_json(report.to_dict())
     else:
-        write_line(str(report))  # it holds what the models say
+        write_line(str(report))  # it contains answers of the models

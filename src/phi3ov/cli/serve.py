@@ -1,4 +1,4 @@
-"""``phi3ov serve``: the OpenAI-compatible server on an exported model."""
+"""``phi3ov serve``: an OpenAI-compatible server for an exported model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .printing import write_line
 EXAMPLE = "phi3ov serve phi3-int4 --port 8000"
 
 KEY_VARIABLE = "PHI3OV_API_KEY"
-"""Environment variable that holds one key; a key on the command line would show in ``ps``."""
+"""Environment variable with an API key; ``ps`` would show a key on the command line."""
 
 _HELP: Mapping[str, str] = {name: text for name, _, text in describe_settings()}
 _LISTEN = "Listening"
@@ -29,14 +29,14 @@ _DEFAULTS = ServerSettings()
 
 
 def _option(name: str, *flags: str, panel: str, **more: Any) -> Any:
-    """Return the declaration of a setting's option; the help is the setting's."""
+    """Return the declaration of a setting's option, with the setting's help text."""
     help_text = _HELP[name][0].lower() + _HELP[name][1:].removesuffix(".")
     return typer.Option(*flags, help=help_text, rich_help_panel=panel, **more)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ListenOptions:
-    """The fields of `ListenSettings`, by the same names."""
+    """The fields of `ListenSettings`, under the same names."""
 
     host: Annotated[str, _option("host", panel=_LISTEN)] = "127.0.0.1"
     port: Annotated[int, _option("port", panel=_LISTEN)] = 8000
@@ -51,7 +51,7 @@ class ListenOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerOptions:
-    """The fields of `ServerSettings` that the command takes, by the same names."""
+    """The fields of `ServerSettings` that the command offers, under the same names."""
 
     model_name: Annotated[str | None, _option("model_name", panel=_ANSWERS)] = None
     api_key_file: Annotated[
@@ -103,7 +103,7 @@ class ServerOptions:
         """Return the settings; keys come from the file and the environment.
 
         Raises:
-            OptionError: A setting is out of its range, or the key file cannot be read.
+            OptionError: A setting is out of range, or the key file cannot be read.
         """
         keys = () if self.api_key_file is None else read_api_keys(self.api_key_file)
         if key := os.environ.get(KEY_VARIABLE):
@@ -153,7 +153,7 @@ def run(
     listen = listening.to_settings()
     settings = answers.to_settings(listen)
     listen.require_safe(settings)
-    # A wrong folder is an error at once, not a server that fails.
+    # Report a wrong folder before the server starts.
     find_artifact(loading.model, revision=loading.revision)
     logging.getLogger("phi3ov.server").setLevel(logging.INFO)
     if not logging.getLogger().handlers:

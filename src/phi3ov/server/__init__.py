@@ -22,11 +22,11 @@ __all__ = ["ListenSettings", "ServerSettings", "create_app", "serve"]
 _MODULES = {"create_app": "app", "serve": "running"}
 
 
-# Hidden from type checkers, which would otherwise take every misspelt name for an object.
+# Hidden from type checkers, which would otherwise accept every misspelt name.
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
-        """Import what needs the extra when it is first used."""
+        """Import a name that needs the extra on first use."""
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         try:

@@ -1,7 +1,7 @@
-"""From a request to the model's streams and back: start, read, collect, leave.
+"""Answers of one request: start the model's streams, read or collect them, and cancel them.
 
-The event loop never waits for the tokenizer or the engine: starting happens on other threads, and
-a client that leaves cancels its answers in whatever state they are.
+The event loop never waits for the tokenizer or the engine: answers start on other threads. If a
+client disconnects, its answers are cancelled in any state.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ StartStreams = Callable[["Phi3Model"], "Sequence[ReplyStream]"]
 Result = TypeVar("Result")
 
 PIECES_AT_ONCE = 64
-"""Most pieces of one answer that are turned into text before other requests have their turn."""
+"""Maximum number of pieces of one answer that are decoded before other requests get a turn."""
 
 _POLL_SECONDS = 0.5
 _ENCODERS = ThreadPoolExecutor(max_workers=2, thread_name_prefix="phi3ov-server-encode")
 
 
 class ClientGoneError(Exception):
-    """The client has left."""
+    """The client has disconnected."""
 
 
 class Answers:
@@ -50,7 +50,7 @@ class Answers:
     def __init__(
         self, streams: Sequence[ReplyStream], host: ModelHost, metrics: ServerMetrics
     ) -> None:
-        """Take streams that are under way."""
+        """Wrap streams that have been started."""
         self._started_streams = tuple(streams)  # dropping one would cancel its candidates
         self.streams: tuple[ReplyStream, ...] = tuple(
             candidate for stream in streams for candidate in stream.candidates or (stream,)
@@ -67,10 +67,10 @@ class Answers:
         return [stream.reply for stream in self.streams]
 
     async def read(self) -> AsyncIterator[list[tuple[int, Piece | None]]]:
-        """Yield what has come: pieces with their answer's number, None where an answer has ended.
+        """Yield new pieces with their answer's number; None marks the end of an answer.
 
-        The more answers the server has, the longer it lets tokens gather between two pieces of
-        one (`ModelHost.pause_seconds`).
+        The more answers the server runs, the longer tokens are collected into one piece
+        (`ModelHost.pause_seconds`).
 
         Raises:
             ApiError: The engine failed, or the time was over before anything was generated.
@@ -106,18 +106,18 @@ class Answers:
         return self.replies
 
     def cut_off(self) -> None:
-        """End the answers now and keep what there is; for the end of the server."""
+        """End the answers now and keep the partial text; for a server that shuts down."""
         for stream in self.streams:
             stream.cancel()
 
     async def aclose(self) -> None:
-        """Cancel what has not ended; does not wait for the engine."""
+        """Cancel answers that have not ended, without waiting for the engine."""
         self._host.running.discard(self)
         self.cut_off()
         open_streams = [stream for stream in self.streams if not stream.done]
         if open_streams:
             loop = asyncio.get_running_loop()
-            for stream in open_streams:  # read to the end, so that the engine's place is free
+            for stream in open_streams:  # read to the end, to free its place in the engine
                 loop.run_in_executor(None, partial(_close_quietly, stream))
 
     def _require_begun(self, reply: Reply) -> None:
@@ -150,14 +150,14 @@ async def start_answers(host: ModelHost, start: StartStreams, metrics: ServerMet
     """Start a request's answers on another thread.
 
     Raises:
-        ApiError: The request cannot be answered, the queue is full, or the model is not there.
+        ApiError: The request cannot be answered, the queue is full, or no model is loaded.
     """
     model = host.require_model()
     loop = asyncio.get_running_loop()
     starting = loop.run_in_executor(_ENCODERS, partial(start, model))
     try:
         streams = await asyncio.shield(starting)
-    except asyncio.CancelledError:  # the client left while its prompt was encoded
+    except asyncio.CancelledError:  # the client left during encoding
         starting.add_done_callback(_cancel_started)
         raise
     except Exception as error:
@@ -172,7 +172,7 @@ def _cancel_started(starting: asyncio.Future[Sequence[ReplyStream]]) -> None:
 
 
 async def _drain(stream: ReplyStream) -> Reply:
-    """Return the reply, and wake up rarely: the processor is the engine's."""
+    """Return the reply, with few wake-ups, which would take CPU time from the engine."""
     loop = asyncio.get_running_loop()
     news = asyncio.Event()
 
@@ -189,10 +189,10 @@ async def _drain(stream: ReplyStream) -> Reply:
 
 
 class _News:
-    """Wakes a coroutine when one of several streams may hold something new.
+    """Wakes a coroutine when one of several streams may have new tokens.
 
-    A token wakes it only while it waits for one; each wake-up costs the processor that computes
-    the next token.
+    A token wakes it only while it waits, because each wake-up takes CPU time from the computation
+    of the next token.
     """
 
     def __init__(self, streams: Sequence[ReplyStream]) -> None:
@@ -207,13 +207,13 @@ class _News:
             tokens.add_listener(self._wake, only_end=True)
 
     def expect(self) -> None:
-        """Let what comes from now on wake the next `wait`."""
+        """Make new tokens from now on wake the next `wait`."""
         self._ended_before = self._count_ended()
         self._event.clear()
         self._wants_tokens = True
 
     async def wait(self) -> None:
-        """Wait until something has come since `expect`, or the time of an answer is over."""
+        """Wait until a token has arrived since `expect`, or the time of an answer is over."""
         left = (tokens.remaining_seconds for tokens in self._tokens)
         soonest = min((seconds for seconds in left if seconds is not None), default=None)
         with suppress(TimeoutError):
@@ -221,7 +221,7 @@ class _News:
                 await self._event.wait()
 
     async def pause(self, seconds: float) -> None:
-        """Let tokens gather for some time; the end of a stream ends the pause."""
+        """Wait while tokens collect; the end of a stream ends the pause."""
         self._wants_tokens = False
         self._event.clear()
         if self._count_ended() == self._ended_before:
@@ -245,7 +245,7 @@ class _News:
 async def _read_side_by_side(
     streams: Sequence[ReplyStream], pause_seconds: Callable[[], float]
 ) -> AsyncIterator[list[tuple[int, Piece | None]]]:
-    """Yield what has come of each stream, as `Answers.read` does."""
+    """Yield new pieces of all streams, as `Answers.read` does."""
     news = _News(streams)
     loop = asyncio.get_running_loop()
     open_streams = dict(enumerate(streams))
@@ -266,24 +266,24 @@ async def _read_side_by_side(
             continue
         came_at = loop.time()
         yield found
-        if lags:  # a reader that lags behind must not keep the loop busy
+        if lags:  # a reader that lags behind must not block the loop
             await asyncio.sleep(0)
         elif open_streams and (left := came_at + pause_seconds() - loop.time()) > 0:
             await news.pause(left)
 
 
 def _read_ready(stream: ReplyStream) -> Iterator[Piece]:
-    """Yield what can be read without waiting."""
+    """Yield the pieces that can be read without waiting."""
     while (piece := stream.read()) is not None:
         if piece:
             yield piece
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
-    """Do ``work``, and cancel it as soon as the client has left.
+    """Await ``work``, and cancel it as soon as the client disconnects.
 
     Raises:
-        ClientGoneError: The client left first.
+        ClientGoneError: The client disconnected first.
     """
     watching = asyncio.create_task(_until_gone(receive))
     working = asyncio.create_task(work)

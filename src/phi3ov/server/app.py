@@ -59,7 +59,7 @@ Handler = Callable[[Request], Any]
 
 
 class Exchange(Protocol):
-    """A request that was checked: how it is started, and how its answers are written."""
+    """A validated request: starts the answers and creates their rendering."""
 
     notes: dict[str, str]
 
@@ -68,7 +68,7 @@ class Exchange(Protocol):
         ...
 
     def render(self, head: AnswerHead, texts: TokenTexts) -> Rendering:
-        """Return what writes the answers."""
+        """Return the rendering of the answers."""
         ...
 
 
@@ -80,14 +80,13 @@ def create_app(
 ) -> Starlette:
     """Return an OpenAI-compatible ASGI application.
 
-    It can be served by any ASGI server, or mounted into an application:
-    ``FastAPI().mount("/llm", create_app(model))``. Whoever mounts it passes a loaded model, which
-    stays its owner's to close; a folder is loaded when the application starts, with
-    ``engine="worker"``.
+    Any ASGI server can serve it, and another application can mount it:
+    ``FastAPI().mount("/llm", create_app(model))``. To mount it, pass a loaded model, which the
+    caller closes. A folder is loaded with ``engine="worker"`` when the application starts.
 
     Args:
         model: A loaded model, or a folder made by `phi3ov.export_model`.
-        settings: How it answers.
+        settings: Settings of the application.
         load: Loads the model; `phi3ov.load_model` on the folder by default.
 
     Raises:
@@ -122,14 +121,14 @@ def _load_folder(folder: Path) -> Phi3Model:
 
 
 class _Gone(Response):
-    """The response to a client that has left: none."""
+    """Response to a disconnected client: sends nothing."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         pass
 
 
 class _Application:
-    """The routes of one application and what they share."""
+    """The routes of an application and their shared state."""
 
     def __init__(self, host: ModelHost, name: str, settings: ServerSettings) -> None:
         self._host = host
@@ -320,7 +319,7 @@ class _Application:
 
 
 def _describe_tokens(model: Phi3Model, request: TokenizeRequest, settings: ServerSettings) -> bytes:
-    """Return the body of /tokenize's answer; on a thread of its own."""
+    """Return the response body of /tokenize; runs on a worker thread."""
     if request.prompt is not None:
         ids = encode_text(model, request.prompt, settings)
     else:

@@ -1,4 +1,4 @@
-"""``/v1/chat/completions``: a request to streams of the model, and its answers to JSON."""
+"""``/v1/chat/completions``: starts the answers of a chat request, and renders them as JSON."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ DONE = b"data: [DONE]\n\n"
 
 
 class ChatExchange:
-    """One chat request: how it is started, and how its answers are written.
+    """A validated chat request: starts the answers and creates their rendering.
 
     Attributes:
-        notes: HTTP headers that say what was done to the request.
+        notes: HTTP headers that report changes to the request.
     """
 
     def __init__(self, request: ChatRequest, settings: ServerSettings) -> None:
-        """Check what can be checked without the model.
+        """Run the checks that do not need the model.
 
         Raises:
             ApiError: Fields contradict each other.
@@ -55,7 +55,7 @@ class ChatExchange:
             )
 
     def start(self, model: Phi3Model) -> Sequence[ReplyStream]:
-        """Encode the conversation and start its answers; on a thread of its own.
+        """Encode the conversation and start its answers; runs on a worker thread.
 
         Raises:
             ApiError: As `answer_options`.
@@ -82,7 +82,7 @@ class ChatExchange:
         return (model.stream(self._messages, **tools, **options),)
 
     def render(self, head: AnswerHead, texts: TokenTexts) -> ChatRendering:
-        """Return what writes the answers."""
+        """Return the rendering of the answers."""
         options = self._request.stream_options
         return ChatRendering(
             head,
@@ -95,15 +95,16 @@ class ChatExchange:
 def read_tools(
     tools: Sequence[ChatTool], choice: ToolMode | ChatToolChoice | None, *, parallel: bool
 ) -> dict[str, Any]:
-    """Return the arguments of `phi3ov.Phi3Model.stream` that tools are given by.
+    """Return the tool arguments of `phi3ov.Phi3Model.stream`.
 
     Args:
-        tools: What the model may call.
-        choice: Whether it has to.
+        tools: Tools that the model may call.
+        choice: Whether it must call a tool.
         parallel: Whether it may write several calls.
 
     Raises:
-        ApiError: A choice needs tools that are not there, or one call cannot be enforced.
+        ApiError: The choice needs tools but none are given, or a limit of one call cannot be
+            enforced.
     """
     name = choice.function.name if isinstance(choice, ChatToolChoice) else None
     if name is not None and name not in {tool.function.name for tool in tools}:
@@ -137,14 +138,14 @@ class ChatRendering:
     def __init__(
         self, head: AnswerHead, texts: TokenTexts | None, *, include_usage: bool, count: int
     ) -> None:
-        """Write for ``count`` answers; ``texts`` where log-probabilities are asked for."""
+        """Render ``count`` answers; ``texts`` is given if log-probabilities are requested."""
         self._head = head
         self._texts = texts
         self._include_usage = include_usage
         self._count = count
 
     def whole(self, replies: Sequence[Reply]) -> Mapping[str, Any]:
-        """Return the whole answer."""
+        """Return the response body without streaming."""
         choices = []
         for number, reply in enumerate(replies):
             message: dict[str, Any] = {"role": "assistant", "content": reply.text, "refusal": None}
@@ -178,7 +179,7 @@ class ChatRendering:
             yield self._chunk(number, {"role": "assistant", "content": ""})
 
     def piece(self, number: int, piece: Piece) -> Iterator[bytes]:
-        """Yield a piece of thoughts or text, with the log-probabilities of its tokens."""
+        """Yield a piece of reasoning or text, with the log-probabilities of its tokens."""
         logprobs = self._logprobs(piece.token_ids, piece.logprobs, piece.top_logprobs)
         if piece.reasoning:
             yield self._chunk(number, {"reasoning_content": piece.reasoning})
@@ -186,14 +187,14 @@ class ChatRendering:
             yield self._chunk(number, {"content": piece.text}, logprobs=logprobs)
 
     def end(self, number: int, reply: Reply) -> Iterator[bytes]:
-        """Yield the tool calls, then why the answer ended."""
+        """Yield the tool calls, then the finish reason."""
         if reply.tool_calls:
             yield self._chunk(number, {"tool_calls": tool_calls(reply.tool_calls, numbered=True)})
         more = {"timings": timings(reply)} if number == 0 else {}
         yield self._chunk(number, {}, reason=finish_reason(reply), ending=stopped_by(reply), **more)
 
     def finish(self, replies: Sequence[Reply]) -> Iterator[bytes]:
-        """Yield the token counts, if they are asked for, and the end of the stream."""
+        """Yield the token counts, if requested, and the end of the stream."""
         if self._include_usage:
             members = self._head.members("chat.completion.chunk")
             yield frame({**members, "choices": [], "usage": usage(replies)})

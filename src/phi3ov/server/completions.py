@@ -1,4 +1,4 @@
-"""``/v1/completions``: raw prompts, as text or token ids, and their continuations."""
+"""``/v1/completions``: completions of raw prompts, as text or token ids."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ MOST_PROMPTS = 64
 
 
 class CompletionExchange:
-    """One completion request: how it is started, and how its answers are written.
+    """A validated completion request: starts the answers and creates their rendering.
 
     Attributes:
-        notes: HTTP headers that say what was done to the request.
+        notes: HTTP headers that report changes to the request.
     """
 
     def __init__(self, request: CompletionRequest, settings: ServerSettings) -> None:
-        """Check what can be checked without the model.
+        """Run the checks that do not need the model.
 
         Raises:
             ApiError: A field is not allowed.
@@ -59,7 +59,7 @@ class CompletionExchange:
             )
 
     def start(self, model: Phi3Model) -> Sequence[ReplyStream]:
-        """Encode the prompts and start their continuations; on a thread of its own.
+        """Encode the prompts and start their completions; runs on a worker thread.
 
         Raises:
             ApiError: As `answer_options`.
@@ -87,11 +87,11 @@ class CompletionExchange:
         return streams
 
     def encode(self, model: Phi3Model, prompt: str | Sequence[int]) -> Sequence[int]:
-        """Return a prompt's ids; its control tokens are honoured only if the settings say so."""
+        """Encode a prompt; control tokens are honoured only if the settings allow it."""
         return encode_text(model, prompt, self._settings) if isinstance(prompt, str) else prompt
 
     def render(self, head: AnswerHead, texts: TokenTexts) -> CompletionRendering:
-        """Return what writes the answers."""
+        """Return the rendering of the answers."""
         options = self._request.stream_options
         return CompletionRendering(
             head,
@@ -104,7 +104,7 @@ class CompletionExchange:
 
 
 def encode_text(model: Phi3Model, text: str, settings: ServerSettings) -> list[int]:
-    """Return the ids of a raw prompt."""
+    """Encode a raw prompt."""
     if settings.allow_control_tokens:
         return model.tokenizer.encode_raw(text)
     return model.tokenizer.encode_text(text)
@@ -114,7 +114,8 @@ def read_prompts(prompt: str | Sequence[str | int | Sequence[int]]) -> list[str 
     """Return the prompts of a request, each as text or as ids.
 
     Raises:
-        ApiError: There is none, one is empty, there are too many, or kinds are mixed.
+        ApiError: The list or a prompt is empty, there are too many prompts, or texts and ids are
+            mixed.
     """
     prompts: list[Any]
     if isinstance(prompt, str):
@@ -146,7 +147,7 @@ class CompletionRendering:
         each: int,
         echo: bool,
     ) -> None:
-        """Write for ``each`` answers of each of ``prompts``, with the prompt before if ``echo``."""
+        """Render ``each`` answers per prompt; ``echo`` puts the prompt before each answer."""
         self._head = head
         self._texts = texts
         self._include_usage = include_usage
@@ -156,7 +157,7 @@ class CompletionRendering:
         self._offsets: dict[int, int] = {}
 
     def whole(self, replies: Sequence[Reply]) -> Mapping[str, Any]:
-        """Return the whole answer."""
+        """Return the response body without streaming."""
         choices = []
         for number, reply in enumerate(replies):
             before = self._echoed(number)
@@ -171,7 +172,7 @@ class CompletionRendering:
         }
 
     def begin(self) -> Iterator[bytes]:
-        """Yield the prompt, if it is to be echoed."""
+        """Yield the prompt if the request asks for ``echo``."""
         if self._echo:
             for number in range(len(self._prompts) * self._each):
                 yield self._chunk(number, self._echoed(number))
@@ -183,11 +184,11 @@ class CompletionRendering:
             yield self._chunk(number, piece.text, logprobs=logprobs)
 
     def end(self, number: int, reply: Reply) -> Iterator[bytes]:
-        """Yield why the answer ended."""
+        """Yield the finish reason."""
         yield self._chunk(number, "", reason=finish_reason(reply), ending=stopped_by(reply))
 
     def finish(self, replies: Sequence[Reply]) -> Iterator[bytes]:
-        """Yield the token counts, if they are asked for, and the end of the stream."""
+        """Yield the token counts, if requested, and the end of the stream."""
         if self._include_usage:
             members = self._head.members("text_completion")
             yield frame({**members, "choices": [], "usage": usage(replies, len(self._prompts))})

@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients read them: `ApiError`, and what each error of the library becomes."""
+"""Errors in OpenAI's format: `ApiError`, and the translation of the library's errors."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ FIELD_OF_OPTION: Mapping[str, str] = {
     "json_schema": "response_format",
     "schema": "response_format",
 }
-"""Fields of the protocol whose option has another name in `phi3ov.GenerationOptions`."""
+"""Protocol field of each `phi3ov.GenerationOptions` option that has another name there."""
 
 _OPTION = re.compile(r"^(\w+)[=:]")
 _MESSAGE = re.compile(r"^(?:messages\[\d+\]: )?(messages\[\d+\](?:\.\w+|\[\d+\])*)")
 
 
 class ApiError(Exception):
-    """An answer other than 200, in OpenAI's shape.
+    """An error response in OpenAI's format.
 
     Attributes:
         status: HTTP status.
-        message: What is wrong and what to do.
+        message: Cause and remedy.
         kind: OpenAI's ``type``.
-        param: The request's field; None if no field is to blame.
-        code: A word for programs.
-        headers: Further HTTP headers.
+        param: The field that caused the error; None if no field did.
+        code: Error code for programs.
+        headers: Additional HTTP headers.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class ApiError(Exception):
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """Keep the parts of the answer."""
+        """Create the error."""
         super().__init__(message)
         self.status = status
         self.message = message
@@ -81,7 +81,7 @@ def bad_field(param: str, message: str, *, code: str = "invalid_value") -> ApiEr
 
 
 def unavailable(code: str, message: str, *, retry_after: int) -> ApiError:
-    """Return the error of a server that cannot answer now but will."""
+    """Return a 503 error of a server that is temporarily unable to answer."""
     return ApiError(
         503,
         message,
@@ -92,11 +92,11 @@ def unavailable(code: str, message: str, *, retry_after: int) -> ApiError:
 
 
 def translate_error(error: Exception, *, retry_after: int = 1) -> ApiError:
-    """Return what a client is told of an error of the library.
+    """Translate an error of the library to an error response.
 
     Args:
-        error: The error. One that the library did not raise on purpose becomes a 500 without
-            its text, which could hold parts of a prompt.
+        error: The error. An unexpected error becomes a 500 without its text, which could contain
+            parts of a prompt.
         retry_after: Seconds after which a full queue is likely to have room.
     """
     if isinstance(error, ApiError):
@@ -170,5 +170,5 @@ def json_response(
 
 
 def error_response(error: ApiError) -> Response:
-    """Return an error in OpenAI's shape."""
+    """Return an error in OpenAI's format."""
     return json_response(error.body(), status=error.status, headers=error.headers)

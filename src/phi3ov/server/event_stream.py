@@ -1,4 +1,4 @@
-"""Server-sent events: an ASGI response that pings, notices leaving clients and slow readers."""
+"""Server-sent events: an ASGI response with pings that detects disconnects and slow readers."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _LOGGER = logging.getLogger("phi3ov.server")
 HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # nginx must not collect events
+    (b"x-accel-buffering", b"no"),  # nginx must not buffer events
 )
 
 _encode = msgspec.json.Encoder().encode
 
 
 def frame(payload: Mapping[str, Any], *, event: str | None = None) -> bytes:
-    r"""Return one event.
+    r"""Encode one event.
 
     Example:
         >>> frame({"text": "a"})
@@ -40,10 +40,10 @@ def frame(payload: Mapping[str, Any], *, event: str | None = None) -> bytes:
 
 
 class EventStream:
-    """Sends events as they come.
+    """Sends events as they are produced.
 
-    The status is sent with the first event, or after one ping interval: an error before that is
-    an ordinary JSON answer with its own status, and later the last event.
+    The status is sent with the first event, or after one ping interval. An error before that
+    becomes an ordinary JSON response with its own status; a later error becomes the last event.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class EventStream:
         write_timeout_seconds: float,
         metrics: ServerMetrics,
     ) -> None:
-        """Send ``events``: one whole frame each, or several."""
+        """Send ``events``; each holds one or more whole frames."""
         self._events = events
         self._headers = [
             *HEADERS,
@@ -69,7 +69,7 @@ class EventStream:
         self._sent_at = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Be the response."""
+        """Send the response."""
         try:
             await unless_gone(receive, self._send_all(send))
         except ClientGoneError:

@@ -1,8 +1,8 @@
-"""The field table: what the server does with each field of each request.
+"""The field table: the server's policy for each field of each request.
 
-Every field is honoured, accepted because it changes nothing, or refused by name. The table is the
-only place that decides; parsing reads it, the documentation is made of it, and a test compares the
-honoured fields with the types in ``schemas.py``.
+Every field is honoured, accepted because it has no effect, or refused by name. Only this table
+decides: parsing reads it, the documentation is generated from it, and a test compares the honoured
+fields with the types in ``schemas.py``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Literal
 from .errors import ApiError, bad_field
 
 Policy = Literal["honoured", "neutral", "refused"]
-"""What happens to a field: it has an effect, it is accepted without one, or it is refused."""
+"""Policy of a field: it has an effect, is accepted without an effect, or is refused."""
 
 Endpoint = Literal["chat", "completions", "responses", "tokenize", "detokenize"]
 """The requests that have a body."""
@@ -36,11 +36,11 @@ class Field:
 
     Attributes:
         name: Name in the request.
-        endpoints: The endpoints it belongs to.
-        policy: What happens to it.
+        endpoints: The endpoints that have the field.
+        policy: The policy.
         note: Meaning and limits, for the documentation.
-        accepts: For a neutral field: the values that change nothing; None for any value.
-        extra: Whether it is phi3ov's own and not OpenAI's.
+        accepts: Accepted values of a neutral field, which have no effect; None for any value.
+        extra: Whether it is an extension of phi3ov, not part of OpenAI's protocol.
     """
 
     name: str
@@ -225,7 +225,8 @@ def check_fields(
         The honoured fields with a value, and the names of the unknown fields that were ignored.
 
     Raises:
-        ApiError: A field is refused, unknown, or neutral with a value that would change the answer.
+        ApiError: A field is refused, is unknown, or is neutral with a value that would have an
+            effect.
     """
     table = _BY_ENDPOINT[endpoint]
     honoured: dict[str, Any] = {}

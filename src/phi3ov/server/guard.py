@@ -1,6 +1,6 @@
-"""What every request passes first: request id, Host, key, log line. Pure ASGI.
+"""ASGI middleware for every request: request id, Host check, API key, log line.
 
-Starlette's ``BaseHTTPMiddleware`` would hide a client's leaving from the answer behind it.
+Starlette's ``BaseHTTPMiddleware`` would hide a client's disconnect from the application.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger("phi3ov.server")
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 OPEN_PATHS = ("/health",)
-"""Paths that need no key."""
+"""Paths that do not need a key."""
 
 
 class Guard:
-    """Checks a request before the application sees it, and logs it without its text."""
+    """Checks a request before the application sees it, and logs it without its content."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Guard:
         metrics: ServerMetrics,
         paths: frozenset[str],
     ) -> None:
-        """Stand before ``app``; metrics count ``paths`` by name and all others together."""
+        """Wrap ``app``; metrics count ``paths`` separately and all other paths together."""
         self._app = app
         self._keys = tuple(_digest(key) for key in settings.api_keys)
         self._hosts = frozenset(name.lower() for name in settings.allowed_hosts)
@@ -49,7 +49,7 @@ class Guard:
         self._paths = paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check and pass on."""
+        """Check the request and forward it."""
         if scope["type"] != "http":
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1000})
@@ -112,7 +112,7 @@ class Guard:
 
     def _has_key(self, headers: Headers) -> bool:
         digest = _digest(_credential(headers.get("authorization", "")))
-        # Every key is compared, so that the time does not tell which one was near.
+        # Compare every key, so that timing does not reveal which key was close.
         return sum(hmac.compare_digest(digest, key) for key in self._keys) > 0
 
 

@@ -1,4 +1,4 @@
-"""The model behind the server: loading it, what state it is in, and how busy it is."""
+"""The model behind the server: loading, state, load, and shutdown."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ HostState = Literal["loading", "ready", "restarting", "draining", "failed", "clo
 """``restarting`` while a worker process is replaced; ``draining`` after SIGTERM."""
 
 REMEMBERED_ANSWERS = 64
-"""How many of the last answers' durations Retry-After is computed from."""
+"""Number of last answers whose durations determine Retry-After."""
 LONGEST_RETRY_SECONDS = 60
 FEW_STREAMS = 4
-"""Up to this many answers, each token is sent when it comes."""
+"""Up to this many answers, each token is sent at once."""
 LONGEST_PAUSE_SECONDS = 0.1
-"""Tokens gather for this long at most, however many answers there are."""
+"""Maximum time that tokens are collected before they are sent, for any number of answers."""
 
 
 class ModelHost:
     """Holds the model of one application.
 
     Attributes:
-        running: The answers that are being generated or wait for it.
-        failure: Why the model could not be loaded; None otherwise.
+        running: The answers that are running or waiting.
+        failure: The error that occurred while loading the model; None otherwise.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class ModelHost:
         model: Phi3Model | None = None,
         events_per_second: int = ServerSettings().events_per_second,
     ) -> None:
-        """Take a loaded model, which its owner closes, or a function that loads one."""
+        """Hold a loaded model, which its owner closes, or a function that loads a model."""
         self._events_per_second = events_per_second
         self.running: set[Answers] = set()
         self.failure: Exception | None = None
@@ -61,7 +61,7 @@ class ModelHost:
         self._durations: deque[float] = deque(maxlen=REMEMBERED_ANSWERS)
 
     def start(self) -> None:
-        """Begin to load the model on another thread; harmless if that has begun."""
+        """Start loading the model on another thread, unless this has already happened."""
         with self._lock:
             if self._model is None and self._thread is None and not self._closed:
                 # A daemon: the process can end while a model loads.
@@ -73,7 +73,7 @@ class ModelHost:
     def _load_model(self) -> None:
         try:
             model = self._load()
-            _ = model.fingerprint  # reads whole files where a folder has no manifest
+            _ = model.fingerprint  # hashes whole files if the folder has no manifest
         except Exception as error:  # noqa: BLE001 - requests and the command report it
             _LOGGER.error("The model could not be loaded: %s", error)
             self.failure = error
@@ -86,7 +86,7 @@ class ModelHost:
 
     @property
     def state(self) -> HostState:
-        """What the server can do at this moment."""
+        """The current state."""
         if self._closed:
             return "closed"
         if self._draining:
@@ -103,10 +103,11 @@ class ModelHost:
         return self._model
 
     def require_model(self) -> Phi3Model:
-        """Return the model if it takes requests.
+        """Return the model if it accepts requests.
 
         Raises:
-            ApiError: 503: it is loading, could not be loaded, or the server is ending.
+            ApiError: 503: the model is loading or could not be loaded, or the server is shutting
+                down.
         """
         self.start()
         state = self.state
@@ -125,14 +126,14 @@ class ModelHost:
         )
 
     def note_duration(self, seconds: float) -> None:
-        """Remember how long an answer took, for `retry_after_seconds`."""
+        """Record the duration of an answer, for `retry_after_seconds`."""
         self._durations.append(seconds)
 
     def retry_after_seconds(self) -> int:
-        """Return when a full queue is likely to have room, from the last answers' durations.
+        """Estimate when a full queue will have room, from the durations of the last answers.
 
-        One place is free when the next answer ends: on average after a median answer's time
-        divided by the number of answers that run together.
+        A place becomes free when the next answer ends: on average after the median duration
+        divided by the number of answers that run at the same time.
         """
         if self._model is None or not self._durations:
             return 1
@@ -142,9 +143,10 @@ class ModelHost:
         return max(1, min(LONGEST_RETRY_SECONDS, math.ceil(seconds)))
 
     def pause_seconds(self) -> float:
-        """Return how long an answer's tokens gather before they are sent.
+        """Return how long an answer's tokens are collected before they are sent.
 
-        So long that all answers together send at most ``events_per_second``; 0 for few answers.
+        The pause is 0 for few answers. For more, it limits all answers together to
+        ``events_per_second``.
         """
         streams = sum(len(answers.streams) for answers in self.running)
         if streams <= FEW_STREAMS:
@@ -155,8 +157,8 @@ class ModelHost:
         """Refuse new requests, wait for the running answers, and cut off those that take longer.
 
         Args:
-            seconds: How long to wait.
-            hurry: Whether to stop waiting; asked every 50 ms.
+            seconds: Maximum time to wait.
+            hurry: Returns whether to stop waiting; called every 50 ms.
         """
         self._draining = True
         loop = asyncio.get_running_loop()

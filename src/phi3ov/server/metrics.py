@@ -16,16 +16,16 @@ _PER_TOKEN = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5)
 
 
 class ServerMetrics:
-    """The metrics; each application has a registry of its own.
+    """Metrics of an application, in a separate registry.
 
     Attributes:
         requests: Answered HTTP requests by path and status.
-        disconnected: Clients that left before their answer ended.
+        disconnected: Clients that disconnected before their answer ended.
         failures: Answers that ended with an error of the engine.
     """
 
     def __init__(self, host: ModelHost) -> None:
-        """Make the metrics; the gauges ask ``host`` when they are read."""
+        """Create the metrics; the gauges query ``host`` when they are read."""
         self._registry = registry = CollectorRegistry()
         self._host = host
         self.requests: Counter = Counter(

@@ -1,4 +1,4 @@
-"""``/openapi.json``: made of the request types and the field table, never written by hand."""
+"""``/openapi.json``: generated from the request types and the field table."""
 
 from __future__ import annotations
 

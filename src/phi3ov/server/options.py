@@ -1,4 +1,4 @@
-"""A request's fields to `phi3ov.GenerationOptions`."""
+"""Translates a request's fields to `phi3ov.GenerationOptions`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .schemas import (
 from .settings import ServerSettings
 
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
-"""The schema behind ``{"type": "json_object"}``."""
+"""The schema for ``{"type": "json_object"}``."""
 
 SEEDS = 2**32
 """OpenAI's seeds have 64 bits; the engine's have 32."""
@@ -33,17 +33,17 @@ def answer_options(
     max_tokens_field: str,
     context_tokens: int,
 ) -> dict[str, Any]:
-    """Return the options that every endpoint has in common.
+    """Return the options that all endpoints share.
 
     Args:
         request: The request.
         settings: The server's limits and defaults.
-        max_tokens: The limit that the request names; None for the rest of the context.
-        max_tokens_field: The field that names it, for errors.
+        max_tokens: The request's limit; None for the rest of the context.
+        max_tokens_field: The request's field with this limit, for errors.
         context_tokens: The model's context.
 
     Raises:
-        ApiError: A field is beyond the server's limits.
+        ApiError: A field exceeds the server's limits.
     """
     most = context_tokens if settings.max_tokens is None else settings.max_tokens
     if max_tokens is not None and settings.max_tokens is not None and max_tokens > most:
@@ -57,7 +57,7 @@ def answer_options(
     options["timeout_seconds"] = _timeout(request, settings)
     temperature = request.temperature
     options["temperature"] = settings.default_temperature if temperature is None else temperature
-    if options["temperature"] != 0:  # at 0 these change nothing, and every client sends some
+    if options["temperature"] != 0:  # at 0 these have no effect, and every client sends some
         options |= {
             name: value
             for name, value in (
@@ -90,10 +90,10 @@ def _timeout(request: AnswerRequest, settings: ServerSettings) -> float:
 def drawing_options(
     request: ChatRequest | CompletionRequest, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return penalties, the number of answers and the shape outside ``response_format``.
+    """Return penalties, number of answers, and structured output outside ``response_format``.
 
     Raises:
-        ApiError: Several answers are asked for and temperature 0 would make them equal.
+        ApiError: Several answers are requested at temperature 0, which would make them equal.
     """
     if request.n != 1 and options["temperature"] == 0:
         raise bad_field(
@@ -124,10 +124,10 @@ def _read_bias(biases: Mapping[str, float]) -> dict[int, float]:
 def shape_options(
     shape: ResponseFormat | FlatSchemaFormat | None, *, has_tools: bool
 ) -> dict[str, Any]:
-    """Return the schema that ``response_format`` asks for.
+    """Return the schema of ``response_format``.
 
     Raises:
-        ApiError: A shape is asked for beside tools, whose calls would not fit it.
+        ApiError: The request also has tools, whose calls would not fit the schema.
     """
     if shape is None or isinstance(shape, TextFormat):
         return {}
@@ -150,12 +150,12 @@ _JOINED_ROLES = ("system", "user", "assistant")
 def merge_messages(
     messages: Sequence[Mapping[str, Any]],
 ) -> tuple[list[dict[str, Any]], int]:
-    r"""Join adjacent messages of one role, other than tools' and calls, with an empty line.
+    r"""Join adjacent messages of the same role with an empty line, except tool results and calls.
 
-    No model of the family was trained on two in a row; clients send them all the same.
+    No model of the family was trained on adjacent messages of one role, but clients send them.
 
     Returns:
-        The messages, and how many were joined to the one before.
+        The messages, and how many were joined to the previous one.
 
     Example:
         >>> merge_messages([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}])
@@ -185,7 +185,7 @@ def merge_messages(
 
 
 def _plain_text(content: Any) -> str | None:
-    """Return a content as text; None if it is something that the library has to refuse."""
+    """Return a content as text; None for any other content, which the library refuses."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list) or not content:

@@ -1,4 +1,4 @@
-"""The chat page at ``/``: one file without external parts."""
+"""The chat page at ``/``: a single file without external resources."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PAGE = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
 
 
 def _hashes(tag: str) -> str:
-    """Return the sources that a Content-Security-Policy allows by the parts' own hashes."""
+    """Return the Content-Security-Policy hashes of the page's parts with this tag."""
     parts = re.findall(rf"<{tag}>(.*?)</{tag}>", PAGE, re.DOTALL)
     digests = (base64.b64encode(hashlib.sha256(part.encode()).digest()) for part in parts)
     return " ".join(f"'sha256-{digest.decode()}'" for digest in digests)
@@ -28,4 +28,4 @@ PAGE_HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
 }
-"""Headers of the page: nothing but its own script and style runs, and it calls only this server."""
+"""Headers of the page: only its own script and style run, and it calls only this server."""

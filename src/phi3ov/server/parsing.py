@@ -1,4 +1,4 @@
-"""A request's bytes to a typed request: size, JSON, the field table, then types."""
+"""Parses a request's body to a typed request: size, JSON, the field table, then types."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .fields import Endpoint, check_fields
 from .settings import ServerSettings
 
 LARGE_BODY_BYTES = 64 * 1024
-"""Larger bodies are parsed on another thread, so that the event loop goes on."""
+"""Bodies above this size are parsed on another thread, to keep the event loop free."""
 
 _PLACE = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
 
@@ -42,7 +42,7 @@ async def read_request(
 
     Raises:
         ApiError: The body is not JSON, too large or too deep, or a field is refused.
-        ClientDisconnect: The client left before it had sent the body.
+        ClientDisconnect: The client disconnected before it had sent the body.
     """
     content_type = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
@@ -61,8 +61,8 @@ async def read_body(http: Request, max_bytes: int) -> bytes:
     """Read the body up to a limit.
 
     Raises:
-        ApiError: It is longer.
-        ClientDisconnect: The client left.
+        ApiError: The body exceeds the limit.
+        ClientDisconnect: The client disconnected.
     """
     declared = http.headers.get("content-length", "")
     chunks: list[bytes] = []
@@ -88,7 +88,7 @@ async def read_body(http: Request, max_bytes: int) -> bytes:
 def parse_request(
     body: bytes, endpoint: Endpoint, kind: type[RequestType], settings: ServerSettings
 ) -> Parsed[RequestType]:
-    """Parse a body that has been read; see `read_request`."""
+    """Parse a complete body; see `read_request`."""
     try:
         value = msgspec.json.decode(body)
     except RecursionError:
@@ -107,7 +107,7 @@ def parse_request(
 
 
 def drop_nulls(fields: dict[str, Any]) -> dict[str, Any]:
-    """Leave out the nulls of objects one level down, such as in ``stream_options``."""
+    """Remove nulls from nested objects one level down, such as ``stream_options``."""
     return {
         name: {key: inner for key, inner in value.items() if inner is not None}
         if isinstance(value, dict)
@@ -117,10 +117,10 @@ def drop_nulls(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def require_depth(value: Any, most: int) -> None:
-    """Refuse JSON that is nested deeper than ``most``.
+    """Check that JSON is not nested deeper than ``most``.
 
     Raises:
-        ApiError: It is.
+        ApiError: It is nested deeper.
     """
     level = [value]
     for _ in range(most):
@@ -140,7 +140,7 @@ def _too_deep(most: int) -> ApiError:
 
 
 def _invalid(error: msgspec.ValidationError) -> ApiError:
-    """Name the field that msgspec names by a path such as ``$.stop[1]``."""
+    """Translate an error of msgspec, whose path such as ``$.stop[1]`` names the field."""
     match = _PLACE.match(str(error))
     what, path = (str(error), None) if match is None else (match["what"], match["path"])
     missing = re.search(r"missing required field `(\w+)`", what)

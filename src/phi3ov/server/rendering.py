@@ -1,4 +1,4 @@
-"""Parts that the answers of all endpoints have in common: ids, usage, finish reasons, tokens."""
+"""Shared parts of the answers of all endpoints: ids, usage, finish reasons, token texts."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class Rendering(Protocol):
-    """What an endpoint makes of the model's answers, whole or as events."""
+    """Renders the model's answers for an endpoint, as a whole body or as events."""
 
     def whole(self, replies: Sequence[Reply]) -> Mapping[str, Any]:
-        """Return the body of an answer that is not streamed."""
+        """Return the response body without streaming."""
         ...
 
     def begin(self) -> Iterator[bytes]:
@@ -42,13 +42,13 @@ class Rendering(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerHead:
-    """Which model answers, and when.
+    """Members that all objects of an answer share.
 
     Attributes:
         answer_id: The answer's id.
         model_name: The model's name.
-        created: Seconds since 1970.
-        fingerprint: Which weights and which engine, as ``system_fingerprint``.
+        created: Unix time in seconds.
+        fingerprint: ``system_fingerprint``, which identifies weights and engine.
     """
 
     answer_id: str
@@ -68,24 +68,24 @@ class AnswerHead:
 
 
 def new_id(prefix: str) -> str:
-    """Return an id such as OpenAI's: ``chatcmpl-`` and random digits."""
+    """Return an id in OpenAI's format, such as ``chatcmpl-`` and random digits."""
     return prefix + secrets.token_hex(12)
 
 
 def system_fingerprint(model: Phi3Model) -> str:
-    """Return a short name of the weights that answer."""
+    """Return a short fingerprint of the model's weights."""
     return f"phi3ov-{model.fingerprint.weights[:12]}"
 
 
 def finish_reason(reply: Reply) -> str:
-    """Return OpenAI's word for why an answer ended."""
+    """Return OpenAI's ``finish_reason`` of an answer."""
     if reply.finish_reason == "stop":
         return "tool_calls" if reply.tool_calls else "stop"
     return "length"
 
 
 def stopped_by(reply: Reply) -> dict[str, Any]:
-    """Return phi3ov's own member of a choice whose answer was cut off from outside."""
+    """Return phi3ov's additional member of a choice that was cancelled or timed out."""
     if reply.finish_reason == "timeout":
         return {"stopped_by": "timeout"}
     return {"stopped_by": "shutdown"} if reply.finish_reason == "cancelled" else {}
@@ -95,8 +95,8 @@ def usage(replies: Sequence[Reply], prompts: int = 1) -> dict[str, Any]:
     """Return the token counts of a request.
 
     Args:
-        replies: The answers; those of one prompt follow each other.
-        prompts: How many prompts there are. A prompt counts once, however many answers it has.
+        replies: The answers, grouped by prompt.
+        prompts: Number of prompts. A prompt with several answers counts once.
     """
     firsts = replies[:: max(1, len(replies) // prompts)]
     prompt_tokens = sum(reply.usage.prompt_tokens for reply in firsts)
@@ -115,7 +115,7 @@ def usage(replies: Sequence[Reply], prompts: int = 1) -> dict[str, Any]:
 
 
 def timings(reply: Reply) -> dict[str, float]:
-    """Return how long an answer took; not part of OpenAI's protocol."""
+    """Return the durations of an answer, which OpenAI's protocol does not have."""
     return {
         "first_token_seconds": round(reply.timings.first_token_seconds, 4),
         "total_seconds": round(reply.timings.total_seconds, 4),
@@ -124,7 +124,7 @@ def timings(reply: Reply) -> dict[str, float]:
 
 
 def tool_calls(calls: Sequence[ToolCall], *, numbered: bool = False) -> list[dict[str, Any]]:
-    """Return calls as a message holds them; ``numbered`` as a chunk does."""
+    """Return calls in the format of a message, or of a chunk if ``numbered``."""
     return [
         ({"index": index} if numbered else {})
         | {

@@ -28,14 +28,14 @@ _MESSAGE_FIELDS = frozenset({"type", "role", "content", "id", "status", "phase"}
 
 
 class ResponsesExchange:
-    """One Responses request: how it is started, and how its answer is written.
+    """A validated Responses request: starts the answer and creates its rendering.
 
     Attributes:
-        notes: HTTP headers that say what was done to the request.
+        notes: HTTP headers that report changes to the request.
     """
 
     def __init__(self, request: ResponsesRequest, settings: ServerSettings) -> None:
-        """Turn the input items into messages.
+        """Convert the input items to messages.
 
         Raises:
             ApiError: An item is not supported.
@@ -47,7 +47,7 @@ class ResponsesExchange:
         self.notes: dict[str, str] = {"x-phi3ov-merged-messages": str(merged)} if merged else {}
 
     def start(self, model: Phi3Model) -> Sequence[ReplyStream]:
-        """Encode the conversation and start its answer; on a thread of its own.
+        """Encode the conversation and start its answer; runs on a worker thread.
 
         Raises:
             ApiError: As `answer_options`.
@@ -85,15 +85,15 @@ class ResponsesExchange:
         return (model.stream(self._messages, **calls, **options),)
 
     def render(self, head: AnswerHead, _texts: TokenTexts) -> ResponsesRendering:
-        """Return what writes the answer."""
+        """Return the rendering of the answer."""
         return ResponsesRendering(head, self._request)
 
 
 def read_input(request: ResponsesRequest) -> list[dict[str, Any]]:
-    """Return the messages that a request's items are.
+    """Convert a request's items to messages.
 
     Raises:
-        ApiError: An item or a part of one is not supported; names it.
+        ApiError: An item or a part of an item is not supported; names it.
     """
     messages: list[dict[str, Any]] = []
     if request.instructions:
@@ -115,7 +115,7 @@ def read_input(request: ResponsesRequest) -> list[dict[str, Any]]:
                     "content": _read_content(f"{where}.output", item.get("output")),
                 }
             )
-        elif kind != "reasoning":  # thoughts of earlier answers are left out of prompts
+        elif kind != "reasoning":  # prompts do not contain the reasoning of earlier answers
             raise bad_field(
                 f"{where}.type",
                 f"{where}.type={kind!r:.80} is not supported.",
@@ -133,7 +133,7 @@ def _read_message(where: str, item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _add_call(messages: list[dict[str, Any]], where: str, item: Mapping[str, Any]) -> None:
-    """Add a call to the assistant's message before it, or to a message of its own."""
+    """Add a call to the preceding assistant message, or as a new message."""
     call = {
         "id": _require_text(where, item, "call_id"),
         "type": "function",
@@ -177,7 +177,7 @@ class ResponsesRendering:
     """Writes the answer of one Responses request."""
 
     def __init__(self, head: AnswerHead, request: ResponsesRequest) -> None:
-        """Write for ``request``."""
+        """Render the answer of ``request``."""
         self._head = head
         self._request = request
         self._item_id = new_id("msg_")

@@ -1,4 +1,4 @@
-"""Running the application: uvicorn, with an end that waits for the answers that have begun."""
+"""Runs the application with uvicorn; its shutdown waits for running answers."""
 
 from __future__ import annotations
 
@@ -20,38 +20,40 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger("phi3ov.server")
 
 KEEP_ALIVE_SECONDS = 75
-"""Longer than the connection pools of clients and proxies wait, so that they close first."""
+"""Keep-alive time, longer than the idle timeouts of clients and proxies, so that they close first.
+"""
 SWITCH_SECONDS = 0.001
-"""How long a thread that encodes or parses may keep the event loop waiting for the interpreter's
-lock; Python's own default is five times that."""
+"""Thread switch interval: how long a thread that encodes or parses may hold the GIL while the
+event loop waits. Python's default is five times as long."""
 _CLOSE_SECONDS = 5
-"""How long connections have to close after their answers have ended."""
+"""Time for connections to close after their answers have ended."""
 
 
 class DrainingServer(uvicorn.Server):
-    """Uvicorn, which on SIGTERM keeps listening until the running answers have ended.
+    """Uvicorn server that keeps listening after SIGTERM until the running answers have ended.
 
-    Meanwhile ``/health`` and new requests are answered with 503. A second signal ends it at once.
+    During that time, ``/health`` and new requests get a 503. A second signal ends the server at
+    once.
     """
 
     def __init__(self, config: uvicorn.Config, host: ModelHost, drain_seconds: float) -> None:
-        """Serve with ``config``; ``host`` knows which answers run."""
+        """Serve with ``config``; ``host`` tracks the running answers."""
         super().__init__(config)
         self._host = host
         self._drain_seconds = drain_seconds
         self._signals = 0
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """Count the signals: the second one ends the waiting."""
+        """Count signals; the second one ends the wait."""
         self._signals += 1
         super().handle_exit(sig, frame)
 
     async def on_tick(self, counter: int) -> bool:
-        """End also where the model could not be loaded."""
+        """Also end the server if the model could not be loaded."""
         return await super().on_tick(counter) or self._host.state == "failed"
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Wait for the running answers, then shut down as uvicorn does."""
+        """Wait for the running answers, then run uvicorn's own shutdown."""
         await self._host.drain(self._drain_seconds, hurry=lambda: self._signals > 1)
         await super().shutdown(sockets)
 
@@ -67,14 +69,14 @@ def serve(
 
     Args:
         app: The application.
-        listen: Where to listen.
-        settings: What the application was made with; an address that other machines reach needs
-            a key among them.
-        on_listening: Called with the server's address once it listens.
+        listen: Settings of the socket.
+        settings: The settings that the application was created with. An address that other
+            machines can reach needs a key.
+        on_listening: Called with the server's URL once it listens.
 
     Raises:
-        OptionError: The address is open to other machines and there is no key.
-        OSError: The address cannot be listened on.
+        OptionError: Other machines can reach the address and there is no key.
+        OSError: The server cannot listen on the address.
         Phi3OVError: The model could not be loaded.
     """
     listen.require_safe(settings)
@@ -93,7 +95,7 @@ def serve(
     )
     family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
     with socket.socket(family) as bound:
-        if not hasattr(socket, "SO_EXCLUSIVEADDRUSE"):  # elsewhere than on Windows
+        if not hasattr(socket, "SO_EXCLUSIVEADDRUSE"):  # not on Windows
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((listen.host, listen.port))
         bound.listen(config.backlog)

@@ -1,4 +1,4 @@
-"""The requests as types: what msgspec converts a checked body to, and /openapi.json describes."""
+"""Request types: msgspec converts a checked body to them, and /openapi.json describes them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     Attributes:
         include_usage: Whether a last chunk holds the token counts.
-        include_obfuscation: Accepted as false: nothing is padded here.
+        include_obfuscation: Only false is accepted: chunks are not padded.
     """
 
     include_usage: bool | None = None
@@ -23,10 +23,10 @@ class NamedSchema(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A JSON schema with its name.
 
     Attributes:
-        name: Its name; not used.
-        schema: The schema; a missing one allows any object.
-        description: Not used.
-        strict: The schema is enforced either way.
+        name: Ignored.
+        schema: The schema; any object is allowed without it.
+        description: Ignored.
+        strict: Ignored: the schema is always enforced.
     """
 
     name: str
@@ -36,11 +36,11 @@ class NamedSchema(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class TextFormat(msgspec.Struct, kw_only=True, tag="text", forbid_unknown_fields=True):
-    """``{"type": "text"}``: an answer of any shape."""
+    """``{"type": "text"}``: unstructured text."""
 
 
 class ObjectFormat(msgspec.Struct, kw_only=True, tag="json_object", forbid_unknown_fields=True):
-    """``{"type": "json_object"}``: a JSON object of any shape."""
+    """``{"type": "json_object"}``: any JSON object."""
 
 
 class SchemaFormat(msgspec.Struct, kw_only=True, tag="json_schema", forbid_unknown_fields=True):
@@ -58,13 +58,13 @@ ResponseFormat = TextFormat | ObjectFormat | SchemaFormat
 
 
 class FlatSchemaFormat(msgspec.Struct, kw_only=True, tag="json_schema", forbid_unknown_fields=True):
-    """The same in a Responses request, where the schema's fields stand beside the type.
+    """``json_schema`` format of a Responses request, with the schema's fields beside the type.
 
     Attributes:
-        name: Its name; not used.
+        name: Ignored.
         schema: The schema.
-        description: Not used.
-        strict: The schema is enforced either way.
+        description: Ignored.
+        strict: Ignored: the schema is always enforced.
     """
 
     name: str
@@ -77,8 +77,8 @@ class TextConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """``text`` of a Responses request.
 
     Attributes:
-        format: The shape of the answer.
-        verbosity: Only ``"medium"``, which is the default.
+        format: Format of the answer.
+        verbosity: Only ``"medium"``, the default.
     """
 
     format: TextFormat | ObjectFormat | FlatSchemaFormat | None = None
@@ -142,7 +142,7 @@ class NamedFunction(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ChatToolChoice(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The one tool that a chat request asks for.
+    """The tool that the model must call, in a chat request.
 
     Attributes:
         function: The function.
@@ -154,7 +154,7 @@ class ChatToolChoice(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ResponseToolChoice(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The one tool that a Responses request asks for.
+    """The tool that the model must call, in a Responses request.
 
     Attributes:
         name: The function.
@@ -166,11 +166,11 @@ class ResponseToolChoice(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
 
 
 ToolMode = Literal["none", "auto", "required"]
-"""How far the model is free to call tools."""
+"""Whether the model must not, may or must call tools."""
 
 
 class AnswerRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What every request for an answer can ask for; see the field table."""
+    """Fields of every request for an answer; see the field table."""
 
     model: str = ""
     stream: bool = False

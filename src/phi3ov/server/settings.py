@@ -1,6 +1,6 @@
-"""What a server can be told: `ServerSettings` for the application, `ListenSettings` for its socket.
+"""Server settings: `ServerSettings` for the application, `ListenSettings` for its socket.
 
-The help of ``phi3ov serve`` and the table in the documentation are made of these two classes.
+The help of ``phi3ov serve`` and the table in the documentation are generated from these classes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..errors import OptionError
 from ..validation import is_number, require_integer
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
-"""Names under which a program on the same machine reaches a loopback address."""
+"""Host names of loopback addresses, as programs on the same machine use them."""
 
 
 def _setting(text: str, *, default: Any) -> Any:
@@ -24,10 +24,10 @@ def _setting(text: str, *, default: Any) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
-    """How the application answers. `describe_settings` lists every field with its meaning.
+    """Settings of the application. `describe_settings` lists every field with its meaning.
 
     Raises:
-        OptionError: A value is out of its range.
+        OptionError: A value is out of range.
 
     Example:
         >>> ServerSettings(model_name="phi3").timeout_seconds
@@ -114,10 +114,10 @@ class ServerSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenSettings:
-    """Where the server listens and how it ends. `describe_settings` lists every field.
+    """Settings of socket and shutdown. `describe_settings` lists every field.
 
     Raises:
-        OptionError: A value is out of its range.
+        OptionError: A value is out of range.
 
     Example:
         >>> ListenSettings().is_loopback
@@ -147,7 +147,7 @@ class ListenSettings:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only programs on this machine reach the address."""
+        """Whether only programs on this machine can reach the address."""
         if self.host == "localhost":
             return True
         try:
@@ -156,7 +156,7 @@ class ListenSettings:
             return False
 
     def require_safe(self, settings: ServerSettings) -> None:
-        """Refuse to open an address to other machines without a key.
+        """Check that an address that other machines can reach is protected by a key.
 
         Raises:
             OptionError: The address is not a loopback address, there is no key, and ``no_auth``
@@ -178,10 +178,10 @@ def describe_settings() -> Iterator[tuple[str, str, str]]:
 
 
 def read_api_keys(path: Path) -> tuple[str, ...]:
-    """Read keys from a file: one a line; empty lines and lines that begin with # are skipped.
+    """Read keys from a file, one per line; empty lines and lines that begin with # are skipped.
 
     Raises:
-        OptionError: The file holds no key, or cannot be read.
+        OptionError: The file contains no key, or cannot be read.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
