@@ -493,6 +493,11 @@ class Phi3Model:
         engine = self._cache_engine
         return len(engine.restore_cache(Path(path), self.fingerprint, verify=verify))
 
+    @property
+    def can_score(self) -> bool:
+        """Whether `score` works: the engine computes the log-probabilities of a given text."""
+        return isinstance(self._engine, ScoringEngine)
+
     def score(self, token_ids: Sequence[int], *, first: int = 1) -> TokenScores:
         """Return how likely the model finds the tokens of a given text; nothing is generated.
 
@@ -533,9 +538,15 @@ class Phi3Model:
                 "This model's engine gives no probabilities of a given text. Load it with "
                 "engine='paged'."
             )
-        logprobs, is_greedy = self._engine.score(token_ids, first=first)
+        logprobs, likeliest = self._engine.score(token_ids, first=first)
+        scored = tuple(token_ids[first:])
         return TokenScores(
-            token_ids=tuple(token_ids[first:]), logprobs=logprobs, is_greedy=is_greedy
+            token_ids=scored,
+            logprobs=logprobs,
+            is_greedy=tuple(
+                token == best for token, (best, _) in zip(scored, likeliest, strict=True)
+            ),
+            likeliest=likeliest,
         )
 
     @property

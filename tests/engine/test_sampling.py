@@ -261,6 +261,11 @@ def test_scores_of_a_text_are_the_models_own(zoo: Zoo, load: LoadModel) -> None:
         assert scores.token_ids == tuple(token_ids[first:])
         assert scores.logprobs == pytest.approx(truth[first - 1 :], abs=2e-3)
         assert scores.is_greedy == tuple(greedy[first - 1 :])
+        best = [(int(row.argmax()), log_softmax(row).max()) for row in rows[first - 1 : -1]]
+        assert [token for token, _ in scores.likeliest] == [token for token, _ in best]
+        assert [value for _, value in scores.likeliest] == pytest.approx(
+            [value for _, value in best], abs=2e-3
+        )
         assert scores.total_logprob == pytest.approx(sum(truth[first - 1 :]), abs=0.05)
     answer = model.complete(PROMPT, max_new_tokens=6, logprobs=True)
     again = model.score((*answer.prompt_ids, *answer.token_ids), first=len(answer.prompt_ids))

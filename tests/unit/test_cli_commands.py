@@ -47,7 +47,7 @@ OPTIONS = {
     "--prompt-lookup --regex --system --verbose message model",
     "serve": "--adapter --allow-control-tokens --allowed-host --allowed-origin --api-key-file "
     "--cache-dir --context-tokens --default-temperature --device --drain-seconds "
-    "--events-per-second --help --host --ignore-unknown --max-body-bytes "
+    "--engine --events-per-second --help --host --ignore-unknown --max-body-bytes "
     "--max-connections --max-depth --max-running --max-tokens --max-waiting "
     "--max-waiting-tokens --model-name --no-auth --ping-seconds --port --revision --threads "
     "--timeout-seconds --write-timeout-seconds -h model",

@@ -148,6 +148,7 @@ class TokenScores:
         token_ids: The scored tokens.
         logprobs: Natural logarithm of each token's probability given all tokens before it.
         is_greedy: Whether each token is the most likely one at its position.
+        likeliest: The most likely token at each position, with its log-probability.
 
     Example:
         >>> scores = TokenScores(token_ids=(5, 6), logprobs=(-0.5, -1.0), is_greedy=(True, False))
@@ -158,6 +159,7 @@ class TokenScores:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     is_greedy: tuple[bool, ...]
+    likeliest: tuple[tuple[int, float], ...] = ()
 
     @property
     def total_logprob(self) -> float:

@@ -12,9 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
+from ..engine.protocol import EngineName
 from ..runtime.limits import RequestLimits
 from ..server.settings import ListenSettings, ServerSettings, describe_settings, read_api_keys
-from .options import LoadingOptions
+from .options import LoadingOptions, engine_option
 from .printing import write_line
 
 EXAMPLE = "phi3ov serve phi3-int4 --port 8000"
@@ -123,6 +124,7 @@ def run(
     listening: ListenOptions,
     answers: ServerOptions,
     *,
+    engine: Annotated[EngineName, engine_option()] = "worker",
     max_running: Annotated[
         int | None,
         typer.Option(
@@ -162,7 +164,7 @@ def run(
         loading.model,
         settings=settings,
         load=lambda: load_model(
-            loading.model, engine="worker", limits=limits, **loading.to_arguments()
+            loading.model, engine=engine, limits=limits, **loading.to_arguments()
         ),
     )
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, cast, runtime_checkable
 
-from ..answer.token_stream import TokenRequest, TokenStream
+from ..answer.token_stream import TokenRequest, TokenStream, TopLogprobs
 from ..errors import OptionError, StateError
 from ..runtime.limits import RequestLimits, RequestLoad
 
@@ -171,8 +171,8 @@ class ScoringEngine(Engine, Protocol):
 
     def score(
         self, token_ids: Sequence[int], *, first: int
-    ) -> tuple[tuple[float, ...], tuple[bool, ...]]:
-        """Return, for each token from ``first`` on, its log-probability and whether it is greedy.
+    ) -> tuple[tuple[float, ...], TopLogprobs]:
+        """Return each token's log-probability from ``first`` on, and the likeliest token there.
 
         Raises:
             GenerationError: The engine failed.

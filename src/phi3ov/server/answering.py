@@ -7,6 +7,7 @@ client disconnects, its answers are cancelled in any state.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..answer.stream import Piece
-from ..errors import GenerationError
+from ..errors import GenerationError, QueueFullError
 from .errors import ApiError, translate_error, unavailable
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ PIECES_AT_ONCE = 64
 
 _POLL_SECONDS = 0.5
 _ENCODERS = ThreadPoolExecutor(max_workers=2, thread_name_prefix="phi3ov-server-encode")
+_SCORERS = ThreadPoolExecutor(max_workers=1, thread_name_prefix="phi3ov-server-score")
+MOST_SCORING = 16
+"""Requests for the log-probabilities of prompts that run or wait; more are answered with 429."""
 
 
 class ClientGoneError(Exception):
@@ -146,18 +150,39 @@ def _close_quietly(stream: ReplyStream) -> None:
         stream.close()
 
 
-async def start_answers(host: ModelHost, start: StartStreams, metrics: ServerMetrics) -> Answers:
+async def start_answers(
+    host: ModelHost, start: StartStreams, metrics: ServerMetrics, *, scores: bool = False
+) -> Answers:
     """Start a request's answers on another thread.
+
+    Args:
+        host: The model's host.
+        start: Starts the answers.
+        metrics: Where they are counted.
+        scores: Whether ``start`` has the model read prompts, which takes long. Such requests wait
+            for each other, and leave the threads that encode to the rest.
 
     Raises:
         ApiError: The request cannot be answered, the queue is full, or no model is loaded.
     """
     model = host.require_model()
     loop = asyncio.get_running_loop()
-    starting = loop.run_in_executor(_ENCODERS, partial(start, model))
+    if scores and host.scoring >= MOST_SCORING:
+        full = QueueFullError(host.scoring)
+        raise translate_error(full, retry_after=host.retry_after_seconds())
+    gone = threading.Event()
+
+    def start_unless_gone() -> Sequence[ReplyStream]:
+        return () if gone.is_set() else start(model)
+
+    starting = loop.run_in_executor(_SCORERS if scores else _ENCODERS, start_unless_gone)
+    if scores:
+        host.scoring += 1
+        starting.add_done_callback(lambda _: host.note_scored())
     try:
         streams = await asyncio.shield(starting)
     except asyncio.CancelledError:  # the client left during encoding
+        gone.set()
         starting.add_done_callback(_cancel_started)
         raise
     except Exception as error:

@@ -63,6 +63,11 @@ class Exchange(Protocol):
 
     notes: dict[str, str]
 
+    @property
+    def scores_prompts(self) -> bool:
+        """Whether `start` computes the log-probabilities of prompts, which may take long."""
+        ...
+
     def start(self, model: Phi3Model) -> Sequence[ReplyStream]:
         """Start the answers."""
         ...
@@ -149,6 +154,7 @@ class _Application:
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
             Route("/v1/completions", self._complete, methods=["POST"]),
             Route("/v1/responses", self._respond, methods=["POST"]),
+            Route("/tokenizer_info", self._tokenizer_info),
             Route("/tokenize", self._tokenize, methods=["POST"]),
             Route("/detokenize", self._detokenize, methods=["POST"]),
         ]
@@ -223,7 +229,9 @@ class _Application:
                 ", ".join(parsed.ignored).encode("ascii", "replace").decode()
             )
         rendering = exchange.render(*self._rendering_parts(model, prefix))
-        starting = start_answers(self._host, exchange.start, self._metrics)
+        starting = start_answers(
+            self._host, exchange.start, self._metrics, scores=exchange.scores_prompts
+        )
         if request.stream:
             events = _write_events(await starting, rendering)
             return EventStream(
@@ -281,6 +289,12 @@ class _Application:
         if wrong is not None:
             raise bad_field("tokens", f"tokens holds {wrong}; ids go from 0 to {size - 1}.")
         return json_response({"prompt": await asyncio.to_thread(model.tokenizer.decode, tokens)})
+
+    async def _tokenizer_info(self, _http: Request) -> Response:
+        """Answer as vLLM does: lm-eval asks, and then encodes with /tokenize."""
+        tokenizer = self._host.require_model().tokenizer
+        ending = next(iter(tokenizer.stop_tokens.values()))
+        return json_response({"eos_token": ending, "bos_token": None, "pad_token": None})
 
     async def _models(self, _http: Request) -> Response:
         return json_response({"object": "list", "data": [self._describe_model()]})

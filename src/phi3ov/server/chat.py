@@ -54,6 +54,11 @@ class ChatExchange:
                 "max_tokens", f"max_tokens={both[0]} contradicts max_completion_tokens={both[1]}."
             )
 
+    @property
+    def scores_prompts(self) -> bool:
+        """Never: a chat answers."""
+        return False
+
     def start(self, model: Phi3Model) -> Sequence[ReplyStream]:
         """Encode the conversation and start its answers; runs on a worker thread.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .chat import DONE
@@ -13,7 +14,7 @@ from .rendering import AnswerHead, finish_reason, stopped_by, timings, usage
 from .schemas import CompletionRequest
 
 if TYPE_CHECKING:
-    from ..answer.reply import Reply
+    from ..answer.reply import Reply, TokenScores
     from ..answer.stream import Piece, ReplyStream
     from ..model import Phi3Model
     from ..prompt.token_texts import TokenTexts
@@ -22,6 +23,22 @@ if TYPE_CHECKING:
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's default of this endpoint."""
 MOST_PROMPTS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Echo:
+    """A prompt that its answers begin with.
+
+    Attributes:
+        text: Its text.
+        token_ids: Its ids.
+        scores: How likely the model finds each of its tokens but the first; None if that is not
+            asked for, or there is one token.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    scores: TokenScores | None
 
 
 class CompletionExchange:
@@ -49,42 +66,79 @@ class CompletionExchange:
                 f"logprobs={request.logprobs} must be 0 or 1: only the chosen token's is there.",
                 code="unsupported_value",
             )
-        if request.echo and not all(isinstance(prompt, str) for prompt in self.prompts):
-            raise bad_field("echo", "echo needs prompts of text.", code="unsupported_parameter")
-        if request.echo and request.logprobs is not None:
+        self._scores_prompts = request.echo and request.logprobs is not None
+        if request.max_tokens == 0 and not self._scores_prompts:
+            raise bad_field(
+                "max_tokens", "max_tokens=0 needs echo and logprobs: there is nothing to answer."
+            )
+        if self._scores_prompts and (request.stream or request.n != 1):
             raise bad_field(
                 "echo",
-                "echo together with logprobs is not supported: the prompt's are not computed.",
+                "echo together with logprobs needs n=1 and stream=false.",
                 code="unsupported_parameter",
             )
+        self._echoed: list[Echo] = []
+
+    @property
+    def scores_prompts(self) -> bool:
+        """Whether `start` computes the prompts' own log-probabilities, which may take long."""
+        return self._scores_prompts
 
     def start(self, model: Phi3Model) -> Sequence[ReplyStream]:
         """Encode the prompts and start their completions; runs on a worker thread.
 
         Raises:
-            ApiError: As `answer_options`.
+            ApiError: As `answer_options`, or the engine gives no log-probabilities of prompts.
             Phi3OVError: The library refuses the request.
         """
         request = self._request
+        if self._scores_prompts and not model.can_score:
+            raise bad_field(
+                "echo",
+                "echo together with logprobs needs a model loaded with the paged engine: the "
+                "others give no log-probabilities of a prompt.",
+                code="unsupported_parameter",
+            )
         options = answer_options(
             request,
             self._settings,
-            max_tokens=DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens,
+            # 0 asks for the prompt's log-probabilities alone
+            max_tokens=DEFAULT_MAX_TOKENS
+            if request.max_tokens is None
+            else request.max_tokens or int(self._scores_prompts),
             max_tokens_field="max_tokens",
             context_tokens=model.context.tokens,
         )
         options |= drawing_options(request, options)
         if request.logprobs is not None:
             options["logprobs"] = True
+        if self._scores_prompts:
+            options["top_logprobs"] = 1
         streams: list[ReplyStream] = []
         try:
             for prompt in self.prompts:
-                streams.append(model.stream_ids(self.encode(model, prompt), **options))
+                token_ids = self.encode(model, prompt)
+                if request.echo:
+                    self._echoed.append(self._echo(model, prompt, token_ids))
+                if request.max_tokens != 0:
+                    streams.append(model.stream_ids(token_ids, **options))
         except BaseException:
             for stream in streams:
                 stream.cancel()
             raise
         return streams
+
+    def _echo(
+        self, model: Phi3Model, prompt: str | Sequence[int], token_ids: Sequence[int]
+    ) -> Echo:
+        """Return what an answer begins with: the prompt, and how likely the model finds it."""
+        scores = None
+        if self._scores_prompts and len(token_ids) > 1:
+            scores = model.score(token_ids)
+        text = prompt
+        if not isinstance(text, str):
+            text = model.tokenizer.decode(token_ids, skip_special_tokens=False)
+        return Echo(text=text, token_ids=tuple(token_ids), scores=scores)
 
     def encode(self, model: Phi3Model, prompt: str | Sequence[int]) -> Sequence[int]:
         """Encode a prompt; control tokens are honoured only if the settings allow it."""
@@ -97,9 +151,9 @@ class CompletionExchange:
             head,
             texts if self._request.logprobs is not None else None,
             include_usage=options is not None and bool(options.include_usage),
-            prompts=self.prompts,
+            prompts=len(self.prompts),
             each=self._request.n,
-            echo=self._request.echo,
+            echoed=self._echoed,
         )
 
 
@@ -143,39 +197,58 @@ class CompletionRendering:
         texts: TokenTexts | None,
         *,
         include_usage: bool,
-        prompts: Sequence[str | list[int]],
+        prompts: int,
         each: int,
-        echo: bool,
+        echoed: Sequence[Echo],
     ) -> None:
-        """Render ``each`` answers per prompt; ``echo`` puts the prompt before each answer."""
+        """Render ``each`` answers per prompt.
+
+        Args:
+            head: Which model answers.
+            texts: The text of tokens, where log-probabilities are asked for.
+            include_usage: Whether a stream ends with the token counts.
+            prompts: Number of prompts.
+            each: Number of answers to each.
+            echoed: What the answers to each prompt begin with, known once they have started;
+                empty without ``echo``.
+        """
         self._head = head
         self._texts = texts
         self._include_usage = include_usage
         self._prompts = prompts
         self._each = each
-        self._echo = echo
+        self._echoed = echoed
         self._offsets: dict[int, int] = {}
 
     def whole(self, replies: Sequence[Reply]) -> Mapping[str, Any]:
-        """Return the response body without streaming."""
+        """Return the body without streaming; without replies, that of scored prompts."""
         choices = []
-        for number, reply in enumerate(replies):
-            before = self._echoed(number)
-            logprobs = self._logprobs(number, reply.token_ids, reply.logprobs or ())
-            choice = {"index": number, "text": before + reply.text, "logprobs": logprobs}
-            choices.append(choice | {"finish_reason": finish_reason(reply)} | stopped_by(reply))
-        return {
-            **self._head.members("text_completion"),
-            "choices": choices,
-            "usage": usage(replies, len(self._prompts)),
-            "timings": timings(replies[0]),
-        }
+        for number in range(self._prompts * self._each):
+            reply = replies[number] if replies else None
+            before = self._text_before(number)
+            choice = {
+                "index": number,
+                "text": before if reply is None else before + reply.text,
+                "logprobs": self._all_logprobs(number, reply),
+                "finish_reason": "length" if reply is None else finish_reason(reply),
+            }
+            choices.append(choice if reply is None else choice | stopped_by(reply))
+        body = {**self._head.members("text_completion"), "choices": choices}
+        if replies:
+            return {
+                **body,
+                "usage": usage(replies, self._prompts),
+                "timings": timings(replies[0]),
+            }
+        tokens = sum(len(echo.token_ids) for echo in self._echoed)
+        counts = {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}
+        return {**body, "usage": counts}
 
     def begin(self) -> Iterator[bytes]:
         """Yield the prompt if the request asks for ``echo``."""
-        if self._echo:
-            for number in range(len(self._prompts) * self._each):
-                yield self._chunk(number, self._echoed(number))
+        if self._echoed:
+            for number in range(self._prompts * self._each):
+                yield self._chunk(number, self._text_before(number))
 
     def piece(self, number: int, piece: Piece) -> Iterator[bytes]:
         """Yield a piece of text, with the log-probabilities of its tokens."""
@@ -191,12 +264,11 @@ class CompletionRendering:
         """Yield the token counts, if requested, and the end of the stream."""
         if self._include_usage:
             members = self._head.members("text_completion")
-            yield frame({**members, "choices": [], "usage": usage(replies, len(self._prompts))})
+            yield frame({**members, "choices": [], "usage": usage(replies, self._prompts)})
         yield DONE
 
-    def _echoed(self, number: int) -> str:
-        prompt = self._prompts[number // self._each]
-        return prompt if self._echo and isinstance(prompt, str) else ""
+    def _text_before(self, number: int) -> str:
+        return self._echoed[number // self._each].text if self._echoed else ""
 
     def _chunk(
         self,
@@ -212,8 +284,32 @@ class CompletionRendering:
         chunk = {**self._head.members("text_completion"), "choices": [choice]}
         return frame({**chunk, "usage": None} if self._include_usage else chunk)
 
+    def _all_logprobs(self, number: int, reply: Reply | None) -> dict[str, Any] | None:
+        """Return the log-probabilities of a whole answer, its prompt's included if echoed."""
+        if self._texts is None:
+            return None
+        token_ids: tuple[int, ...] = ()
+        logprobs: list[float | None] = []
+        likeliest: list[tuple[int, float] | None] = []
+        if self._echoed:
+            echo = self._echoed[number // self._each]
+            token_ids, logprobs, likeliest = echo.token_ids, [None], [None]  # nothing before it
+            if echo.scores is not None:
+                logprobs += echo.scores.logprobs
+                likeliest += echo.scores.likeliest
+        if reply is not None:
+            token_ids += reply.token_ids
+            logprobs += reply.logprobs or ()
+            likeliest += [top[0] for top in reply.top_logprobs or ()]
+        found = self._logprobs(number, token_ids, logprobs)
+        if found is not None and self._echoed:
+            found["top_logprobs"] = [
+                None if pair is None else {self._texts(pair[0]): pair[1]} for pair in likeliest
+            ]
+        return found
+
     def _logprobs(
-        self, number: int, token_ids: Sequence[int], logprobs: Sequence[float]
+        self, number: int, token_ids: Sequence[int], logprobs: Sequence[float | None]
     ) -> dict[str, Any] | None:
         if self._texts is None or not token_ids:
             return None

@@ -108,7 +108,11 @@ FIELDS: tuple[Field, ...] = (
         _CHAT,
         "Most tokens of the answer; the rest of the context by default. Both only if equal.",
     ),
-    *_honoured("max_tokens", _OLD, "Most tokens of the answer; 16 by default, as OpenAI's."),
+    *_honoured(
+        "max_tokens",
+        _OLD,
+        "Most tokens of the answer; 16 by default, as OpenAI's. 0 with echo and logprobs.",
+    ),
     *_honoured("max_output_tokens", _RESPONSES, "Most tokens of the answer."),
     *_honoured(
         "temperature",
@@ -137,7 +141,13 @@ FIELDS: tuple[Field, ...] = (
         "Token ids to biases; needs the paged engine, and is refused by the others.",
     ),
     *_honoured("logprobs", _OLD, "0 or 1: the log-probability of each chosen token."),
-    *_honoured("echo", _OLD, "The prompt before the answer; not together with logprobs."),
+    *_honoured(
+        "echo",
+        _OLD,
+        "The prompt before the answer. Together with logprobs also the log-probabilities of the "
+        "prompt's tokens, and the likeliest token in the place of each: that needs a model loaded "
+        "with the paged engine (phi3ov serve --engine paged), and is refused by the others.",
+    ),
     *_honoured("best_of", _OLD, "Only if equal to n."),
     *_honoured(
         "response_format",

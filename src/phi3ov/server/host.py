@@ -37,6 +37,7 @@ class ModelHost:
 
     Attributes:
         running: The answers that are running or waiting.
+        scoring: Requests for log-probabilities of prompts that are running or waiting.
         failure: The error that occurred while loading the model; None otherwise.
     """
 
@@ -50,6 +51,7 @@ class ModelHost:
         """Hold a loaded model, which its owner closes, or a function that loads a model."""
         self._events_per_second = events_per_second
         self.running: set[Answers] = set()
+        self.scoring = 0
         self.failure: Exception | None = None
         self._load = load
         self._model = model
@@ -124,6 +126,10 @@ class ModelHost:
             f"{reasons[state]} See /health.",
             retry_after=5,
         )
+
+    def note_scored(self) -> None:
+        """Count a request that is no longer `scoring`."""
+        self.scoring -= 1
 
     def note_duration(self, seconds: float) -> None:
         """Record the duration of an answer, for `retry_after_seconds`."""

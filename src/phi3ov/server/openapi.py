@@ -72,6 +72,7 @@ def describe_api(model_name: str, *, with_key: bool) -> dict[str, Any]:
     for path, text in (
         ("/v1/models", "The one model that is served."),
         ("/metrics", "Prometheus metrics."),
+        ("/tokenizer_info", "The token that ends an answer, for clients that encode here."),
     ):
         paths[path] = {"get": {"summary": text, "responses": _responses(text, "401", "421")}}
     paths["/health"] = {

@@ -46,6 +46,11 @@ class ResponsesExchange:
         self._messages = cast("list[ChatMessage]", merged_messages)  # the library checks them
         self.notes: dict[str, str] = {"x-phi3ov-merged-messages": str(merged)} if merged else {}
 
+    @property
+    def scores_prompts(self) -> bool:
+        """Never: a chat answers."""
+        return False
+
     def start(self, model: Phi3Model) -> Sequence[ReplyStream]:
         """Encode the conversation and start its answer; runs on a worker thread.
 

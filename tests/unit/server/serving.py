@@ -93,9 +93,10 @@ def serving(
     kit: Kit = MINI,
     headers: dict[str, str] | None = None,
     context_tokens: int = 4096,
+    kind: type[FakeEngine] = FakeEngine,
 ) -> Iterator[Served]:
-    """Serve a scripted engine."""
-    engine = FakeEngine(answers, limits=limits)
+    """Serve a scripted engine of a kind."""
+    engine = kind(answers, limits=limits)
     artifact = make_artifact(checksums={"openvino_model.bin": "0" * 64, "tokenizer.json": "1" * 64})
     with make_model(engine, kit=kit, artifact=artifact, context_tokens=context_tokens) as model:
         give_fingerprint(model)

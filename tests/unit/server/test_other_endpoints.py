@@ -74,7 +74,8 @@ def test_completions_take_every_kind_of_prompt(served: Served) -> None:
         ({"prompt": "a", "suffix": "b"}, "suffix"),
         ({"prompt": "a", "logprobs": 5}, "logprobs"),
         ({"prompt": "a", "logprobs": 1, "echo": True}, "echo"),
-        ({"prompt": [1, 2], "echo": True}, "echo"),
+        ({"prompt": "a", "logprobs": 1, "echo": True, "max_tokens": 0}, "echo"),
+        ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
     ],
 )
 def test_completions_refuse_by_field(

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...answer.token_stream import TokenRequest, TokenStream
+from ...answer.token_stream import TokenRequest, TokenStream, TopLogprobs
 from ...errors import DeviceError, OptionError, RestoreError
 from ..sampling import check_request
 from ..serial import SerialEngine
@@ -83,16 +83,16 @@ class PagedEngine(SerialEngine):
 
     def score(
         self, token_ids: Sequence[int], *, first: int
-    ) -> tuple[tuple[float, ...], tuple[bool, ...]]:
-        """Return, for each token from ``first`` on, its log-probability and whether it is greedy.
+    ) -> tuple[tuple[float, ...], TopLogprobs]:
+        """Return each token's log-probability from ``first`` on, and the likeliest token there.
 
         Raises:
             GenerationError: The model failed.
             StateError: The engine is closed.
         """
-        scores: list[tuple[float, bool]] = []
+        scores: list[tuple[float, tuple[int, float]]] = []
         self.do(lambda: scores.extend(self._runner.score(token_ids, first)))
-        return tuple(value for value, _ in scores), tuple(greedy for _, greedy in scores)
+        return tuple(value for value, _ in scores), tuple(likeliest for _, likeliest in scores)
 
     def save_cache(
         self, token_ids: Sequence[int], path: Path, fingerprint: ModelFingerprint
@@ -162,8 +162,10 @@ class _Runner:
                 return
             logits = self._read([token], stream)
 
-    def score(self, token_ids: Sequence[int], first: int) -> Iterator[tuple[float, bool]]:
-        """Yield each token's log-probability and whether it is greedy, from ``first`` on."""
+    def score(
+        self, token_ids: Sequence[int], first: int
+    ) -> Iterator[tuple[float, tuple[int, float]]]:
+        """Yield each token's log-probability from ``first`` on, and the likeliest one there."""
         known = self._keep(token_ids, first - 1)
         self.model.reserve(len(token_ids), keep=known)
         self._read(token_ids[known : first - 1], None)
@@ -173,7 +175,8 @@ class _Runner:
             rows = self.model.read_all(chunk, past=len(self._cached_ids))
             self._cached_ids += chunk
             for row, token in zip(rows, token_ids[start + 1 :], strict=False):
-                yield float(log_probabilities(row)[token]), int(row.argmax()) == token
+                logprobs, best = log_probabilities(row), int(row.argmax())
+                yield float(logprobs[token]), (best, float(logprobs[best]))
 
     def origin(self, fingerprint: ModelFingerprint) -> CacheOrigin:
         """Return the model and settings that determine the cache's numbers."""
