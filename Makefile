@@ -136,11 +136,14 @@ coverage: install
 # benchmarks/README.md says what each of these is for.
 BENCH := PYTHONPATH=benchmarks $(BIN)/python -m phi3ov_bench
 
+# How long `make bench` may begin new rounds; the exports that follow take one or two minutes more.
+MINUTES ?= 16
+
 bench-peers: install
 	$(BENCH) peers
 
 bench: bench-peers
-	$(BENCH) run --model reference --rounds 3
+	$(BENCH) run --model reference --rounds 3 --minutes $(MINUTES)
 	$(BENCH) exports --model reference
 
 bench-full: bench-peers

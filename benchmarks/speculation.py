@@ -3,11 +3,14 @@
     .venv/bin/python benchmarks/speculation.py --artifact FOLDER [--draft FOLDER]
 
 A pass reads all weights once, for one token or for a few, so where memory is the limit each
-accepted token is nearly free, and each refused one costs its arithmetic. Three tasks: an answer
-that repeats its prompt, one that repeats part of it, and one that is new. The models stay loaded
-and take turns, round after round; the ratio within a round counts, the median over rounds.
+accepted token is nearly free, and each refused one costs its arithmetic. Four tasks: an answer
+that repeats its prompt, one that repeats part of it, one that is new, and one that never says a
+token twice, in which there is nothing to look up. "fixed" checks all candidates in each pass,
+whether they pay or not. The models stay loaded and take turns, every second round in the other
+order; the ratio within a round counts, the median over rounds.
 
-Prints a Markdown table; the last line is the same as JSON.
+Prints a Markdown table; the last line is the same as JSON. With ``--limit 0.97`` it fails where
+adaptive prompt lookup makes an answer with nothing to look up slower than that.
 """
 
 from __future__ import annotations
@@ -21,15 +24,23 @@ from typing import Any
 
 import phi3ov
 
+LOOKUP = "prompt lookup"
 TEXT = (
     "The harbour office opens at eight. Ships longer than forty metres need a pilot, who comes "
     "aboard two miles before the lighthouse. The fee is paid at the office, in cash or by card. "
 )
-TASKS = {
-    "repeat": f"Repeat this text word for word: {TEXT}",
-    "answer from the text": f"{TEXT} What do ships longer than forty metres need, and who pays?",
-    "write something new": "Write a long story about a fox and a train.",
+STORY = "Write a long story about a fox and a train."
+NOTHING = "nothing to look up"
+TASKS: dict[str, tuple[str, dict[str, float]]] = {
+    "repeat": (f"Repeat this text word for word: {TEXT}", {}),
+    "answer from the text": (
+        f"{TEXT} What do ships longer than forty metres need, and who pays?",
+        {},
+    ),
+    "write something new": (STORY, {}),
+    NOTHING: (STORY, {"repetition_penalty": 3.0}),
 }
+"""By name: the message, and the options of the call."""
 
 
 def main() -> None:
@@ -39,38 +50,70 @@ def main() -> None:
     parser.add_argument("--draft", type=Path)
     parser.add_argument("--new-tokens", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--engine", choices=("pipeline", "worker"), default="pipeline")
+    parser.add_argument("--threads", type=int, help="default: phi3ov's choice")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--limit", type=float)
     options = parser.parse_args()
-    kinds: dict[str, Any] = {"none": None, "prompt lookup": phi3ov.PromptLookup()}
+    kinds: dict[str, Any] = {
+        "none": None,
+        LOOKUP: phi3ov.PromptLookup(),
+        f"{LOOKUP}, fixed": phi3ov.PromptLookup(adaptive=False),
+    }
     if options.draft is not None:
-        kinds["draft model"] = phi3ov.DraftModel(path=options.draft)
+        kinds["draft model"] = phi3ov.DraftModel(options.draft)
+        kinds["draft model, fixed"] = phi3ov.DraftModel(options.draft, adaptive=False)
     with ExitStack() as stack:
         models = {
             kind: stack.enter_context(
-                phi3ov.load_model(options.artifact, device="CPU", speculation=speculation)
+                phi3ov.load_model(
+                    options.artifact,
+                    device="CPU",
+                    engine=options.engine,
+                    speculation=speculation,
+                    config=phi3ov.RuntimeConfig(threads=options.threads),
+                    tuning="off",
+                )
             )
             for kind, speculation in kinds.items()
         }
         rounds = [
             {
-                (task, kind): measure(model, prompt, options.new_tokens)
-                for task, prompt in TASKS.items()
-                for kind, model in models.items()
+                (task, kind): measure(models[kind], task, options.new_tokens)
+                for task in options.tasks
+                for kind in in_turn(list(kinds), number)
             }
-            for _ in range(options.rounds)
+            for number in range(options.rounds)
         ]
-    rows = [summarize(rounds, task, kind) for task in TASKS for kind in kinds]
-    print("| task | speculation | tokens/pass | tokens/s | x none |")
-    print("|---|---|---|---|---|")
+    rows = [summarize(rounds, task, kind) for task in options.tasks for kind in kinds]
+    print("| task | speculation | candidates/pass | tokens/pass | tokens/s | x none |")
+    print("|---|---|--:|--:|--:|--:|")
     for row in rows:
         print("| " + " | ".join(str(value) for value in row.values()) + " |")
     print(json.dumps(rows))
+    if options.limit is not None:
+        [ratio] = [
+            row["ratio"] for row in rows if (row["task"], row["speculation"]) == (NOTHING, LOOKUP)
+        ]
+        if not isinstance(ratio, float) or ratio < options.limit:
+            raise SystemExit(f"{NOTHING}: {ratio} of the speed without, at least {options.limit}")
 
 
-def measure(model: phi3ov.Phi3Model, prompt: str, new_tokens: int) -> dict[str, float]:
+def in_turn(kinds: list[str], number: int) -> list[str]:
+    """Return the order of a round."""
+    return kinds if number % 2 == 0 else kinds[::-1]
+
+
+def measure(model: phi3ov.Phi3Model, task: str, new_tokens: int) -> dict[str, float]:
     """Answer once."""
-    reply = phi3ov.Phi3Chat(model).generate(prompt, max_new_tokens=new_tokens)
+    prompt, options = TASKS[task]
+    chat = phi3ov.Phi3Chat(model)
+    reply = chat.generate(prompt, max_new_tokens=new_tokens, **options)  # type: ignore[call-overload]
+    usage = reply.usage
+    passes = usage.completion_tokens - usage.accepted_tokens
     return {
-        "tokens_per_pass": reply.usage.tokens_per_pass,
+        "candidates_per_pass": usage.checked_tokens / passes if passes else 0.0,
+        "tokens_per_pass": usage.tokens_per_pass,
         "tokens_per_second": reply.timings.tokens_per_second,
     }
 
@@ -86,6 +129,9 @@ def summarize(rounds: list[Any], task: str, kind: str) -> dict[str, str | float]
     return {
         "task": task,
         "speculation": kind,
+        "candidates_per_pass": round(
+            statistics.median(measured["candidates_per_pass"] for measured in own), 2
+        ),
         "tokens_per_pass": round(
             statistics.median(measured["tokens_per_pass"] for measured in own), 2
         ),

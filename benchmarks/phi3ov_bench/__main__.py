@@ -47,12 +47,17 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser = commands.add_parser("run", help="measure one model and write its JSON")
     names = [case.name for case in CASES]
     parser.add_argument("--model", choices=("reference", "full"), default="reference")
-    parser.add_argument("--peers", nargs="+", choices=peers.PEERS, default=list(peers.PEERS))
+    parser.add_argument("--peers", nargs="+", choices=peers.PEERS, default=list(peers.COMPARED))
     parser.add_argument("--cases", nargs="+", choices=names, default=names)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="the most rounds")
+    parser.add_argument(
+        "--minutes", type=float, help="begin no case of a later round that would end after this"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--smoke", action="store_true", help="little work: does everything run?")
-    parser.add_argument("--json", type=Path, help="where to; default benchmarks/results/MODEL.json")
+    parser.add_argument(
+        "--json", type=Path, help="where to; default benchmarks/results/MODEL-MACHINE.json"
+    )
     parser.set_defaults(do=_run)
 
 
@@ -61,7 +66,8 @@ def _run(options: argparse.Namespace) -> None:
 
     run(
         options.model,
-        options.json or RESULTS / f"{options.model}.json",
+        options.json or _result(options.model),
+        minutes=options.minutes,
         peers=options.peers,
         cases=options.cases,
         rounds=options.rounds,
@@ -73,7 +79,14 @@ def _run(options: argparse.Namespace) -> None:
 def _exports(options: argparse.Namespace) -> None:
     from .run import measure_exports
 
-    measure_exports(options.model, RESULTS / f"{options.model}.json")
+    measure_exports(options.model, options.json or _result(options.model))
+
+
+def _result(model: str) -> Path:
+    """Return where a run on this machine is kept."""
+    from .machine import machine_label
+
+    return RESULTS / f"{model}-{machine_label()}.json"
 
 
 def _settings(options: argparse.Namespace) -> None:

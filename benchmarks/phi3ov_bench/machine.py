@@ -12,37 +12,38 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import psutil
 
 from .peers import python_of
+from .processor import processor_features, processor_name
 from .session import surroundings
 
-INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8")
-"""What the kernels of int4 and int8 weights make use of, as Linux names it."""
+INSTRUCTIONS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")
+"""What the kernels of int4 and int8 weights make use of, as Linux names it; the best one last."""
 
 
 def describe_machine() -> dict[str, Any]:
     """Return what the results depend on."""
-    processor = platform.processor()
-    instructions: list[str] = []
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        lines = information.read_text(encoding="utf-8").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        processor = names[0] if names else processor
-        flags = next((line.split() for line in lines if line.startswith("flags")), [])
-        instructions = [name for name in INSTRUCTIONS if name in flags]
+    features = processor_features()
     return {
-        "processor": processor,
-        "instructions": instructions,
+        "processor": processor_name(),
+        "instructions": [name for name in INSTRUCTIONS if name in features],
         "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }
+
+
+def machine_label() -> str:
+    """Return a short name for this kind of machine: maker and arithmetic, as in ``amd-vnni``."""
+    name, features = processor_name().lower(), processor_features()
+    maker = next((maker for maker in ("intel", "amd") if maker in name), platform.machine().lower())
+    kinds = (("amx_int8", "amx"), ("avx512_vnni", "vnni"), ("avx_vnni", "avx-vnni"))
+    found = next((label for feature, label in kinds if feature in features), None)
+    return f"{maker}-{found or ('avx2' if 'avx2' in features else 'other')}"
 
 
 def measure_bandwidth(threads: int) -> dict[str, float]:

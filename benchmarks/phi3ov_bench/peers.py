@@ -10,8 +10,11 @@ import os
 import subprocess
 import sys
 import venv
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+
+from .processor import processor_features
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = Path(os.environ.get("PHI3OV_BENCH_WORK", ROOT / "build" / "bench"))
@@ -22,8 +25,32 @@ ENVIRONMENTS = ("phi3ov", "genai", "optimum", "llama", "ort", "builder")
 
 _WITH_TORCH = ("optimum", "builder")
 
-LLAMA_BUILD = "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF"
-"""llama.cpp compiled for the processor that it will run on, without its image side."""
+_LLAMA_OPTIONS = {
+    "fma": "GGML_FMA",
+    "f16c": "GGML_F16C",
+    "bmi2": "GGML_BMI2",
+    "avx2": "GGML_AVX2",
+    "avx_vnni": "GGML_AVX_VNNI",
+    "avx512f": "GGML_AVX512",
+    "avx512vbmi": "GGML_AVX512_VBMI",
+    "avx512_vnni": "GGML_AVX512_VNNI",
+    "avx512_bf16": "GGML_AVX512_BF16",
+}
+"""llama.cpp's build option for each instruction set, as Linux names it. AMX is not among them."""
+
+
+def llama_build(instructions: Collection[str]) -> str:
+    """Return the options with which llama.cpp is compiled for a processor, without images.
+
+    ``GGML_NATIVE=ON`` would compile tile instructions in wherever the compiler sees AMX. A virtual
+    machine may show AMX and not permit it, and then llama.cpp dies at the first token.
+
+    Args:
+        instructions: The processor's features, as ``/proc/cpuinfo`` names them.
+    """
+    chosen = {option: name in instructions for name, option in _LLAMA_OPTIONS.items()}
+    flags = [f"-D{option}={'ON' if has else 'OFF'}" for option, has in chosen.items()]
+    return " ".join(["-DGGML_NATIVE=OFF", "-DLLAVA_BUILD=OFF", *flags])
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +99,10 @@ PEERS = {
 }
 
 
+COMPARED = tuple(name for name in PEERS if name != "phi3ov-128")
+"""Peers of a run by default; ``phi3ov-128`` sets what `RuntimeConfig` chooses by itself by now."""
+
+
 def python_of(environment: str) -> Path:
     """Return the interpreter of an environment."""
     folder = WORK / f"env-{environment}"
@@ -91,6 +122,7 @@ def install(environment: str) -> None:
     if done.is_file():
         return
     venv.create(folder, clear=True, with_pip=True)
+    build = {"CMAKE_ARGS": llama_build(processor_features())} if environment == "llama" else {}
 
     def pip(*arguments: str | Path) -> None:
         command = [python_of(environment), "-m", "pip", "install", "--quiet", *arguments]
@@ -98,7 +130,7 @@ def install(environment: str) -> None:
             [str(part) for part in command],
             check=True,
             cwd=ROOT,
-            env={**os.environ, "CMAKE_ARGS": LLAMA_BUILD, "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+            env={**os.environ, **build, "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
         )
 
     if environment == "phi3ov":

@@ -34,19 +34,57 @@ _PLOTTED = (
     "chats_8_tokens_per_second", "resident_turns_bytes",
 )  # fmt: skip
 
-_TITLES = {
+_MODELS = {
     "reference": "The reference model (135 million parameters)",
-    "reference-avx2": "The reference model on a processor with AVX2 alone",
     "full": "A full-size Phi-3-mini (3.8 billion parameters, random weights)",
 }
-"""The files of the results that the document shows, in this order; ``reference`` must be there."""
+"""The models, in the order of the document."""
+
+_KINDS = {
+    "amx": "AMX",
+    "vnni": "AVX-512 VNNI, no AMX",
+    "avx-vnni": "AVX-VNNI",
+    "avx2": "AVX2 alone",
+    "other": "no AVX2",
+}
+"""What the names of result files say of the processor; see `machine.machine_label`."""
+
+
+def read_runs() -> dict[str, Results]:
+    """Return every committed run, of any machine: by model, then by the processor's arithmetic."""
+    models, kinds = list(_MODELS), list(_KINDS)
+    paths = [path for model in models for path in RESULTS.glob(f"{model}-*.json")]
+    runs = {path.stem: Results(path) for path in sorted(paths)}
+
+    def place(name: str) -> tuple[int, int]:
+        kind = name.split("-", 2)[2]
+        return models.index(runs[name].model), kinds.index(kind) if kind in kinds else len(kinds)
+
+    return {name: runs[name] for name in sorted(runs, key=place)}
+
+
+def kind_of(name: str) -> str:
+    """Return the processor's maker and arithmetic, from the name of a result file.
+
+    Example:
+        >>> kind_of("reference-amd-vnni")
+        'AMD, AVX-512 VNNI, no AMX'
+    """
+    _, maker, kind = name.split("-", 2)
+    makers = {"amd": "AMD", "intel": "Intel"}
+    return f"{makers.get(maker, maker)}, {_KINDS.get(kind, kind)}"
+
+
+def _title(name: str, results: Results) -> str:
+    return f"{_MODELS[results.model]}: {kind_of(name)}"
 
 
 def write_report() -> None:
     """Write the document and its plots."""
-    paths = {name: RESULTS / f"{name}.json" for name in _TITLES}
-    runs = {name: Results(path) for name, path in paths.items() if path.is_file()}
+    runs = read_runs()
     PLOTS.mkdir(exist_ok=True)
+    for stale in PLOTS.glob("*.svg"):
+        stale.unlink()
     parts = [_beginning(runs), _bars(runs), _method(runs)]
     parts += [_model(name, results) for name, results in runs.items()]
     parts.append(_losses(runs))
@@ -54,13 +92,13 @@ def write_report() -> None:
     settings = RESULTS / "settings.json"
     if settings.is_file():
         parts.append(_settings(json.loads(settings.read_text(encoding="utf-8"))))
-    parts.append(_versions(runs["reference"]))
+    parts.append(_versions(next(iter(runs.values()))))
     DOCUMENT.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def _beginning(runs: dict[str, Results]) -> str:
     """Return the answer first: the pictures and a paragraph of figures."""
-    reference = runs["reference"]
+    name, reference = next(iter(runs.items()))
     optimum = {
         figure: reference.ratio(figure, "phi3ov", "optimum")
         for figure in ("decode_tokens_per_second", "cold_start_seconds", "turn_5_seconds")
@@ -72,10 +110,10 @@ def _beginning(runs: dict[str, Results]) -> str:
             "# Benchmarks",
             "<!-- Written by `make bench-report` from benchmarks/results/*.json; do not edit. -->",
             *(
-                f"![{FIGURES[figure].title}](benchmarks/reference-{figure}.svg)"
+                f"![{FIGURES[figure].title}](benchmarks/{name}-{figure}.svg)"
                 for figure in ("turn_5_seconds", "decode_tokens_per_second")
             ),
-            "On the reference model and with the same weights, phi3ov decodes "
+            f"On the reference model ({kind_of(name)}) and with the same weights, phi3ov decodes "
             f"{optimum['decode_tokens_per_second'] or 0:.2f} times as fast as optimum-intel and "
             f"{raw or 0:.2f} times as fast as openvino-genai by itself. It gives the first token "
             f"of a chat's fifth turn in {optimum['turn_5_seconds'] or 0:.2f} of optimum-intel's "
@@ -97,46 +135,51 @@ def _method(runs: dict[str, Results]) -> str:
         "",
     ]
     for name, results in runs.items():
-        machine = results.raw["machine"]
         lines.append(
-            f"- {_TITLES[name]}: {results.raw['date']}, `{results.raw['command']}`, rounds: "
-            f"{results.raw['rounds']}, {results.raw['seconds'] / 60:.0f} minutes. "
-            f"{machine['processor']}, {machine['threads']} threads on {machine['cores']} cores, "
-            f"{machine['memory_gib']} GiB, {machine['system']}, Python {machine['python']}"
-            f"{''.join(f', {each}' for each in machine.get('instructions', ()))}; "
-            f"memory bandwidth {results.bandwidth / 1e9:.1f} GB/s (median of the readings)."
+            f"- {_title(name, results)}: {results.raw['date']}, `{results.raw['command']}`, "
+            f"at most {results.raw['rounds']} rounds, {results.raw['seconds'] / 60:.0f} minutes."
         )
     return "\n".join(lines)
 
 
 def _bars(runs: dict[str, Results]) -> str:
-    elsewhere = runs.get("reference-avx2")
-    others = {bar.text: bar for bar in bars(elsewhere, None)} if elsewhere else {}
-    lines = ["## Goals", "", "| goal | required | measured | reached |", "|---|--:|--:|---|"]
-    if others:
-        lines[2:] = [f"{lines[2]} with AVX2 alone | reached |", f"{lines[3]}--:|---|"]
-    for bar in bars(runs["reference"], runs.get("full")):
+    """Return the goals, with a column for each machine."""
+    references = {name: each for name, each in runs.items() if each.model == "reference"}
+    columns = {
+        name: {bar.text: bar for bar in bars(results, runs.get(name.replace("reference", "full")))}
+        for name, results in references.items()
+    }
+    header = " | ".join(kind_of(name) for name in columns)
+    lines = ["## Goals", "", f"| goal | required | {header} |"]
+    lines.append(f"|---|--:|{'--:|' * len(columns)}")
+    texts = dict.fromkeys(text for column in columns.values() for text in column)
+    for text in texts:
+        found = [column.get(text) for column in columns.values()]
+        bar = next(bar for bar in found if bar is not None)
         sign = "at least" if bar.at_least else "at most"
-        line = f"| {bar.text} | {sign} {bar.required:g} | {_measured(bar)} |"
-        if others:
-            line += f" {_measured(others[bar.text])} |" if bar.text in others else " | |"
-        lines.append(line)
+        cells = " | ".join("" if bar is None else _measured(bar) for bar in found)
+        lines.append(f"| {text} | {sign} {bar.required:g} | {cells} |")
     lines.append(
-        "\nEach ratio is the median over the rounds of the ratio within a round, on the reference "
-        "model unless the row names another."
+        "\nBold is a goal that is missed. Each ratio is the median over the rounds of the ratio "
+        "within a round, on the reference model unless the row names another."
     )
     return "\n".join(lines)
 
 
 def _measured(bar: Bar) -> str:
     measured = "not measured" if bar.measured is None else f"{bar.measured:.{bar.digits}f}"
-    return f"{measured} | {'yes' if bar.held else '**no**'}"
+    return measured if bar.held else f"**{measured}**"
 
 
 def _model(name: str, results: Results) -> str:
-    parts = [f"## {_TITLES[name]}"]
+    parts = [f"## {_title(name, results)}"]
+    machine = results.raw["machine"]
+    features = machine.get("instructions") or ["features not recorded"]
     parts.append(
-        "Medians over the rounds, with half the range in percent. Bold is the best of a column."
+        f"{machine['processor']} ({', '.join(features)}), {machine['threads']} threads on "
+        f"{machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}, Python "
+        f"{machine['python']}; memory reads {results.bandwidth / 1e9:.1f} GB/s. Medians over the "
+        "rounds, with half the range in percent. Bold is the best of a column."
     )
     sections = (
         ("### One answer at a time", _ALONE),

@@ -2,14 +2,16 @@
 
 Peers take turns within a round, every second time in the other order (A B C, C B A), so that
 whatever else the machine does hits all alike, and being first is nobody's fate; a figure's list
-has one value per round. The reference model's processes all stay loaded
-and take turns case by case; of the full-size model one process fits at a time, so a peer goes
-through all of a round's cases before the next one comes. An idle process computes nothing.
+has one value per round. The reference model's processes all stay loaded and take turns case by
+case, the whole list of cases once per round; of the full-size model one process fits at a time, so
+a peer goes through all of a round's cases before the next one comes. An idle process computes
+nothing.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -63,9 +65,16 @@ class Run:
             )
         )
 
-    def measure(self, cases: Sequence[Case], rounds: int) -> None:
-        """Go through all steps; a peer's failure is noted and the rest goes on."""
-        for case, peer in self._steps(cases, rounds):
+    def measure(self, cases: Sequence[Case], rounds: int, *, deadline: float = math.inf) -> None:
+        """Go through all steps; a peer's failure is noted and the rest goes on.
+
+        Args:
+            cases: What to measure.
+            rounds: How often, at most.
+            deadline: On the clock of ``time.perf_counter``: no case of a later round begins that
+                took longer in the first round than what is left.
+        """
+        for case, peer in self._steps(cases, rounds, deadline):
             _say(f"{case.name:14} {peer}")
             try:
                 self._take(case, peer)
@@ -82,11 +91,19 @@ class Run:
         for name, rate in measure_bandwidth(self.threads).items():
             self.bandwidth[name].append(rate)
 
-    def _steps(self, cases: Sequence[Case], rounds: int) -> Iterator[tuple[Case, str]]:
+    def _steps(
+        self, cases: Sequence[Case], rounds: int, deadline: float
+    ) -> Iterator[tuple[Case, str]]:
         if self._keep > 1:
-            for case in cases:
-                for number in range(rounds):
+            took: dict[str, float] = {}
+            for number in range(rounds):
+                for case in cases:
+                    begun = time.perf_counter()
+                    if begun + took.get(case.name, 0.0) > deadline:
+                        _say(f"{case.name:14} no time for round {number + 1}")
+                        continue
                     yield from ((case, peer) for peer in self._turn(number) if peer in case.peers)
+                    took.setdefault(case.name, time.perf_counter() - begun)
                 self.read_bandwidth()
             return
         for number in range(rounds):
@@ -150,8 +167,12 @@ def run(
     rounds: int,
     threads: int,
     smoke: bool,
+    minutes: float | None = None,
 ) -> None:
-    """Make what is missing, measure, and write ``target``."""
+    """Make what is missing, measure, and write ``target``.
+
+    The minutes count from here, and what has to be made counts as well.
+    """
     started = time.perf_counter()
     for form in ("checkpoint", *{PEERS[peer].weights: None for peer in peers}):
         make_model(model, form, threads=threads)
@@ -159,7 +180,8 @@ def run(
     running = Run(model, SCALES["smoke" if smoke else model], peers, threads=threads)
     chosen = [case for case in CASES if case.name in cases]
     running.read_bandwidth()
-    running.measure(chosen, rounds)
+    deadline = math.inf if minutes is None else started + 60 * minutes
+    running.measure(chosen, rounds, deadline=deadline)
     result = {
         "model": model,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),

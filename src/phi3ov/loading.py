@@ -111,6 +111,9 @@ def load_model(
     _require_bytes("cache_bytes", cache_bytes)
     check_tuning(tuning)
     artifact = find_artifact(path, revision=revision)
+    draft = _find_draft(speculation)
+    if isinstance(speculation, DraftModel) and draft is not None:
+        speculation = replace(speculation, path=draft.path, revision=None)
     context = choose_context(artifact.config, context_tokens)
     tokenizer = ChatTokenizer.from_folder(artifact.path, artifact.chat_format)
     tokenizer.require_rows(artifact.config.vocab_size)
@@ -128,7 +131,6 @@ def load_model(
             artifact, tuning, "throughput" if engine == "worker" else "latency", available
         ),
     )
-    draft = Artifact.open(speculation.path) if isinstance(speculation, DraftModel) else None
     files = [found for found in (artifact, draft) if found is not None and found.has_checksums]
     read = time.perf_counter()
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="phi3ov-verify") as executor:
@@ -155,12 +157,15 @@ def load_model(
     return model
 
 
-def find_artifact(path: str | Path, *, revision: str | None = None) -> Artifact:
+def find_artifact(
+    path: str | Path, *, revision: str | None = None, needs_chat: bool = True
+) -> Artifact:
     """Open a local folder, or download the one that a hub id names.
 
     Args:
         path: A folder, or a hub id ``owner/name``. A local folder of that name comes first.
         revision: Branch, tag or commit of a hub id; None for the default branch.
+        needs_chat: Whether a folder that phi3ov did not export must have a chat template.
 
     Raises:
         ArtifactError: The folder is not what was exported; or there is no such folder, and no such
@@ -170,14 +175,20 @@ def find_artifact(path: str | Path, *, revision: str | None = None) -> Artifact:
     if isinstance(path, Path) or Path(path).exists() or not is_hub_id(path):
         if revision is not None:
             raise OptionError(f"revision={revision!r} goes with a hub id, but {path} is a path.")
-        return Artifact.open(path)
+        return Artifact.open(path, needs_chat=needs_chat)
     try:
-        return fetch_artifact(path, revision=revision)
+        return fetch_artifact(path, revision=revision, needs_chat=needs_chat)
     except ExportError as error:
         raise ArtifactError(
             f"{path} is not a folder, and cannot be had from the hub: {error} For a local folder, "
             f"export a checkpoint first: phi3ov.export_model(source, {path!r})."
         ) from error
+
+
+def _find_draft(speculation: Speculation | None) -> Artifact | None:
+    if not isinstance(speculation, DraftModel):
+        return None
+    return find_artifact(speculation.path, revision=speculation.revision, needs_chat=False)
 
 
 def _verify(artifacts: Sequence[Artifact]) -> None:

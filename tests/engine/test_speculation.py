@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +33,22 @@ def stranger(zoo: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def speculations(zoo: Zoo, stranger: Path) -> list[Any]:
-    """Return every kind of proposer: one that is always right, one that is not, and none."""
+    """Return every kind of proposer: one that is always right, one that is not, and none.
+
+    The first costs as much as the model itself, so it never pays: it must not be adaptive for its
+    candidates to be counted.
+    """
     return [
-        DraftModel(path=zoo.artifact(ROW)),
+        DraftModel(path=zoo.artifact(ROW), adaptive=False),
         DraftModel(path=stranger, candidate_tokens=3),
         PromptLookup(),
+        DraftModel(path=zoo.artifact(ROW)),
+        PromptLookup(adaptive=False),
     ]
 
 
 @pytest.mark.parametrize("engine", GENAI)
-@pytest.mark.parametrize("which", range(3))
+@pytest.mark.parametrize("which", range(5))
 def test_greedy_text_is_that_of_transformers(
     which: int, engine: EngineName, zoo: Zoo, stranger: Path, load: LoadModel
 ) -> None:
@@ -59,6 +67,80 @@ def test_greedy_text_is_that_of_transformers(
         if which == 0:
             assert reply.usage.accepted_tokens == 16  # 1 + 4 * (4 + 1) = 21 tokens, 5 passes
             assert reply.usage.tokens_per_pass == 21 / 5
+            assert reply.usage.checked_tokens == 16
+
+
+def test_a_long_answer_changes_the_number_of_candidates(stranger: Path, load: LoadModel) -> None:
+    """Rewarded for repetitions, the text repeats itself: lookup turns up, the ids stay."""
+    model, plain = (
+        load(stranger, speculation=speculation) for speculation in (PromptLookup(), None)
+    )
+    truth, first, second = (
+        each.complete(prompt_text(45), max_new_tokens=200, repetition_penalty=0.01)
+        for each in (plain, model, model)
+    )
+    assert first.token_ids == second.token_ids == truth.token_ids
+    passes = 200 - first.usage.accepted_tokens
+    assert passes < first.usage.checked_tokens, "some passes checked more than one candidate"
+    assert first.usage.accepted_tokens > 0
+
+
+@pytest.mark.parametrize("engine", GENAI)
+def test_a_draft_that_is_wrong_is_given_up(
+    engine: EngineName, stranger: Path, zoo: Zoo, load: LoadModel
+) -> None:
+    """From the second answer on its passes check one candidate; the text stays the model's."""
+    model = load(zoo.artifact(ROW), engine=engine, speculation=DraftModel(path=stranger))
+    prompt = prompt_text(30, seed=4)
+    truth = greedy(zoo.checkpoint(ROW), model.tokenizer.encode_raw(prompt), 40)
+    first, second = (model.complete(prompt, max_new_tokens=40) for _ in range(2))
+    assert first.token_ids == second.token_ids == truth
+    assert first.usage.checked_tokens > 2 * second.usage.checked_tokens > 0
+
+
+@pytest.mark.parametrize("engine", GENAI)
+def test_a_draft_needs_no_chat_template(
+    engine: EngineName, zoo: Zoo, load: LoadModel, tmp_path: Path
+) -> None:
+    """As FastDraft models are published: no manifest, no template, another tokenizer file."""
+    draft = tmp_path / "draft"
+    shutil.copytree(zoo.artifact(ROW), draft)
+    (draft / "phi3ov.json").unlink()
+    (draft / "chat_template.jinja").unlink(missing_ok=True)
+    for name in ("openvino_tokenizer", "openvino_detokenizer"):
+        for ending in (".xml", ".bin"):
+            (draft / f"{name}{ending}").unlink()
+    config = json.loads((draft / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config.pop("chat_template", None)
+    (draft / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    definition = json.loads((draft / "tokenizer.json").read_text(encoding="utf-8"))
+    definition["normalizer"] = {"type": "NFC"}
+    for token in definition["added_tokens"]:
+        token["rstrip"] = not token["rstrip"]
+    (draft / "tokenizer.json").write_text(json.dumps(definition), encoding="utf-8")
+    speculation = DraftModel(draft, adaptive=False)
+    model = load(zoo.artifact(ROW), engine=engine, speculation=speculation)
+    prompt = prompt_text(40)
+    reply = model.complete(prompt, max_new_tokens=21)
+    assert reply.token_ids == greedy(zoo.checkpoint(ROW), model.tokenizer.encode_raw(prompt), 21)
+    assert reply.usage.accepted_tokens == 16
+
+
+def test_a_draft_is_fetched_by_its_hub_id(
+    zoo: Zoo, load: LoadModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its revision, as a model is."""
+    asked: list[tuple[str, str | None]] = []
+
+    def fetch(repo_id: str, *, revision: str | None, needs_chat: bool) -> phi3ov.Artifact:
+        asked.append((repo_id, revision))
+        return phi3ov.Artifact.open(zoo.artifact(ROW), needs_chat=needs_chat)
+
+    monkeypatch.setattr("phi3ov.loading.fetch_artifact", fetch)
+    draft = DraftModel("OpenVINO/fast-draft", revision="v1", adaptive=False)
+    model = load(zoo.artifact(ROW), speculation=draft)
+    assert model.complete(prompt_text(40), max_new_tokens=21).usage.accepted_tokens == 16
+    assert asked == [("OpenVINO/fast-draft", "v1")]
 
 
 @pytest.mark.parametrize("engine", GENAI)
@@ -165,3 +247,11 @@ def test_counts_are_checked(value: Any) -> None:
         PromptLookup(ngram_tokens=value)
     with pytest.raises(OptionError, match="candidate_tokens="):
         DraftModel(path="x", candidate_tokens=value)
+
+
+@pytest.mark.parametrize("value", [1, None, "yes"])
+def test_adaptive_is_a_bool(value: Any) -> None:
+    """Of both kinds."""
+    for make in (PromptLookup, partial(DraftModel, "x")):
+        with pytest.raises(OptionError, match=r"adaptive=.* must be True or False"):
+            make(adaptive=value)

@@ -264,9 +264,9 @@ def test_a_hub_id_is_downloaded(
     """As `load_model` does; a revision goes with a hub id only."""
     asked: list[tuple[str, str | None]] = []
 
-    def fetch(repo_id: str, *, revision: str | None = None) -> Artifact:
+    def fetch(repo_id: str, *, revision: str | None, needs_chat: bool) -> Artifact:
         asked.append((repo_id, revision))
-        return Artifact.open(folder)
+        return Artifact.open(folder, needs_chat=needs_chat)
 
     monkeypatch.setattr("phi3ov.loading.fetch_artifact", fetch)
     assert main([command, "owner/name", "--revision", "main"]) == 0

@@ -33,12 +33,15 @@ class Usage:
         completion_tokens: Tokens that the model generated, including the stop token.
         accepted_tokens: Generated tokens that `PromptLookup` or a `DraftModel` proposed and the
             model accepted, which saves a forward pass for each.
+        checked_tokens: Draft tokens that forward passes checked, accepted or not. Adaptive
+            speculation checks one per pass while more would not pay.
     """
 
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
     accepted_tokens: int = 0
+    checked_tokens: int = 0
 
     @property
     def tokens_per_pass(self) -> float:
@@ -170,12 +173,21 @@ class TokenScores:
 class Meter:
     """Counts the tokens read of an answer; the engine records when each chunk arrived."""
 
-    def __init__(self, asked_at: float, put_at: Sequence[float]) -> None:
-        """Measure from ``asked_at``; the engine appends a time to ``put_at`` per forward pass."""
+    def __init__(
+        self, asked_at: float, put_at: Sequence[float], checked: Sequence[int] = ()
+    ) -> None:
+        """Measure from ``asked_at``; the engine appends to both lists per forward pass.
+
+        Args:
+            asked_at: Time at which the answer was asked for.
+            put_at: Time at which each forward pass ended.
+            checked: Number of draft tokens that each forward pass checked.
+        """
         self.completion_tokens = 0
         self.passes = 0
         self._asked_at = asked_at
         self._put_at = put_at
+        self._checked = checked
 
     def usage(self, *, prompt_tokens: int, cached_tokens: int) -> Usage:
         """Return the token counts of the answer so far."""
@@ -184,6 +196,7 @@ class Meter:
             cached_tokens=cached_tokens,
             completion_tokens=self.completion_tokens,
             accepted_tokens=self.completion_tokens - self.passes,
+            checked_tokens=sum(self._checked[: self.passes]),
         )
 
     def timings(self) -> Timings:

@@ -409,7 +409,7 @@ class AnswerStream(ReplyStream[Any]):
         self._shape = shape
         self._dropped_turns = dropped_turns
         self._keep_at_timeout = keep_at_timeout
-        self._meter = Meter(tokens.asked_at, tokens.put_at)
+        self._meter = Meter(tokens.asked_at, tokens.put_at, tokens.checked)
         super().__init__()
 
     @property

@@ -66,6 +66,8 @@ class TokenStream(Iterator[list[int]]):
         timed_out: Whether `expire` cancelled the stream because its time was over.
         asked_at: Time of creation, from ``time.perf_counter``.
         put_at: Time of each chunk.
+        checked: With speculation, the number of draft tokens that each chunk's forward pass
+            checked. An engine adds to it before it puts the ids.
     """
 
     def __init__(self, request: TokenRequest, *, timeout_seconds: float | None = None) -> None:
@@ -78,6 +80,7 @@ class TokenStream(Iterator[list[int]]):
         self.timed_out: bool = False
         self.asked_at: float = time.perf_counter()
         self.put_at: list[float] = []
+        self.checked: list[int] = []
         self._deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         self._chunks: queue.SimpleQueue[list[int] | BaseException | None] = queue.SimpleQueue()
         self._over: queue.SimpleQueue[None] = queue.SimpleQueue()  # Event.set is not reentrant

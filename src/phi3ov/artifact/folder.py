@@ -129,10 +129,15 @@ class Artifact:
     config: Phi3Config
 
     @classmethod
-    def open(cls, path: str | Path) -> Artifact:
+    def open(cls, path: str | Path, *, needs_chat: bool = True) -> Artifact:
         """Read the manifest of an exported folder and check that all its files are present.
 
         File sizes are compared; `verify` compares contents.
+
+        Args:
+            path: The folder.
+            needs_chat: Whether a folder that phi3ov did not export must have a chat template. A
+                draft model needs none.
 
         Raises:
             ArtifactError: phi3ov did not export the folder, or files are missing or of another
@@ -157,7 +162,7 @@ checkpoint into it first: phi3ov.export_model(source, 'models/no-such-folder').
             if manifest_path.is_file():
                 manifest = Manifest.from_json(manifest_path.read_text(encoding="utf-8"))
             else:
-                manifest = _describe_foreign(folder)
+                manifest = _describe_foreign(folder, needs_chat=needs_chat)
         except UnicodeDecodeError as error:
             raise ArtifactError(f"{manifest_path} is not UTF-8: {error}.") from error
         except OSError as error:
@@ -240,8 +245,12 @@ checkpoint into it first: phi3ov.export_model(source, 'models/no-such-folder').
             raise ArtifactError(f"{self.path} is not as it was exported:", problems=tuple(problems))
 
 
-def _describe_foreign(folder: Path) -> Manifest:
+def _describe_foreign(folder: Path, *, needs_chat: bool) -> Manifest:
     """Build the manifest of a folder without one, from its IR and templates.
+
+    Args:
+        folder: The folder.
+        needs_chat: Whether to read the chat format from its template.
 
     Raises:
         ArtifactError: The folder is not an OpenVINO export.
@@ -253,7 +262,7 @@ def _describe_foreign(folder: Path) -> Manifest:
             hint = "It holds a checkpoint: export it first with phi3ov.export_model()."
         raise ArtifactError(f"{folder} has no {MANIFEST_NAME}. {hint}")
     layers = describe_layers(folder)
-    chat_format = render_format(folder)
+    chat_format = render_format(folder) if needs_chat else None
     _LOGGER.warning(
         "%s was not exported by phi3ov: its source, its recipe and whether a file has changed "
         "are unknown.",
@@ -267,8 +276,8 @@ def _describe_foreign(folder: Path) -> Manifest:
         recipe={"mode": UNKNOWN},
         weights=summarize(layers),
         layers=layers,
-        chat_format=chat_format.name,
-        system_messages=chat_format.system_messages,
+        chat_format=UNKNOWN if chat_format is None else chat_format.name,
+        system_messages=UNKNOWN if chat_format is None else chat_format.system_messages,
         versions={},
         files={},
     )

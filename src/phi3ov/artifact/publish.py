@@ -12,7 +12,9 @@ from .folder import MANIFEST_NAME, Artifact, Manifest
 _ARTIFACT_FILES = ("*.json", "*.jinja", "*.xml", "openvino_*.bin", "tokenizer.model")
 
 
-def fetch_artifact(repo_id: str, *, revision: str | None = None) -> Artifact:
+def fetch_artifact(
+    repo_id: str, *, revision: str | None = None, needs_chat: bool = True
+) -> Artifact:
     """Download an exported folder and return it, for ``load_model(artifact.path)``.
 
     A folder that phi3ov exported has a manifest with checksums. Other OpenVINO exports, such as
@@ -22,6 +24,8 @@ def fetch_artifact(repo_id: str, *, revision: str | None = None) -> Artifact:
     Args:
         repo_id: The hub repository.
         revision: Branch, tag or commit; None for the default branch.
+        needs_chat: Whether a folder that phi3ov did not export must have a chat template; a draft
+            model needs none.
 
     Raises:
         ExportError: The repository does not exist, is gated, or cannot be reached.
@@ -31,7 +35,8 @@ def fetch_artifact(repo_id: str, *, revision: str | None = None) -> Artifact:
         >>> artifact = fetch_artifact("me/phi3-int4-ov")  # doctest: +SKIP
         >>> model = load_model(artifact.path)  # doctest: +SKIP
     """
-    return Artifact.open(download(repo_id, revision=revision, files=_ARTIFACT_FILES))
+    folder = download(repo_id, revision=revision, files=_ARTIFACT_FILES)
+    return Artifact.open(folder, needs_chat=needs_chat)
 
 
 def push_to_hub(

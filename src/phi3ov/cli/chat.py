@@ -63,7 +63,8 @@ def run(
         bool, typer.Option("--prompt-lookup", help="several tokens per pass, from the prompt")
     ] = False,
     draft: Annotated[
-        str | None, typer.Option(help="several tokens per pass, from this smaller model")
+        str | None,
+        typer.Option(help="several tokens per pass, from this smaller model (folder or hub id)"),
     ] = None,
     json_schema: Annotated[
         Path | None, typer.Option(help="a file: the answer is JSON that fits it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import mmap
 import shutil
 import tempfile
@@ -36,6 +37,10 @@ _READ_BY_GENAI = (
     "tokenizer_config.json",
 )
 """Files that openvino-genai reads next to a graph; only these are copied."""
+
+
+_OF_THE_MODEL = ("config.json", "generation_config.json")
+"""Those of them that are not about the tokenizer."""
 
 
 class PinnedModel(NamedTuple):
@@ -76,31 +81,40 @@ def open_pinned(artifact: Artifact, context: ContextChoice) -> PinnedModel:
 
 @contextmanager
 def pinned_folder(
-    artifact: Artifact, context: ContextChoice, *, inside: str | None = None
+    artifact: Artifact,
+    context: ContextChoice,
+    *,
+    inside: str | None = None,
+    tokenizer_of: Path | None = None,
 ) -> Iterator[Path]:
     """Provide a folder with the model of `open_pinned`, for pipelines that load from a folder.
 
-    If no factors need to be pinned, this is the artifact's folder. Otherwise it is a temporary
-    folder with the changed XML, the other files that genai reads, and a link to the weights, which
-    stay mapped after the link is removed.
+    If neither factors nor tokenizer need to be changed, this is the artifact's folder. Otherwise
+    it is a temporary folder with the changed XML, the other files that genai reads, and a link to
+    the weights, which stay mapped after the link is removed.
 
     Args:
         artifact: The export.
         context: The context, with the factors to pin.
         inside: Parent of the temporary folder; None for the system's default.
+        tokenizer_of: A folder whose tokenizer files replace the artifact's; None keeps those.
 
     Raises:
         UnsupportedModelError: The export does not hold these factors.
         OptionError: A folder or a link cannot be created there.
     """
-    if context.factors == "none":
+    has_own_tokenizer = tokenizer_of is None or _same_files(tokenizer_of, artifact.path)
+    if context.factors == "none" and has_own_tokenizer:
         yield artifact.path
         return
     with temporary_folder(inside) as folder:
         (folder / MODEL_XML).write_text(_pin(artifact, context), encoding="utf-8")
         for name in _READ_BY_GENAI:
-            if (artifact.path / name).is_file():
-                _link_or_copy(artifact.path / name, folder / name)
+            source = artifact.path
+            if tokenizer_of is not None and name not in _OF_THE_MODEL:
+                source = tokenizer_of
+            if (source / name).is_file():
+                _link_or_copy(source / name, folder / name)
         _link(artifact.path / MODEL_BIN, folder / MODEL_BIN)
         yield folder
 
@@ -125,6 +139,14 @@ def temporary_folder(inside: str | None = None) -> Iterator[Path]:
         ) from error
     with made as name:
         yield Path(name)
+
+
+def _same_files(folder: Path, other: Path) -> bool:
+    """Whether the tokenizer files of two folders are equal."""
+    names = [name for name in _READ_BY_GENAI if name not in _OF_THE_MODEL]
+    _, different, missing = filecmp.cmpfiles(folder, other, names, shallow=False)
+    apart = [name for name in missing if (folder / name).exists() or (other / name).exists()]
+    return not different and not apart
 
 
 def _pin(artifact: Artifact, context: ContextChoice) -> str:

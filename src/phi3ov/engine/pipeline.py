@@ -8,6 +8,7 @@ template nor tokenizes, and needs no tokenizer files.
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,8 +20,9 @@ from ..runtime.lora import AdapterFile, read_adapter
 from ..runtime.properties import compiling, device_settings
 from ..runtime.settings import Setting, passed_properties
 from .genai.draft import plan_speculation
-from .genai.kv_pool import plan_pool
+from .genai.kv_pool import block_tokens_of, plan_pool
 from .genai.npu import MAX_PROMPT, is_npu, plan_static
+from .genai.pace import AnswerPace, Pacer
 from .genai.prefix_cache import follow_cache
 from .genai.vocabulary import grammar_tokenizer, loses_first_space
 from .pinned import open_pinned
@@ -115,6 +117,7 @@ class _Runner:
         self._properties = {name: passed[name] for name in passed if name not in self._static}
         self.longest_prompt = self._static.get(MAX_PROMPT)
         self.speculation = plan_speculation(setup)
+        self._pacer = Pacer(self.speculation, block_tokens=block_tokens_of(setup.device))
         self._adapter = (
             None if setup.adapter is None else read_adapter(setup.adapter, setup.artifact.config)
         )
@@ -142,7 +145,10 @@ class _Runner:
         scheduler = scheduler_config(self.pool.blocks, PREFILL_CHUNK_TOKENS)
         shape = self._static or {"scheduler_config": scheduler}
         extra = self.speculation.properties(
-            device, self._properties, context_tokens=self._setup.context.tokens
+            device,
+            self._properties,
+            context_tokens=self._setup.context.tokens,
+            model_folder=artifact.path,
         )
         with compiling(artifact.path, device), extra as speculative:
             self.pipeline = openvino_genai.LLMPipeline(
@@ -167,19 +173,26 @@ class _Runner:
         if not self._static:
             sequence = self.cache.begin(request.prompt_ids)
             stream.cached_tokens = sequence.reused
-        streamer = _Streamer(stream)
-        prompt = openvino.Tensor(np.array([request.prompt_ids], dtype=np.int64))
-        config = generation_config(request, leading_space=self._leading_space)
-        self.speculation.configure(config)
-        try:
-            result = self.pipeline.generate(prompt, config, streamer)
-        except BaseException:
-            self.pipeline = None  # a failed request leaves the cache in an unknown state
-            raise
+        pace = self._pacer.begin(request)
+        streamer = _Streamer(stream, pace)
+        answer_ids: list[int] = []
+        while streamer.goes_on and (part := pace.next_part()) is not None:
+            prompt = openvino.Tensor(np.array([[*request.prompt_ids, *answer_ids]], dtype=np.int64))
+            config = generation_config(
+                replace(request, max_new_tokens=part.new_tokens), leading_space=self._leading_space
+            )
+            self.speculation.configure(config, part.candidates)
+            try:
+                result = self.pipeline.generate(prompt, config, streamer)
+            except BaseException:
+                self.pipeline = None  # a failed request leaves the cache in an unknown state
+                raise
+            answer_ids += result.tokens[0]
+            pace.end_part()
         if sequence is not None:
             # Includes ids that genai generated after the last streamed id, until it saw the
             # cancellation. The very last id is never read.
-            self.cache.follow(sequence, result.tokens[0][:-1])
+            self.cache.follow(sequence, answer_ids[:-1])
         if streamer.error is not None:
             raise streamer.error
         if next(self._answers) % ANSWERS_PER_DROP == 0:
@@ -230,20 +243,26 @@ def generation_config(
 class _Streamer(openvino_genai.StreamerBase):  # type: ignore[misc]
     """Streaming callback: puts tokens on the stream and tells genai when to stop."""
 
-    def __init__(self, stream: TokenStream) -> None:
+    def __init__(self, stream: TokenStream, pace: AnswerPace) -> None:
         super().__init__()
         self._stream = stream
+        self._pace = pace
         self.error: BaseException | None = None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether more ids are wanted."""
+        return self.error is None and not self._stream.cancelled
 
     def write(self, token: int | list[int]) -> openvino_genai.StreamingStatus:
         token_ids = [token] if isinstance(token, int) else [int(each) for each in token]
         try:
+            self._stream.checked.append(self._pace.note(token_ids))
             self._stream.put(token_ids)
         except BaseException as error:  # noqa: BLE001 - an exception would make genai abort
             self.error = error
-        if self._stream.cancelled or self.error is not None:
-            return openvino_genai.StreamingStatus.CANCEL
-        return openvino_genai.StreamingStatus.RUNNING
+        status = openvino_genai.StreamingStatus
+        return status.RUNNING if self.goes_on else status.CANCEL
 
     def end(self) -> None:
         """Do nothing: no token is held back."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...artifact.folder import Artifact
+from ...artifact.folder import MODEL_BIN, Artifact
 from ...errors import OptionError
+from ...prompt.tokenizer_files import parse_definition
+from ...runtime.processor import read_processor
 from ...runtime.rope import ContextChoice, RopeFactors, choose_context
-from ...runtime.speculation import DraftModel, PromptLookup
+from ...runtime.speculation import DraftModel, PromptLookup, candidate_cost
 
 if TYPE_CHECKING:
     from ...answer.token_stream import TokenRequest
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 
 _COMPARED_BY_GENAI = "openvino_tokenizer.xml"
+
+_DRAFT_STEP_COST = 0.05
+"""What a pass of a draft model costs beside reading its weights, as a share of the model's pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,22 +35,32 @@ class SpeculationPlan:
         ngram_tokens: Longest n-gram of prompt lookup; 0 disables prompt lookup.
         draft_folder: The draft model's folder; empty without a draft model.
         draft_factors: The LongRoPE factors of the draft model.
+        adaptive: Whether the number of candidates follows what is accepted (``pace.py``).
+        candidate_cost: What a pass costs more for each candidate; see `candidate_cost`.
+        draft_cost: What the draft model's pass costs, as a share of the model's.
     """
 
     candidate_tokens: int = 0
     ngram_tokens: int = 0
     draft_folder: str = ""
     draft_factors: RopeFactors = "none"
+    adaptive: bool = True
+    candidate_cost: float = 0.0
+    draft_cost: float = 0.0
+
+    def pass_cost(self, candidates: int) -> float:
+        """Return the cost of a pass, compared with one over a single token."""
+        return 1 + candidates * (self.candidate_cost + self.draft_cost)
 
     @property
     def spare_tokens(self) -> int:
         """KV cache places that a sequence may need beyond its tokens: draft tokens plus one."""
         return self.candidate_tokens + 1 if self.candidate_tokens else 0
 
-    def configure(self, config: Any) -> None:
+    def configure(self, config: Any, candidates: int) -> None:
         """Set the speculation fields of a request's ``GenerationConfig``."""
-        if self.candidate_tokens:
-            config.num_assistant_tokens = self.candidate_tokens
+        if candidates:
+            config.num_assistant_tokens = candidates
         if self.ngram_tokens:
             config.max_ngram_size = self.ngram_tokens
 
@@ -79,16 +93,22 @@ class SpeculationPlan:
         properties: Mapping[str, str],
         *,
         context_tokens: int,
+        model_folder: Path,
         inside: str | None = None,
     ) -> Iterator[dict[str, Any]]:
         """Provide the properties that enable speculation in genai's pipeline.
 
         The rope factors of the draft model are pinned like those of the model.
 
+        genai compares the two folders' tokenizers: number of ids of one text, and the ids of three
+        control tokens. The token ids have been compared here, so the draft model gets the model's
+        own tokenizer files.
+
         Args:
             device: Device of the model and the draft model.
             properties: OpenVINO's properties.
             context_tokens: The context in tokens.
+            model_folder: The model's folder.
             inside: Parent of a temporary folder; None for the system's default.
         """
         if self.draft_folder:
@@ -97,7 +117,8 @@ class SpeculationPlan:
             from ..pinned import pinned_folder
 
             context = ContextChoice(tokens=context_tokens, factors=self.draft_factors)
-            with pinned_folder(Artifact.open(self.draft_folder), context, inside=inside) as folder:
+            draft = Artifact.open(self.draft_folder, needs_chat=False)
+            with pinned_folder(draft, context, inside=inside, tokenizer_of=model_folder) as folder:
                 yield {"draft_model": openvino_genai.draft_model(str(folder), device, **properties)}
         elif self.ngram_tokens:
             yield {"prompt_lookup": True}
@@ -113,12 +134,21 @@ def plan_speculation(setup: EngineSetup) -> SpeculationPlan:
         ArtifactError: The draft model's folder is incomplete.
     """
     chosen = setup.speculation
+    if chosen is None:
+        return SpeculationPlan()
+    model_bytes = _weight_bytes(setup.artifact)
+    # A device that is not the CPU has its own arithmetic; the CPU's cost is a careful guess there.
+    cost = candidate_cost(read_processor(setup.device).features, model_bytes)
     if isinstance(chosen, PromptLookup):
         return SpeculationPlan(
-            candidate_tokens=chosen.candidate_tokens, ngram_tokens=chosen.ngram_tokens
+            candidate_tokens=chosen.candidate_tokens,
+            ngram_tokens=chosen.ngram_tokens,
+            adaptive=chosen.adaptive,
+            candidate_cost=cost,
         )
     if isinstance(chosen, DraftModel):
-        draft = Artifact.open(chosen.path)  # `load_model` verifies its checksums
+        # `load_model` has downloaded it and verifies its checksums
+        draft = Artifact.open(chosen.path, needs_chat=False)
         _require_same_tokens(setup.artifact, draft)
         try:
             context = choose_context(draft.config, setup.context.tokens)
@@ -128,33 +158,47 @@ def plan_speculation(setup: EngineSetup) -> SpeculationPlan:
             candidate_tokens=chosen.candidate_tokens,
             draft_folder=str(draft.path.resolve()),
             draft_factors=context.factors,
+            adaptive=chosen.adaptive,
+            candidate_cost=cost,
+            draft_cost=_DRAFT_STEP_COST + _weight_bytes(draft) / model_bytes,
         )
-    return SpeculationPlan()
+    raise AssertionError(f"{chosen!r} is not a Speculation")
+
+
+def _weight_bytes(artifact: Artifact) -> int:
+    return (artifact.path / MODEL_BIN).stat().st_size
 
 
 def _require_same_tokens(model: Artifact, draft: Artifact) -> None:
-    """Check that both models map every id to the same token; genai compares one text's length."""
-    for artifact in (model, draft):
-        if not (artifact.path / _COMPARED_BY_GENAI).is_file():
-            raise OptionError(
-                f"A draft model needs {_COMPARED_BY_GENAI} in both folders, and {artifact.path} "
-                "has none: openvino-tokenizers cannot convert its tokenizer. Load the model "
-                "without DraftModel, or with PromptLookup."
-            )
-    ours, theirs = model.config.vocab_size, draft.config.vocab_size
-    if ours != theirs:
+    """Check that both models map every id of the model's tokenizer to the same token.
+
+    How the draft's tokenizer splits text does not matter: both models read and write ids.
+    """
+    if not (model.path / _COMPARED_BY_GENAI).is_file():
         raise OptionError(
-            f"The draft model {draft.path} has vocab_size={theirs}, the model has {ours}. "
-            "A draft model needs the model's own tokenizer."
+            f"A draft model needs {_COMPARED_BY_GENAI} in the model's folder, and {model.path} "
+            "has none: openvino-tokenizers cannot convert its tokenizer. Load the model "
+            "without DraftModel, or with PromptLookup."
         )
-    ours, theirs = (_read_tokens(artifact.path) for artifact in (model, draft))
-    if ours != theirs:
+    ours, theirs = _read_token_ids(model.path), _read_token_ids(draft.path)
+    different = sorted(number for number in ours if theirs.get(number) != ours[number])
+    if different:
+        first = different[0]
         raise OptionError(
-            f"The draft model {draft.path} has another tokenizer than {model.path}. A draft model "
-            "needs the model's own tokenizer."
+            f"The draft model {draft.path} has another tokenizer than {model.path}: "
+            f"{len(different)} ids differ, and the first, {first}, is {theirs.get(first)!r} there "
+            f"and {ours[first]!r} here. A draft model needs the model's own token ids."
+        )
+    if draft.config.vocab_size <= max(ours):
+        raise OptionError(
+            f"The draft model {draft.path} has vocab_size={draft.config.vocab_size}, and the "
+            f"model's tokenizer has the id {max(ours)}. A draft model must read each of them."
         )
 
 
-def _read_tokens(folder: Path) -> Any:
-    definition = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    return {name: definition.get(name) for name in ("model", "added_tokens", "normalizer")}
+def _read_token_ids(folder: Path) -> dict[int, str]:
+    """Return the text of each id in a folder's ``tokenizer.json``."""
+    definition = parse_definition((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary: dict[str, int] = definition["model"]["vocab"]
+    texts = {number: text for text, number in vocabulary.items()}
+    return texts | {token["id"]: token["content"] for token in definition["added_tokens"]}

@@ -79,7 +79,7 @@ def plan_pool(
     block_tokens = block_tokens_of(setup.device)
     block_bytes = kv_block_bytes(setup.artifact, setup.device, properties)
     if speculation.draft_folder:  # genai gives both models the same number of blocks
-        draft = Artifact.open(speculation.draft_folder)
+        draft = Artifact.open(speculation.draft_folder, needs_chat=False)
         block_bytes += kv_block_bytes(draft, setup.device, properties)
     one = KVPool(
         blocks=1,

@@ -134,6 +134,13 @@ class PagedModel:
         """
         return self._infer(token_ids, past, range(len(token_ids)))
 
+    def layer_times(self) -> list[openvino.ProfilingInfo]:
+        """Return OpenVINO's counters of the last forward pass, layer by layer.
+
+        They are empty unless the model was loaded with the property ``PERF_COUNT=YES``.
+        """
+        return list(self._request.profiling_info)
+
     def _infer(
         self, token_ids: Sequence[int], past: int, positions: Sequence[int]
     ) -> NDArray[np.float32]:

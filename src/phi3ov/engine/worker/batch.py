@@ -24,11 +24,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..genai.draft import SpeculationPlan
+from ..genai.pace import AnswerPace, Pacer
 from ..genai.prefix_cache import CachedSequence, follow_cache
 from .protocol import Cancel, Command, Forget, Progress, ProtocolError, Submit
 
 if TYPE_CHECKING:
-    from ..genai.draft import SpeculationPlan
     from ..genai.kv_pool import KVPool
 
 
@@ -44,6 +45,7 @@ class _Running:
         answering: Whether genai has the whole prompt rather than a piece of it.
         handle: genai's handle; None between two pieces.
         sequence: Its state in the modelled cache; None between two pieces.
+        pace: How many draft tokens its passes check; None before the whole prompt is given.
     """
 
     command: Submit
@@ -53,6 +55,7 @@ class _Running:
     answering: bool = False
     handle: Any = None
     sequence: CachedSequence | None = None
+    pace: AnswerPace | None = None
 
 
 class Batch:
@@ -82,7 +85,8 @@ class Batch:
         """
         self._open_pipeline = open_pipeline
         self._pool = pool
-        self._speculation = speculation
+        self._speculation = SpeculationPlan() if speculation is None else speculation
+        self._pacer = Pacer(self._speculation, block_tokens=pool.block_tokens)
         self._leading_space = leading_space
         self._max_running = max_running
         self._prompt_tokens = prompt_tokens
@@ -225,8 +229,12 @@ class Batch:
             piece_ids = request.prompt_ids[:end]
             request = TokenRequest(prompt_ids=piece_ids, max_new_tokens=1, stop_ids=frozenset())
         config = generation_config(request, leading_space=self._leading_space)
-        if self._speculation is not None:
-            self._speculation.configure(config)
+        candidates = self._speculation.candidate_tokens
+        if running.answering:
+            running.pace = self._pacer.begin(request, split=False)
+            part = running.pace.next_part()
+            candidates = 0 if part is None else part.candidates
+        self._speculation.configure(config, candidates)
         if request.stop_ids:  # otherwise genai uses the folder's generation_config.json
             config.eos_token_id = max(request.stop_ids)
         else:
@@ -260,6 +268,9 @@ class Batch:
             token_ids += output.generated_ids
             logprobs += output.generated_log_probs
         running.sequence.ids += token_ids
+        checked = 0
+        if running.pace is not None and token_ids:
+            checked = running.pace.note(token_ids)
         status = handle.get_status()
         ended = status != openvino_genai.GenerationStatus.RUNNING
         if ended:
@@ -273,6 +284,8 @@ class Batch:
         error = None
         if ended:
             del self._running[number]
+            if running.pace is not None:
+                running.pace.end_part()
             if status == openvino_genai.GenerationStatus.IGNORED:
                 error = "The KV cache has no room for this request."
         return [
@@ -281,6 +294,7 @@ class Batch:
                 token_ids=tuple(token_ids),
                 logprobs=tuple(logprobs) if running.command.request.logprobs else (),
                 cached_tokens=running.cached_tokens or 0,
+                checked=checked,
                 ended=ended,
                 error=error,
             )

@@ -120,6 +120,9 @@ def _load(command: Command) -> Batch:
         ngram_tokens=command.ngram_tokens,
         draft_folder=command.draft_folder,
         draft_factors=command.draft_factors,
+        adaptive=command.adaptive,
+        candidate_cost=command.candidate_cost,
+        draft_cost=command.draft_cost,
     )
     pool = KVPool(
         blocks=command.blocks,
@@ -184,6 +187,7 @@ def _open_pipeline(command: Load, speculation: SpeculationPlan, prompt_tokens: i
             command.device,
             command.properties,
             context_tokens=command.context_tokens,
+            model_folder=artifact.path,
             inside=inside,
         )
         with compiling(artifact.path, command.device), extra as speculative:

@@ -114,7 +114,8 @@ class WorkerChild:
         self._failure: Phi3OVError | None = None
         self.last_words: deque[str] = deque(maxlen=_LAST_WORDS)
         with ExitStack() as stack:
-            if {load.factors, load.draft_factors} != {"none"}:  # it may die before cleaning up
+            needs_folder = load.factors != "none" or load.draft_folder
+            if needs_folder:  # the child may die before cleaning up
                 folder = stack.enter_context(temporary_folder())
                 load = replace(load, work_folder=str(folder))
             self.process: subprocess.Popen[bytes] = self._start_process()
@@ -297,6 +298,7 @@ class WorkerChild:
         stream.cached_tokens = max(stream.cached_tokens, progress.cached_tokens)
         stream.logprobs += progress.logprobs
         if progress.token_ids:
+            stream.checked.append(progress.checked)
             stream.put(list(progress.token_ids))
         if progress.ended:
             del self.streams[progress.number]

@@ -59,6 +59,9 @@ class Load(Message, frozen=True, kw_only=True):
         ngram_tokens: Longest n-gram of prompt lookup; 0 disables prompt lookup.
         draft_folder: The draft model's absolute path; empty for none.
         draft_factors: LongRoPE factors of the draft model.
+        adaptive: Whether the number of candidates follows what is accepted.
+        candidate_cost: What a pass costs more for each candidate.
+        draft_cost: What the draft model's pass costs, as a share of the model's.
         adapter: Absolute path of a LoRA adapter's weights; empty for none.
         adapter_scale: Scale of the product of the adapter's matrices.
     """
@@ -77,6 +80,9 @@ class Load(Message, frozen=True, kw_only=True):
     ngram_tokens: Count = 0
     draft_folder: str = ""
     draft_factors: RopeFactors = "none"
+    adaptive: bool = True
+    candidate_cost: float = 0.0
+    draft_cost: float = 0.0
     adapter: str = ""
     adapter_scale: float = 1.0
 
@@ -122,6 +128,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         token_ids: The new ids; may be empty when the request has ended.
         logprobs: Their log-probabilities, if requested.
         cached_tokens: `TokenStream.cached_tokens`.
+        checked: Number of draft tokens that the step checked.
         ended: Whether this is the last progress of the request.
         error: The error that ended the request, if any.
     """
@@ -130,6 +137,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     token_ids: tuple[TokenId, ...]
     logprobs: tuple[float, ...] = ()
     cached_tokens: Count = 0
+    checked: Count = 0
     ended: bool = False
     error: str | None = None
 

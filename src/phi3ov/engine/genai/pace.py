@@ -1,0 +1,221 @@
+"""How many candidates a pass checks: many where they are accepted, one where they are not.
+
+A pass over several tokens costs more than a pass over one, so speculation slows an answer down
+whose candidates are rejected. genai fixes the number of candidates for a request and checks at
+least one, so this module
+
+- estimates, from the tokens of the last passes, what each number of candidates would bring. What
+  prompt lookup would have proposed can be read off the ids, whether it was on or not; what a draft
+  model proposes is known by how many of its candidates were accepted;
+- splits a greedy answer into requests that end where a block of the KV cache ends. The next one
+  finds all but its last token in the prefix cache, and may have another number of candidates.
+
+Nothing here looks at a clock: the same ids give the same numbers. A drawn answer is one request,
+because genai begins a seed's draws again with each request.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from ...answer.token_stream import TokenRequest
+    from .draft import SpeculationPlan
+
+WINDOW_TOKENS = 32
+"""Tokens of an answer from which the lookup's gain is estimated."""
+WINDOW_PASSES = 16
+"""Passes from which the share of accepted candidates of a draft model is estimated."""
+_LEAST_TOKENS = 8
+"""Shortest request of a split answer; fewer tokens also say nothing about what pays."""
+_PASSES_PER_REQUEST = 16
+_MOST_TOKENS = 128
+"""Longest request of a split answer: how late a candidate number that no longer pays is changed."""
+
+_TOKEN_BYTES = array("q").itemsize
+
+
+class Part(NamedTuple):
+    """A request to genai: the whole answer, or a part of it.
+
+    Attributes:
+        new_tokens: Most tokens that it generates.
+        candidates: Candidates for each pass; 0 without speculation.
+    """
+
+    new_tokens: int
+    candidates: int
+
+
+class Pacer:
+    """What an engine knows from its last answers; makes an `AnswerPace` for each new one."""
+
+    def __init__(self, plan: SpeculationPlan, *, block_tokens: int) -> None:
+        """Begin with one candidate for prompt lookup, and with all for a draft model.
+
+        Args:
+            plan: What is proposed, and what it costs.
+            block_tokens: Tokens in a block of the KV cache.
+        """
+        self.plan = plan
+        self.block_tokens = block_tokens
+        begins_low = plan.adaptive and plan.ngram_tokens
+        self.candidates: int = (
+            min(1, plan.candidate_tokens) if begins_low else plan.candidate_tokens
+        )
+        self.accepted: deque[tuple[int, int]] = deque(maxlen=WINDOW_PASSES)
+
+    def begin(self, request: TokenRequest, *, split: bool = True) -> AnswerPace:
+        """Return the pace of one answer.
+
+        Args:
+            request: What is asked for.
+            split: Whether the answer may be several requests to genai.
+        """
+        splits = split and bool(self.plan.candidate_tokens) and self.plan.adaptive
+        return AnswerPace(self, request, splits=splits and request.sampling.greedy)
+
+
+class AnswerPace:
+    """One answer: how long its next request to genai is, and how many candidates it has.
+
+    Attributes:
+        ids: The prompt and the tokens generated so far.
+    """
+
+    def __init__(self, pacer: Pacer, request: TokenRequest, *, splits: bool) -> None:
+        """Begin with what the engine's last answers found."""
+        self.ids: list[int] = list(request.prompt_ids)
+        self._prompt_tokens = len(self.ids)
+        self._most_tokens = len(self.ids) + request.max_new_tokens
+        self._stop_ids = request.stop_ids
+        self._pacer = pacer
+        self._splits = splits
+        self._candidates = pacer.candidates
+        self._is_first_pass = True
+        self._part_end = len(self.ids)
+
+    def next_part(self) -> Part | None:
+        """Return the next request to genai; None when the answer is complete."""
+        if len(self.ids) < self._part_end or self._is_stopped():
+            return None  # cancelled, or the model ended it
+        left = self._most_tokens - len(self.ids)
+        if not left:
+            return None
+        self._candidates = self._pacer.candidates
+        self._is_first_pass = True
+        new_tokens = min(left, self._part_tokens()) if self._splits else left
+        self._part_end = len(self.ids) + new_tokens
+        return Part(new_tokens, self._candidates)
+
+    def note(self, token_ids: Sequence[int]) -> int:
+        """Note the tokens of one pass; return how many candidates the pass checked."""
+        # genai proposes nothing in the pass that reads the prompt.
+        checked = 0 if self._is_first_pass else self._candidates
+        self._is_first_pass = False
+        self.ids += token_ids
+        # The last pass of a request may have been cut off by its length, so it says nothing.
+        if checked and len(self.ids) < self._part_end:
+            self._pacer.accepted.append((len(token_ids) - 1, checked))
+        return checked
+
+    def end_part(self) -> None:
+        """Choose the number of candidates of the next request, and of the next answer."""
+        plan = self._pacer.plan
+        answered = len(self.ids) - self._prompt_tokens
+        if not plan.adaptive or answered < _LEAST_TOKENS:
+            return
+        if plan.ngram_tokens:
+            matches = lookup_matches(
+                self.ids, start=max(self._prompt_tokens, len(self.ids) - WINDOW_TOKENS), plan=plan
+            )
+            self._pacer.candidates = _best_lookup(matches, plan)
+        elif len(self._pacer.accepted) >= _LEAST_TOKENS:
+            self._pacer.candidates = _best_draft(self._pacer.accepted, plan)
+
+    def _is_stopped(self) -> bool:
+        return len(self.ids) > self._prompt_tokens and self.ids[-1] in self._stop_ids
+
+    def _part_tokens(self) -> int:
+        """Return a length with which all but the last id fill whole blocks."""
+        block = self._pacer.block_tokens
+        wanted = _LEAST_TOKENS
+        if self._candidates > 1:
+            wanted = min(_PASSES_PER_REQUEST * (1 + self._candidates), _MOST_TOKENS)
+        return wanted + (1 - len(self.ids) - wanted) % block
+
+
+def lookup_matches(ids: Sequence[int], *, start: int, plan: SpeculationPlan) -> list[int]:
+    """Return, for each place from ``start``, how many candidates of prompt lookup would be right.
+
+    The search is genai's: the longest of the last ``ngram_tokens`` tokens that occurred before,
+    where it occurred first.
+    """
+    data = array("q", ids).tobytes()
+    return [
+        _match(ids, data, place, plan)
+        for place in range(max(start, 2), len(ids))
+    ]  # fmt: skip
+
+
+def _match(ids: Sequence[int], data: bytes, place: int, plan: SpeculationPlan) -> int:
+    longest = plan.ngram_tokens if plan.ngram_tokens < place else place // 2
+    for length in range(longest, 0, -1):
+        first = _find(data, place - length, place)
+        if first is not None:
+            begin = first + length
+            most = min(place - begin, plan.candidate_tokens, len(ids) - place)
+            right = 0
+            while right < most and ids[begin + right] == ids[place + right]:
+                right += 1
+            return right
+    return 0
+
+
+def _find(data: bytes, begin: int, end: int) -> int | None:
+    """Return the first place of the tokens ``begin`` to ``end`` before ``begin``."""
+    wanted = data[begin * _TOKEN_BYTES : end * _TOKEN_BYTES]
+    found = data.find(wanted, 0, (end - 1) * _TOKEN_BYTES)
+    while found >= 0 and found % _TOKEN_BYTES:  # not at the beginning of a token
+        found = data.find(wanted, found + 1, (end - 1) * _TOKEN_BYTES)
+    return None if found < 0 else found // _TOKEN_BYTES
+
+
+def _best_lookup(matches: Sequence[int], plan: SpeculationPlan) -> int:
+    """Return the number of candidates with which these tokens would have come fastest."""
+
+    def speed(candidates: int) -> float:
+        place = passes = 0
+        while place < len(matches):
+            place += 1 + min(matches[place], candidates)
+            passes += 1
+        return len(matches) / passes / plan.pass_cost(candidates) if passes else 0.0
+
+    return _fastest({number: speed(number) for number in _numbers(plan.candidate_tokens)})
+
+
+def _best_draft(accepted: Sequence[tuple[int, int]], plan: SpeculationPlan) -> int:
+    """Return the number of candidates with which the last passes would have been fastest.
+
+    A candidate is taken to be right with the same probability in each place.
+    """
+    right = sum(count for count, _ in accepted)
+    wrong = sum(1 for count, checked in accepted if count < checked)
+    share = right / (right + wrong) if right + wrong else 1.0
+
+    def speed(candidates: int) -> float:
+        return sum(share**place for place in range(candidates + 1)) / plan.pass_cost(candidates)
+
+    return _fastest({number: speed(number) for number in _numbers(plan.candidate_tokens)})
+
+
+def _fastest(speeds: dict[int, float]) -> int:
+    return max(speeds, key=lambda number: (speeds[number], -number))
+
+
+def _numbers(most: int) -> list[int]:
+    """Return the numbers of candidates to choose from: powers of two up to half, and the most."""
+    return [*(1 << power for power in range(6) if 2 << power <= most), most]
