@@ -24,7 +24,7 @@ _ROPE_TYPES: Mapping[str, RopeType] = {
     "longrope": "longrope",
     "su": "longrope",
 }
-_OTHER_FAMILY = {
+REFUSED_TYPES = {
     "phi3small": "Phi-3-small is another architecture (block-sparse attention)",
     "phimoe": "Phi-3.5-MoE is a mixture of experts",
     "phi3_v": "Phi-3-vision reads pictures as well",
@@ -175,7 +175,7 @@ is another architecture (block-sparse attention).
 def _check_architecture(values: Mapping[str, Any]) -> None:
     model_type = values.get("model_type")
     if model_type != "phi3":
-        why = _OTHER_FAMILY.get(str(model_type), "phi3ov runs the Phi-3 architecture only")
+        why = REFUSED_TYPES.get(str(model_type), "phi3ov runs the Phi-3 architecture only")
         raise UnsupportedModelError(f"config.json: model_type={model_type!r}: {why}.")
     architectures = values.get("architectures") or ["Phi3ForCausalLM"]
     if "Phi3ForCausalLM" not in architectures:
