@@ -90,6 +90,62 @@ def test_an_adapter_equals_merged_weights(
         assert model.complete(prompt, max_new_tokens=12).token_ids == truth
 
 
+def unfuse(folder: Path, checkpoint: Path, left_out: set[str], dtype: torch.dtype) -> Tensors:
+    """Write an adapter as an unfused copy's training gives it; return it for the fused layers."""
+    made = make_adapter(folder, checkpoint, seed=2)
+    config = load_truth(checkpoint).config
+    head = config.hidden_size // config.num_attention_heads
+    kept = head * config.num_key_value_heads
+    parts = {
+        "qkv_proj": {"q_proj": config.hidden_size, "k_proj": kept, "v_proj": kept},
+        "gate_up_proj": dict.fromkeys(("gate_proj", "up_proj"), config.intermediate_size),
+    }
+    generator = torch.Generator().manual_seed(3)
+    written, merged = {}, {}
+    for name, tensor in made.items():
+        layer = name.split(".")[-3]
+        if layer not in parts:
+            written[name] = merged[name] = tensor.to(dtype)
+        elif name.endswith("lora_A.weight"):
+            products = []
+            for part, outputs in parts[layer].items():
+                first = 0.1 * torch.randn((RANK, tensor.shape[1]), generator=generator)
+                second = 0.1 * torch.randn((outputs, RANK), generator=generator)
+                first, second = first.to(dtype), second.to(dtype)
+                if part in left_out:
+                    second = torch.zeros_like(second)
+                else:
+                    written[name.replace(layer, part)] = first
+                    written[name.replace(layer, part).replace("lora_A", "lora_B")] = second
+                products.append(second.float() @ first.float())
+            merged[name] = torch.eye(tensor.shape[1])  # the product, written as one pair
+            merged[name.replace("lora_A", "lora_B")] = torch.cat(products)
+    save_file(written, folder / "adapter_model.safetensors")
+    return {name: tensor.float() for name, tensor in merged.items()}
+
+
+@pytest.mark.parametrize("engine", ["pipeline", "worker"])
+@pytest.mark.parametrize(
+    "case", [(set(), torch.float32), ({"k_proj", "up_proj"}, torch.bfloat16)], ids=str
+)
+def test_an_adapter_of_an_unfused_copy_equals_merged_weights(
+    case: tuple[set[str], torch.dtype],
+    engine: EngineName,
+    zoo: Zoo,
+    load: LoadModel,
+    tmp_path: Path,
+) -> None:
+    """Its q, k, v and gate, up are folded onto the fused layers, those left out as zeros."""
+    checkpoint = zoo.checkpoint(ROW)
+    merged = unfuse(tmp_path / "a", checkpoint, *case)
+    model = load(zoo.artifact(ROW), engine=engine, adapter=LoraAdapter(path=tmp_path / "a"))
+    prompt = prompt_text(50)
+    truth = merged_greedy(checkpoint, merged, 2.0, model.tokenizer.encode_raw(prompt), 12)
+    assert model.complete(prompt, max_new_tokens=12).token_ids == truth
+    model.clear_cache()
+    assert model.complete(prompt, max_new_tokens=12).token_ids == truth
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -112,9 +168,9 @@ def test_what_is_more_than_lora_is_refused(
 def test_a_matrix_that_fits_no_layer_is_refused(zoo: Zoo, load: LoadModel, tmp_path: Path) -> None:
     """Or genai would skip it without a word; an adapter that is not there is named, too."""
     tensors = make_adapter(tmp_path / "a", zoo.checkpoint(ROW), seed=1)
-    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    name = "base_model.model.model.layers.0.self_attn.x_proj.lora_A.weight"
     save_file({**tensors, name: torch.zeros(4, 128)}, tmp_path / "a" / "adapter_model.safetensors")
-    with pytest.raises(OptionError, match=r"q_proj\.lora_A\.weight, which fits no layer"):
+    with pytest.raises(OptionError, match=r"x_proj\.lora_A\.weight, which fits no layer"):
         load(zoo.artifact(ROW), adapter=LoraAdapter(path=tmp_path / "a"))
     with pytest.raises(OptionError, match="cannot be read"):
         load(zoo.artifact(ROW), adapter=LoraAdapter(path=tmp_path / "nowhere"))

@@ -89,7 +89,7 @@ def test_contexts_are_ones_that_a_config_can_have() -> None:
         longest, *original = map(int, row["context / original"].split(" / "))
         factors = [1.0] * 8
         rope = {"type": "longrope", "short_factor": factors, "long_factor": factors}
-        changes = {"max_position_embeddings": longest}
+        changes: dict[str, object] = {"max_position_embeddings": longest}
         if original:
             changes |= {"original_max_position_embeddings": original[0], "rope_scaling": rope}
         config = Phi3Config.parse(SMALL_CONFIG | changes)

@@ -8,9 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load, save_file
 
-from phi3ov import LoraAdapter, OptionError
+from phi3ov import GenerationOptions, LoraAdapter, OptionError
+from phi3ov.runtime.fused_lora import fold_adapter
 from phi3ov.runtime.lora import MOST_SCALE, read_adapter
 
 from .fakes import make_config
@@ -135,3 +140,91 @@ def test_a_damaged_file_is_named(
     change(folder / name)
     with pytest.raises(OptionError, match=re.escape(name)):
         read_adapter(LoraAdapter(path=folder), MODEL)
+
+
+UNFUSED = make_config(
+    hidden_size=8,
+    intermediate_size=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    num_hidden_layers=2,
+)
+PREFIX = "base_model.model."
+PARTS = {
+    "self_attn.qkv_proj": {"self_attn.q_proj": 8, "self_attn.k_proj": 4, "self_attn.v_proj": 4},
+    "mlp.gate_up_proj": {"mlp.gate_proj": 3, "mlp.up_proj": 3},
+}
+
+
+@given(
+    parts=st.sets(
+        st.sampled_from([part for layer in PARTS.values() for part in layer]), min_size=1
+    ),
+    dtype=st.sampled_from([np.float32, np.float16]),
+    seed=st.integers(0, 99),
+)
+def test_folding_is_the_products_row_by_row(
+    parts: set[str], dtype: type[np.floating[Any]], seed: int, tmp_path_factory: Any
+) -> None:
+    """B times A of the fused layer holds the parts' products bit for bit, and zeros elsewhere."""
+    draw = np.random.default_rng(seed)
+    written = {}
+    for layer in range(2):
+        for part in parts:
+            outputs = next(rows[part] for rows in PARTS.values() if part in rows)
+            for side, shape in (("A", (2, 8)), ("B", (outputs, 2))):
+                name = f"{PREFIX}model.layers.{layer}.{part}.lora_{side}.weight"
+                written[name] = draw.integers(-8, 8, shape).astype(dtype)
+        for side, shape in (("A", (2, 3)), ("B", (8, 2))):
+            name = f"{PREFIX}model.layers.{layer}.mlp.down_proj.lora_{side}.weight"
+            written[name] = draw.integers(-8, 8, shape).astype(dtype)
+    file = tmp_path_factory.mktemp("fold") / "a.safetensors"
+    save_file(written, file)
+    content = fold_adapter(file, UNFUSED, prefix=PREFIX)
+    assert content is not None
+    folded = load(content)
+    for layer in range(2):
+        block = f"{PREFIX}model.layers.{layer}."
+        for fused, rows in PARTS.items():
+            if not parts & rows.keys():
+                assert f"{block}{fused}.lora_A.weight" not in folded
+                continue
+            first = folded.pop(f"{block}{fused}.lora_A.weight")
+            second = folded.pop(f"{block}{fused}.lora_B.weight")
+            assert first.dtype == second.dtype == dtype
+            expected = [
+                written[f"{block}{part}.lora_B.weight"] @ written[f"{block}{part}.lora_A.weight"]
+                if part in parts
+                else np.zeros((outputs, 8), dtype)
+                for part, outputs in rows.items()
+            ]
+            np.testing.assert_array_equal(second @ first, np.concatenate(expected))
+    assert {name: tensor.tobytes() for name, tensor in folded.items()} == {
+        name: tensor.tobytes() for name, tensor in written.items() if "down_proj" in name
+    }
+
+
+def test_an_adapter_for_fused_layers_is_taken_as_it_is(tmp_path: Path) -> None:
+    """Nothing is folded, and the file is not read a second time."""
+    folder = write_adapter(tmp_path / "a")
+    assert read_adapter(LoraAdapter(path=folder), MODEL).folded(MODEL) is None
+
+
+def test_a_part_beside_its_whole_is_refused(tmp_path: Path) -> None:
+    """An adapter of neither a fused nor an unfused model."""
+    layer = "base_model.model.model.layers.0.self_attn."
+    shapes = {
+        f"{layer}qkv_proj.lora_A.weight": (2, 8),
+        f"{layer}qkv_proj.lora_B.weight": (24, 2),
+        f"{layer}q_proj.lora_A.weight": (2, 8),
+        f"{layer}q_proj.lora_B.weight": (8, 2),
+    }
+    folder = write_adapter(tmp_path / "a", shapes)
+    with pytest.raises(OptionError, match=r"q_proj.* of which it is a part"):
+        read_adapter(LoraAdapter(path=folder), MODEL)
+
+
+def test_an_adapter_for_one_answer_is_refused_with_the_way_out() -> None:
+    """Openvino-genai's prefix cache would mix adapters."""
+    with pytest.raises(OptionError, match=r"Did you mean load_model\(adapter=\.\.\.\)"):
+        GenerationOptions().changed({"adapter": "poet"})  # type: ignore[typeddict-unknown-key]

@@ -339,6 +339,8 @@ _FOREIGN_NAMES = {
     "timeout": "timeout_seconds",
     "stream": "the method stream()",
     "system": "a system message",
+    "adapter": "load_model(adapter=...), which is for all answers of a loaded model",
+    "lora_request": "load_model(adapter=...), which is for all answers of a loaded model",
 }
 """Names of the same options in openai, transformers, vLLM, llama.cpp and Ollama."""
 

@@ -31,6 +31,7 @@ from .serial import SerialEngine
 
 if TYPE_CHECKING:
     from ..answer.token_stream import TokenRequest, TokenStream
+    from ..family import Phi3Config
     from .protocol import EngineSetup
 
 PREFILL_CHUNK_TOKENS = 512
@@ -160,7 +161,7 @@ class _Runner:
                 **shape,
                 **self._properties,
                 **speculative,
-                **adapter_properties(self._adapter),
+                **adapter_properties(self._adapter, artifact.config),
             )
         self.cache = follow_cache(self.pool)
 
@@ -199,12 +200,16 @@ class _Runner:
             self._model.drop_pages()
 
 
-def adapter_properties(adapter: AdapterFile | None) -> dict[str, Any]:
+def adapter_properties(adapter: AdapterFile | None, config: Phi3Config) -> dict[str, Any]:
     """Return the pipeline properties that apply a LoRA adapter statically."""
     if adapter is None:
         return {}
     mode = openvino_genai.AdapterConfig.Mode.MODE_STATIC
-    pair = (openvino_genai.Adapter(str(adapter.weights)), adapter.scale)
+    folded = adapter.folded(config)
+    source: Any = str(adapter.weights)
+    if folded is not None:
+        source = openvino.Tensor(np.frombuffer(folded, np.uint8))
+    pair = (openvino_genai.Adapter(source), adapter.scale)
     return {"adapters": openvino_genai.AdapterConfig([pair], mode)}
 
 

@@ -1,5 +1,7 @@
 """Reads and checks LoRA adapters in PEFT's format, without torch.
 
+One that was trained on an unfused copy of the model is folded (``fused_lora.py``).
+
 An adapter is fixed when the model is loaded. openvino-genai could change it from request to
 request, but its prefix cache identifies blocks by their tokens only, so a prompt would find keys
 and values of another adapter (`test_upstream_genai_mixes_adapters_in_its_cache`).
@@ -18,6 +20,7 @@ from ..errors import OptionError
 from ..family import Phi3Config
 from ..validation import is_integer, is_number
 from ..weight_files import read_headers
+from .fused_lora import fold_adapter, fused_layer, unfused_shapes
 
 _PREFIX = "base_model.model."
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -86,6 +89,14 @@ class AdapterFile:
     weights: Path
     scale: float
 
+    def folded(self, config: Phi3Config) -> bytes | None:
+        """Return the file's content for fused layers; None if it is for these already.
+
+        Raises:
+            OSError: The file cannot be read.
+        """
+        return fold_adapter(self.weights, config, prefix=_PREFIX)
+
 
 def read_adapter(adapter: LoraAdapter, config: Phi3Config) -> AdapterFile:
     """Check an adapter against a model's dimensions.
@@ -102,6 +113,11 @@ def read_adapter(adapter: LoraAdapter, config: Phi3Config) -> AdapterFile:
         raise OptionError(f"{folder / _WEIGHTS} cannot be read: {error}.") from error
     rank, alpha = settings["r"], settings["lora_alpha"]
     _check_shapes(folder, {name: tensor.shape for name, tensor in headers.items()}, rank, config)
+    if len(types := sorted({tensor.dtype for tensor in headers.values()})) > 1:
+        raise OptionError(
+            f"The adapter {folder} holds matrices of the types {', '.join(types)}; phi3ov takes "
+            "one type. Save it in float32."
+        )
     scale = adapter.weight * alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
     if scale > MOST_SCALE:
         raise OptionError(
@@ -141,7 +157,8 @@ def _check_shapes(
     """Refuse matrices that genai would skip: without a matching layer, or without their pair."""
     if not shapes:
         raise OptionError(f"The adapter {folder} holds no matrices, so it changes nothing.")
-    layers = config.linear_shapes()
+    layers = config.linear_shapes() | unfused_shapes(config)
+    modules = {name.removeprefix(_PREFIX).rpartition(".lora_")[0] for name in shapes}
     for name, shape in shapes.items():
         module, _, part = name.removeprefix(_PREFIX).rpartition(".lora_")
         if part not in ("A.weight", "B.weight") or module not in layers:
@@ -155,3 +172,7 @@ def _check_shapes(
         other = f"{name.removesuffix(part)}{'B' if part[0] == 'A' else 'A'}.weight"
         if other not in shapes:
             raise OptionError(f"The adapter {folder} holds {name} without {other}.")
+        if (fused := fused_layer(module)) in modules - {module}:
+            raise OptionError(
+                f"The adapter {folder} holds {name} and matrices of {fused}, of which it is a part."
+            )

@@ -198,7 +198,7 @@ def _open_pipeline(command: Load, speculation: SpeculationPlan, prompt_tokens: i
                 command.device,
                 **command.properties,
                 **speculative,
-                **adapter_properties(adapter),
+                **adapter_properties(adapter, artifact.config),
             )
 
 
