@@ -26,7 +26,8 @@ _ROPE_TYPES: Mapping[str, RopeType] = {
 }
 REFUSED_TYPES = {
     "phi3small": "Phi-3-small is another architecture (block-sparse attention)",
-    "phimoe": "Phi-3.5-MoE is a mixture of experts",
+    "phimoe": "Phi-3.5-MoE is a mixture of experts, which no recipe and no rope pin covers yet "
+    "(decision 54)",
     "phi3_v": "Phi-3-vision reads pictures as well",
     "phi4mm": "Phi-4-multimodal reads pictures and sound as well",
     "phi4_multimodal": "Phi-4-multimodal reads pictures and sound as well",
