@@ -2,9 +2,9 @@
 
     checkpoint ──export_model()──▶ artifact folder ──load_model()──▶ Phi3Model ──Phi3Chat──▶ text
 
-The names in ``__all__`` are the public surface. Each is imported from its module when it is
-first used (PEP 562), so that ``import phi3ov`` costs next to nothing; and none of torch,
-transformers, nncf, optimum, openvino, openvino_genai and numpy is imported before a call needs it.
+The names in ``__all__`` are the public API. Each is imported from its module on first use (PEP
+562), so that ``import phi3ov`` takes almost no time. torch, transformers, nncf, optimum, openvino,
+openvino_genai and numpy are imported only when a call needs them.
 """
 
 from importlib import import_module
@@ -119,7 +119,7 @@ __all__ = [
     "tune",
 ]
 
-# Where each public name comes from; a test compares it with __all__ and the imports above.
+# Module of each public name; a test compares this with __all__ and the imports above.
 _MODULES = {
     "artifact.folder": ("Artifact",),
     "batch.runner": ("BatchProgress", "BatchRequest", "BatchResult"),
@@ -170,13 +170,13 @@ _MODULES = {
 
 
 _SUBMODULES = ("quality", "reference")
-"""Public modules that are attributes of the package without an import of their own."""
+"""Public modules that are available as attributes of the package without a separate import."""
 
-# Hidden from type checkers, which would otherwise take every misspelt name for an object.
+# Hidden from type checkers, which would otherwise accept every misspelt name.
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
-        """Import a public name from its module when it is first used."""
+        """Import a public name from its module on first use."""
         for module, names in _MODULES.items():
             if name in names:
                 value = globals()[name] = getattr(import_module(f".{module}", __name__), name)

@@ -1,4 +1,4 @@
-"""Files that are replaced whole: a crash or an error leaves the old file as it was."""
+"""Atomic file replacement: a crash or an error leaves the old file unchanged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 @contextmanager
 def replace_file(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a file for writing that becomes ``path`` when the block ends without an error.
+    """Open a file for writing that replaces ``path`` when the block ends without an error.
 
     See `replace_by_path`.
 
@@ -25,10 +25,10 @@ def replace_file(path: str | Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def replace_by_path(path: str | Path) -> Iterator[Path]:
-    """Give the path of a file to write that becomes ``path`` when the block ends without an error.
+    """Yield the path of a file to write, which replaces ``path`` if the block ends without error.
 
     The file is written in a hidden folder next to ``path``, flushed to the disk and renamed. So a
-    crash, a full disk or an error in the block leave ``path`` as it was. On POSIX only the owner
+    crash, a full disk or an error in the block leave ``path`` unchanged. On POSIX only the owner
     can read the file.
 
     Raises:

@@ -1,8 +1,8 @@
-"""A conversation: `Phi3Chat` keeps the history, as token ids, and takes turns.
+"""A conversation: `Phi3Chat` keeps the history as token ids and runs its turns.
 
-The history is the ids that the model saw and produced, never text that is encoded again: the
-next prompt begins with exactly the ids of the last prompt and answer, so the engine's cache
-fits to the token.
+The history is the ids that the model read and generated, never text that is encoded again. The
+next prompt begins with exactly the ids of the last prompt and answer, so the prefix cache matches
+every token.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 
 Question = str | Message | Mapping[str, object] | Sequence[Message | Mapping[str, object]]
-"""What a turn begins with: a user's text or message, or the results of the last answer's calls."""
+"""Input of a turn: a user's text or message, or the results of the last answer's tool calls."""
 
 
 class Phi3Chat:
-    """A conversation with a model. One turn at a time; for many users, one chat each.
+    """A conversation with a model, one turn at a time. Use one chat per user.
 
     A turn enters the history when its answer has ended. A turn that failed, was cancelled or
-    was abandoned leaves the history as it was, unless its partial answer is kept on purpose
+    was abandoned leaves the history unchanged, unless its partial answer is kept explicitly
     (``stream.cancel(keep=True)``).
 
     Attributes:
@@ -67,20 +67,20 @@ class Phi3Chat:
 
         Args:
             model: The model that answers.
-            system: The system message; None for none.
-            messages: The conversation so far, as another system holds it: `Message` values or
-                OpenAI-shaped dictionaries. It may begin with a system message, and ends with the
-                assistant's answer. The ids of its answers are those of their text.
-            tools: What the model may call; `Reply.tool_calls` says what it asked for. Needs a
-                model that was trained for it (Phi-4-mini). Descriptions stand in the system
-                message, which is empty if there is none.
+            system: The system message, if any.
+            messages: An earlier conversation to continue: `Message` values or dictionaries of
+                OpenAI's protocol. It may begin with a system message, and ends with an assistant
+                message. Its answers are encoded from their text.
+            tools: Tools that the model may call; `Reply.tool_calls` holds its calls. Needs a model
+                that was trained with tools (Phi-4-mini). The system message describes them; an
+                empty one is added if there is none.
             options: Options of every turn.
 
         Raises:
-            PromptError: The messages are out of order; the checkpoint's own template would drop
+            PromptError: The order of roles is invalid; the checkpoint's own template would drop
                 the system message; or the model was trained without tools.
             OptionError: ``system`` is given together with a system message in ``messages``, or
-                ``options`` are not `GenerationOptions`.
+                ``options`` is not a `GenerationOptions`.
         """
         if not isinstance(options, GenerationOptions):
             raise OptionError(
@@ -120,13 +120,13 @@ class Phi3Chat:
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """The conversation so far; turns that were dropped to make room are gone from it."""
+        """The conversation so far, without turns that were dropped to make room."""
         system = () if self._system is None else (self._system,)
         return (*system, *(message for turn in self._turns for message in turn.messages))
 
     @property
     def token_ids(self) -> tuple[int, ...]:
-        """The history as ids: what the next prompt begins with."""
+        """The history as ids, with which the next prompt begins."""
         turns = (token_id for turn in self._turns for token_id in turn.token_ids)
         return (*self._beginning_ids, *turns)
 
@@ -144,9 +144,9 @@ class Phi3Chat:
         """Take a turn and return the finished answer.
 
         Args:
-            message: What the user says, as text: no content becomes a control token. Or a
-                message; or, where the last answer has calls, the list of their results, messages
-                of the role ``tool``.
+            message: The user's text, which never becomes control tokens; or a message; or, if the
+                last answer has tool calls, the list of their results: messages with the role
+                ``tool``.
             **options: Fields of `GenerationOptions`, for this turn only.
 
         Raises:
@@ -154,8 +154,8 @@ class Phi3Chat:
             ContextLengthError: History, message and answer do not fit the context.
             OptionError: An option is unknown or not allowed.
             StateError: Another turn of this chat is open, or the model is closed.
-            QueueFullError: The queue is full, and the options do not say to wait.
-            GenerationError: The engine failed; ``partial_text`` holds what there was.
+            QueueFullError: The queue is full, and ``on_full_queue`` is not ``"wait"``.
+            GenerationError: The engine failed; ``partial_text`` holds the partial answer.
         """
         return self.stream(message, **options).drain()
 
@@ -170,10 +170,10 @@ class Phi3Chat:
     @overload
     def stream(self, message: Question, **options: Unpack[Options]) -> ReplyStream: ...
     def stream(self, message: Question, **options: Unpack[Options]) -> ReplyStream:
-        """Take a turn and return its answer as a stream of text, already under way.
+        """Take a turn and return its answer as a stream of text.
 
-        Arguments and errors are those of `generate`; errors of the engine are raised while
-        the stream is read.
+        Generation starts at once. Arguments and errors are those of `generate`; errors of the
+        engine are raised while the stream is read.
         """
         question = self._read_question(message)
         with self._open_turn() as turn:
@@ -191,18 +191,18 @@ class Phi3Chat:
     @overload
     async def agenerate(self, message: Question, **options: Unpack[Options]) -> Reply: ...
     async def agenerate(self, message: Question, **options: Unpack[Options]) -> Reply:
-        """Take a turn without blocking the event loop; see `generate`."""
+        """Async version of `generate`; does not block the event loop."""
         async with self.stream(message, **options) as stream:
             return await stream.adrain()
 
     def stream_more(self, **options: Unpack[Options]) -> ReplyStream:
         """Continue the last answer, for example one that ended at ``max_new_tokens``.
 
-        The model goes on from the exact ids of the answer. The reply holds what it adds; the
+        The model continues from the exact ids of the answer. The reply holds the addition, and the
         history then holds the whole answer. Errors are those of `stream`.
 
         Raises:
-            StateError: There is no answer to continue, or it ends with calls.
+            StateError: There is no answer to continue, or it ends with tool calls.
 
         Example:
             >>> reply = chat.generate("Tell me a story.", max_new_tokens=20)  # doctest: +SKIP
@@ -236,7 +236,7 @@ class Phi3Chat:
         question_ids: tuple[int, ...],
         answer_ids: tuple[int, ...] = (),
     ) -> ReplyStream:
-        """Start the answer to a question after the turns ``before``; the stream ends the turn."""
+        """Start the answer to a question after the turns ``before``; the stream closes the turn."""
         exchanges = _exchanges(before)
         prompt = PromptIds(
             beginning=self._beginning_ids,
@@ -252,7 +252,7 @@ class Phi3Chat:
         def end_turn(kept: Reply | None) -> None:
             if kept is not None:
                 known = len(prompt.joined(dropped_turns=kept.dropped_turns)) - len(answer_ids)
-                begun_ids = kept.prompt_ids[known:]  # with the token of a call that had to come
+                begun_ids = kept.prompt_ids[known:]  # includes the token that opens a required call
                 left = [taken for group in exchanges[kept.dropped_turns :] for taken in group]
                 self._turns = [*left, self._turn(question, question_ids, begun_ids, kept)]
                 self._candidates = kept.candidates
@@ -263,13 +263,13 @@ class Phi3Chat:
         return stream
 
     def choose(self, candidate: Reply) -> None:
-        """Continue with another candidate of the last turn; the history holds the first until then.
+        """Replace the first candidate of the last turn in the history by another one.
 
         Args:
             candidate: One of the last reply's `Reply.candidates`.
 
         Raises:
-            OptionError: It is not a candidate of the last turn.
+            OptionError: ``candidate`` is not a candidate of the last turn.
             StateError: A turn is open.
         """
         with self._open_turn():
@@ -290,7 +290,7 @@ class Phi3Chat:
             self._turns = [*self._turns[:-1], chosen]
 
     def reset(self) -> None:
-        """Forget all turns; the system message stays.
+        """Remove all turns; the system message stays.
 
         Raises:
             StateError: A turn is open.
@@ -300,7 +300,7 @@ class Phi3Chat:
             self._candidates = ()
 
     def fork(self) -> Phi3Chat:
-        """Return a second conversation with the same past; the two continue independently."""
+        """Return a copy of the conversation that continues independently."""
         twin = Phi3Chat(self.model, options=self.options)
         twin._system, twin._tools = self._system, self._tools
         twin._beginning_ids = self._beginning_ids
@@ -308,17 +308,17 @@ class Phi3Chat:
         return twin
 
     def save(self, path: str | Path) -> None:
-        """Save the conversation to a file; `restore` reads it.
+        """Save the conversation to a file that `restore` reads.
 
-        The file is JSON: the history as ids and as text, system message, tools, options and the
-        model's fingerprint. An existing file is overwritten atomically. A turn that is still open
-        is not in it.
+        The file is JSON with the history as ids and as text, system message, tools, options and
+        the model's fingerprint. An existing file is overwritten atomically. A turn that is still
+        open is not saved.
 
         Args:
             path: The file to write. On POSIX only its owner may read it.
 
         Raises:
-            OptionError: An option or a tool holds a value that JSON cannot.
+            OptionError: An option or a tool holds a value that JSON cannot represent.
             OSError: The file cannot be written.
 
         Example:
@@ -342,13 +342,13 @@ class Phi3Chat:
 
     @classmethod
     def restore(cls, model: Phi3Model, path: str | Path) -> Phi3Chat:
-        """Return the conversation that `save` wrote; it answers as the saved one would have.
+        """Return the conversation that `save` wrote, with the exact saved ids.
 
-        The file is checked: texts must encode to the ids stored with them, and no answer may hold a
-        token that ends one. Device, precision and context are those of ``model``.
+        The file is validated: texts must encode to the ids stored with them, and no answer may
+        contain a stop token. Device, precision and context are those of ``model``.
 
         Args:
-            model: The model that the conversation was held with, loaded again.
+            model: The model of the saved conversation, loaded again.
             path: The file.
 
         Raises:
@@ -370,21 +370,21 @@ class Phi3Chat:
         return chat
 
     def save_kv_cache(self, path: str | Path) -> None:
-        """Save the KV cache of this conversation, so that it need not be read again.
+        """Save the KV cache of this conversation, to skip its prefill later.
 
-        Meant for a fixed beginning, such as a long system prompt or a document: save it once, and
+        Use it for a fixed beginning, such as a long system prompt or a document: save it once, and
         call `Phi3Model.restore_kv_cache` in any process that loads the same model with the same
-        settings. Every prompt that begins with the present `token_ids` then reads only the rest.
+        settings. Every prompt that begins with the current `token_ids` then reads only the rest.
         Needs ``engine="paged"``. Tokens that are not in the cache are read first.
 
         Args:
-            path: The file; an existing one is overwritten atomically. It contains the ids, so the
-                text. On POSIX only its owner may read it.
+            path: The file; an existing one is overwritten atomically. It contains the ids and so
+                reveals the text. On POSIX only its owner may read it.
 
         Raises:
             PromptError: The conversation is empty.
-            ContextLengthError: It fills the context.
-            OptionError: The engine keeps its cache to itself.
+            ContextLengthError: The conversation fills the context.
+            OptionError: The engine does not support saving its cache.
             GenerationError: The engine failed.
             OSError: The file cannot be written.
             StateError: The model is closed.
@@ -396,7 +396,7 @@ class Phi3Chat:
         self.model.save_kv_cache(self.token_ids, path)
 
     def _require_ids(self, saved: SavedChat) -> None:
-        """Check that saved ids are those of the saved texts, and could have been produced."""
+        """Check that saved ids match the saved texts, and that the model could generate them."""
         if saved.beginning_ids != self._beginning_ids:
             raise ValueError("beginning_ids are not those of the system message.")
         tokenizer = self.model.tokenizer
@@ -416,7 +416,7 @@ class Phi3Chat:
             ):
                 raise ValueError(f"token_ids of turn {number} hold an id that no answer can hold.")
             text = AnswerText.of(tokenizer, answer_ids, offered=self._offered)
-            if not text.startswith(turn.answer.content):  # a stop string may have cut its end off
+            if not text.startswith(turn.answer.content):  # a stop string may have cut it off
                 raise ValueError(f"token_ids of turn {number} are not those of its answer.")
 
     @property
@@ -424,7 +424,7 @@ class Phi3Chat:
         return [tool.name for tool in self._tools]
 
     def _read_question(self, message: Question) -> tuple[Message, ...]:
-        """Return what a turn begins with: a user's message, or the results of the last calls."""
+        """Return the input of a turn: a user message, or the results of the last calls."""
         if isinstance(message, str):
             if not message:
                 raise PromptError("The message is empty. Give the user's text.")
@@ -451,7 +451,7 @@ class Phi3Chat:
         answer_ids: tuple[int, ...],
         reply: Reply,
     ) -> Turn:
-        """Return the finished turn; ``answer_ids`` are those that ``reply`` continues."""
+        """Return the finished turn; ``reply`` continues ``answer_ids``."""
         text = reply.text
         if answer_ids:
             before = AnswerText.of(self.model.tokenizer, answer_ids, offered=self._offered)
@@ -459,7 +459,7 @@ class Phi3Chat:
             whole = AnswerText.of(self.model.tokenizer, whole_ids, offered=self._offered)
             text = whole if len(whole) >= len(before) else before
         answer = Message("assistant", text, tool_calls=reply.tool_calls)
-        if reply.reasoning and reply.finish_reason == "stop":  # thoughts stay out of later prompts
+        if reply.reasoning and reply.finish_reason == "stop":  # prompts never contain thoughts
             return Turn(question, answer, (*self._encode(*question, answer),))
         closing = self.model.tokenizer.closing
         token_ids = (*question_ids, *answer_ids, *reply.token_ids, *closing)
@@ -492,7 +492,7 @@ class Phi3Chat:
 
 
 class _OpenTurn:
-    """The right to take a turn, given back once, however often it is closed."""
+    """Guard of the open turn: releases the chat's lock once, even if closed repeatedly."""
 
     def __init__(self, lock: threading.Lock) -> None:
         self._lock: threading.Lock | None = lock
@@ -504,7 +504,7 @@ class _OpenTurn:
             lock.release()
 
     def keep_open(self) -> None:
-        """Let the turn go on after the ``with`` block."""
+        """Keep the turn open after the ``with`` block."""
         self._stays_open = True
 
     def __enter__(self) -> _OpenTurn:
@@ -516,7 +516,7 @@ class _OpenTurn:
 
 
 def _exchanges(turns: Sequence[Turn]) -> list[list[Turn]]:
-    """Group turns so that results of calls stay with the question that led to them."""
+    """Group turns so that tool results stay with the question that led to the calls."""
     groups: list[list[Turn]] = []
     for turn in turns:
         if groups and turn.question[0].role == "tool":

@@ -10,18 +10,18 @@ work::
     ├─ ExportError                              conversion or compression failed
     │   └─ CompressionError(ValueError)         the recipe does not fit the model's layers
     ├─ ArtifactError(ValueError)                an exported folder is incomplete or changed
-    ├─ DeviceError(ValueError)                  no requested device is there
+    ├─ DeviceError(ValueError)                  no requested device can be used
     ├─ RestoreError(ValueError)                 a saved file is damaged or of another model
     ├─ OptionError(ValueError)                  an option is out of range or contradicts another
     ├─ StateError(RuntimeError)                 used after close(), or while a turn is open
-    │   └─ QueueFullError                       as many requests wait as the engine takes
-    ├─ PromptError(ValueError)                  a conversation that no prompt can be made of
+    │   └─ QueueFullError                       the request queue is full
+    ├─ PromptError(ValueError)                  a conversation cannot be encoded as a prompt
     │   └─ ContextLengthError                   prompt and answer do not fit the context
     └─ GenerationError                          the engine failed while answering
         └─ EngineCrashedError                   the worker process died
 
-Errors of the libraries underneath are translated where they enter (``engine/`` and
-``exporter/``) and stay reachable as ``__cause__``.
+Errors of underlying libraries are translated in ``engine/`` and ``exporter/``, and stay reachable
+as ``__cause__``.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class MissingDependencyError(Phi3OVError, ImportError):
     """An optional package is not installed; the message holds the exact pip command."""
 
     def __init__(self, package: str, *, purpose: str, command: str) -> None:
-        """Say which ``package`` is missing, what it is for, and the ``command`` that brings it."""
+        """Name the missing ``package``, its ``purpose``, and the ``command`` that installs it."""
         super().__init__(f"{purpose} needs {package}, which is not installed. Run: {command}")
         self.package = package
         self.command = command
@@ -59,11 +59,11 @@ class UnsupportedModelError(Phi3OVError, ValueError):
 
 
 class ExportError(Phi3OVError):
-    """Conversion or compression failed; nothing was left at the target."""
+    """Conversion or compression failed; the target is unchanged."""
 
 
 class CompressionError(ExportError, ValueError):
-    """A compression recipe does not fit the model, or was not what came out."""
+    """A compression recipe does not fit the model, or the result does not match the recipe."""
 
     def __init__(self, message: str, *, layers: tuple[str, ...] = ()) -> None:
         """Keep the names of the ``layers`` that the recipe does not fit."""
@@ -82,7 +82,7 @@ class ArtifactError(Phi3OVError, ValueError):
 
 
 class DeviceError(Phi3OVError, ValueError):
-    """None of the requested devices can be used; says what was asked, what exists and why."""
+    """No requested device can be used; names requested and existing devices, and the reasons."""
 
 
 class RestoreError(Phi3OVError, ValueError):
@@ -104,10 +104,10 @@ class StateError(Phi3OVError, RuntimeError):
 
 
 class QueueFullError(StateError):
-    """As many requests or prompt tokens wait as `RequestLimits` allows."""
+    """The request queue is full: its requests or prompt tokens have reached `RequestLimits`."""
 
     def __init__(self, open_requests: int, *, waiting_tokens: int | None = None) -> None:
-        """Keep how many ``open_requests`` there are, and the ``waiting_tokens`` if they count."""
+        """Keep the number of ``open_requests``, and of ``waiting_tokens`` if they are limited."""
         if waiting_tokens is None:
             full = f"{open_requests} requests run or wait already"
             limit = "max_waiting"
@@ -124,11 +124,11 @@ class QueueFullError(StateError):
 
 
 class PromptError(Phi3OVError, ValueError):
-    """A conversation has a bad order of roles, is empty, or cannot be put into the format."""
+    """A conversation is empty, has an invalid order of roles, or does not fit the chat format."""
 
 
 class ContextLengthError(PromptError):
-    """The prompt and the answer asked for do not fit the model's context."""
+    """The prompt and the requested answer do not fit the model's context."""
 
     def __init__(self, *, prompt_tokens: int, max_new_tokens: int, context_tokens: int) -> None:
         """Keep the three numbers that do not fit together, all in tokens."""
@@ -149,10 +149,10 @@ class ContextLengthError(PromptError):
 
 
 class GenerationError(Phi3OVError):
-    """The engine failed while answering; what had been said so far is in ``partial_text``."""
+    """The engine failed while answering; ``partial_text`` holds the text so far."""
 
     def __init__(self, message: str, *, partial_text: str = "") -> None:
-        """Keep the ``partial_text`` that the engine had produced before it failed."""
+        """Keep the ``partial_text`` that the engine had generated before it failed."""
         super().__init__(message)
         self.partial_text = partial_text
 

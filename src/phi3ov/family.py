@@ -1,8 +1,7 @@
-"""Which ``config.json`` describes a Phi-3, and the model's dimensions as typed fields.
+"""Validates that a ``config.json`` describes a Phi-3, and parses the model's dimensions.
 
-`Phi3Config` is read once, when a checkpoint or an exported folder is opened. Everything that
-needs a size, a head count or a rope type reads it from here; no other module parses
-``config.json`` for those.
+`Phi3Config` is read once, when a checkpoint or an exported folder is opened. All code that needs a
+size, a head count or a rope type uses it; no other module parses ``config.json`` for those.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from .errors import UnsupportedModelError
 from .validation import is_integer
 
 RopeType = Literal["default", "longrope"]
-"""How positions are rotated; "su", LongRoPE's first name, is read as "longrope"."""
+"""Type of rotary position embedding; "su", LongRoPE's first name, is read as "longrope"."""
 
 _ROPE_TYPES: Mapping[str, RopeType] = {
     "default": "default",
@@ -34,12 +33,12 @@ REFUSED_TYPES = {
     "phi": "Phi-1 and Phi-2 are another architecture",
 }
 _DEFAULT_VOCABULARY = 32064
-"""``vocab_size`` of transformers' own ``Phi3Config``, used where config.json leaves it out."""
+"""Default ``vocab_size`` of transformers' ``Phi3Config``, used if config.json has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phi3Config:
-    """The dimensions of a Phi-3 model, under the names that ``config.json`` gives them.
+    """Dimensions of a Phi-3 model, under the field names of ``config.json``.
 
     Attributes:
         hidden_size: Width of the residual stream.
@@ -48,13 +47,13 @@ class Phi3Config:
         num_attention_heads: Query heads per block.
         num_key_value_heads: Key and value heads per block.
         head_dim: Width of one head.
-        vocab_size: Rows of the embedding matrix: ids that the model knows.
-        max_position_embeddings: Longest context, in tokens.
-        original_max_position_embeddings: Context, in tokens, without LongRoPE's long factors;
-            the longest context for a model without LongRoPE.
-        rope_type: How positions are rotated.
-        sliding_window: Tokens that attention looks back; None for all.
-        tie_word_embeddings: Whether the output layer is the embedding matrix.
+        vocab_size: Number of token ids: rows of the embedding matrix.
+        max_position_embeddings: Maximum context length, in tokens.
+        original_max_position_embeddings: Maximum context length, in tokens, with LongRoPE's short
+            factors; equals ``max_position_embeddings`` without LongRoPE.
+        rope_type: Type of rotary position embedding.
+        sliding_window: Attention window in tokens; None for full attention.
+        tie_word_embeddings: Whether the output layer shares the embedding matrix.
     """
 
     hidden_size: int
@@ -78,8 +77,8 @@ class Phi3Config:
             values: The parsed JSON.
 
         Raises:
-            UnsupportedModelError: It is not of a model that phi3ov supports; names the field
-                and its value.
+            UnsupportedModelError: phi3ov does not support the model; names the field and its
+                value.
 
         Example:
             >>> Phi3Config.parse({"model_type": "phi3small"})
@@ -131,8 +130,8 @@ is another architecture (block-sparse attention).
         Raises:
             UnsupportedModelError: As `parse`.
             OSError: The file cannot be read.
-            ValueError: It is not JSON.
-            RecursionError: It is nested too deep.
+            ValueError: The file is not JSON.
+            RecursionError: The JSON is nested too deep.
         """
         return cls.parse(json.loads(path.read_text(encoding="utf-8")))
 
@@ -142,7 +141,7 @@ is another architecture (block-sparse attention).
         return self.rope_type == "longrope"
 
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
-        """Return outputs and inputs of every linear layer of the blocks, by the layer's name."""
+        """Return (outputs, inputs) of every linear layer of the blocks, by layer name."""
         query, key_or_value = (
             heads * self.head_dim for heads in (self.num_attention_heads, self.num_key_value_heads)
         )
@@ -186,7 +185,7 @@ def _check_architecture(values: Mapping[str, Any]) -> None:
 
 
 def _rope_parameters(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what config.json says of rope: ``rope_parameters`` in transformers 5's style."""
+    """Return the rope fields of config.json, also from transformers 5's ``rope_parameters``."""
     parameters = values.get("rope_scaling") or values.get("rope_parameters") or {}
     if not isinstance(parameters, dict):
         raise UnsupportedModelError(
@@ -206,7 +205,7 @@ def _rope_type(values: Mapping[str, Any]) -> RopeType:
 
 
 def _count(values: Mapping[str, Any], name: str, *, default: int | None = None) -> int:
-    """Return a positive integer of config.json, or ``default`` where it is missing or null."""
+    """Return a positive integer of config.json, or ``default`` if it is missing or null."""
     value = values.get(name)
     if value is None and default is not None:
         return default

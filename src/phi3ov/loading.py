@@ -1,4 +1,4 @@
-"""`load_model`: artifact, device and engine put together into a `Phi3Model`."""
+"""`load_model`: assembles artifact, device and engine into a `Phi3Model`."""
 
 from __future__ import annotations
 
@@ -51,52 +51,51 @@ def load_model(
     verify: bool = True,
     warm_up: bool = True,
 ) -> Phi3Model:
-    """Load an exported folder on the first of the preferred devices that runs it.
+    """Load an exported folder on the first preferred device that can run it.
 
     Args:
         path: A folder made by `phi3ov.export_model`; or the hub id ``owner/name`` of such a folder,
-            which is downloaded as `phi3ov.fetch_artifact` does.
+            which is downloaded as by `phi3ov.fetch_artifact`.
         revision: Branch, tag or commit of a hub id; None for the default branch.
-        device: One OpenVINO device name, or several in order of preference. One that is not
-            there, or for which the model does not compile, gives way to the next; the reasons
-            are kept in `DeviceChoice.refused` and logged.
+        device: An OpenVINO device name, or several in order of preference. If a device does not
+            exist or cannot compile the model, the next one is tried. The reasons are logged and
+            kept in `DeviceChoice.refused`.
         config: OpenVINO's settings.
         engine: ``"pipeline"`` (openvino-genai in this process, one answer at a time),
             ``"worker"`` (openvino-genai in a child process, many answers at once),
             ``"paged"`` (openvino alone, one answer at a time, a KV cache that can be saved) or
             ``"transformers"`` (optimum-intel; needs ``phi3ov[export]``).
-        limits: How many requests are answered together, and how many may wait.
-        context_tokens: Tokens that prompt and answer may have together. None is the model's
-            original context. For a LongRoPE model a larger number chooses the long factors,
-            for the whole life of the loaded model.
-        cache_bytes: Bytes that the KV cache may take, prefixes kept for later turns included;
-            at least one full context. None is 4 contexts for ``"pipeline"``, 16 for
-            ``"worker"``, but not more than 2 and 4 GiB, unless one context takes more.
-        speculation: `PromptLookup` or `DraftModel`: several tokens per pass over the weights,
-            for the engines ``"pipeline"`` and ``"worker"``. Greedy text stays the same.
-        adapter: A `LoraAdapter`, applied for the whole life of the loaded model, for the same
-            engines.
-        tuning: ``"auto"`` takes the settings that ``phi3ov tune`` found for this processor and
-            export, where it has run; what ``config`` sets stays. A path names the file, ``"off"``
-            takes none. `Phi3Model.settings` says what came from there.
-        verify: Compare every file, a draft model's included, with its SHA-256 in the manifest,
-            while the model compiles. Without it only presence and size are checked. A folder that
-            phi3ov did not export has no checksums; that is logged as a warning.
-        warm_up: Generate two tokens before returning, for which weights are repacked: the
-            first answer does not wait for that. `Phi3Model.load_timings` says how long it took.
+        limits: How many requests run at the same time, and how many may wait.
+        context_tokens: Context length that prompt and answer share. None for the model's original
+            context. For a LongRoPE model a larger number selects the long factors for as long as
+            the model is loaded.
+        cache_bytes: Maximum size of the KV cache, including cached prefixes; at least one full
+            context. None for 4 contexts with ``"pipeline"`` and 16 with ``"worker"``, but not more
+            than 2 and 4 GiB, unless one context needs more.
+        speculation: `PromptLookup` or `DraftModel`: speculative decoding, for the engines
+            ``"pipeline"`` and ``"worker"``. Greedy text stays the same.
+        adapter: A `LoraAdapter`, applied for as long as the model is loaded, for the same engines.
+        tuning: ``"auto"`` applies the saved settings of ``phi3ov tune`` for this processor and
+            export, if any; fields set in ``config`` take precedence. A path names the file to
+            use, ``"off"`` uses none. `Phi3Model.settings` shows the origin of each setting.
+        verify: Compare every file, also of a draft model, with its SHA-256 in the manifest while
+            the model compiles. Otherwise only presence and size are checked. A folder that phi3ov
+            did not export has no checksums; a warning is logged.
+        warm_up: Generate two tokens before returning, which repacks weights, so that the first
+            answer does not wait for it. `Phi3Model.load_timings` holds the duration.
 
     Raises:
-        ArtifactError: The folder is not what was exported; lists every problem. Or there is no such
-            folder, and no such repository on the hub.
+        ArtifactError: Files are missing or have changed since the export, listing every problem;
+            or there is no such folder, and no such repository on the hub.
         UnsupportedModelError: ``config.json``, tokenizer or graph are not those of a Phi-3 that
             phi3ov supports.
-        DeviceError: None of the devices is there, or compiling for them failed, also because
-            of a property (``RuntimeConfig.properties``) that OpenVINO does not know.
-        OptionError: An argument is not allowed, or the device does not take a field of
+        DeviceError: No requested device exists or can compile the model, also because of a
+            property (``RuntimeConfig.properties``) that OpenVINO does not know.
+        OptionError: An argument is not allowed, or the device does not support a field of
             ``config``.
         MissingDependencyError: The engine needs a package that is not installed.
-        EngineCrashedError: The worker's process died while it loaded the model.
-        GenerationError: The engine failed while it warmed up.
+        EngineCrashedError: The worker process died while loading the model.
+        GenerationError: The engine failed during warm-up.
 
     Example:
         >>> with load_model("models/phi3-int4", device="CPU") as model:  # doctest: +SKIP
@@ -160,17 +159,17 @@ def load_model(
 def find_artifact(
     path: str | Path, *, revision: str | None = None, needs_chat: bool = True
 ) -> Artifact:
-    """Open a local folder, or download the one that a hub id names.
+    """Open a local folder, or download the folder of a hub id.
 
     Args:
-        path: A folder, or a hub id ``owner/name``. A local folder of that name comes first.
+        path: A folder, or a hub id ``owner/name``. A local folder of that name takes precedence.
         revision: Branch, tag or commit of a hub id; None for the default branch.
         needs_chat: Whether a folder that phi3ov did not export must have a chat template.
 
     Raises:
-        ArtifactError: The folder is not what was exported; or there is no such folder, and no such
+        ArtifactError: The folder is incomplete or changed; or there is no such folder, and no such
             repository on the hub.
-        OptionError: There is a revision, and ``path`` is not a hub id.
+        OptionError: ``revision`` is given, and ``path`` is not a hub id.
     """
     if isinstance(path, Path) or Path(path).exists() or not is_hub_id(path):
         if revision is not None:
@@ -199,7 +198,7 @@ def _verify(artifacts: Sequence[Artifact]) -> None:
 def _find_tuned(
     artifact: Artifact, tuning: Tuning | Path, goal: Goal, available: Mapping[str, str]
 ) -> TunedSettings | None:
-    """Return what ``phi3ov tune`` found for this machine and export, if it has run."""
+    """Return the result of ``phi3ov tune`` for this machine and export, if any."""
     processor = available.get("CPU")
     record = None if processor is None else find_record(artifact, processor, tuning)
     if record is None:
@@ -215,7 +214,7 @@ def _open_first(
     available: Mapping[str, str],
     checked: Future[None] | None,
 ) -> tuple[Engine, DeviceChoice]:
-    """Open the engine on the first preferred device for which the model compiles."""
+    """Open the engine on the first preferred device that can compile the model."""
     open_engine = load_engine(engine)
     failed: dict[str, str] = {}
     cause: DeviceError | None = None
@@ -228,7 +227,7 @@ def _open_first(
             running = open_engine(replace(setup, device=choice.selected))
         except Exception as error:
             if checked is not None:
-                checked.result()  # a damaged file is the better explanation
+                checked.result()  # a damaged file explains the error better
             if not isinstance(error, DeviceError):
                 raise
             _LOGGER.warning("%s: %s: %s", setup.artifact.path, choice.selected, error)
@@ -240,7 +239,7 @@ def _open_first(
 
 
 def _wait_for(checked: Future[None] | None, running: Engine) -> None:
-    """Wait until the files have been compared; close the engine if they differ."""
+    """Wait until the files have been verified; close the engine if verification fails."""
     try:
         if checked is not None:
             checked.result()

@@ -1,7 +1,7 @@
 """A loaded model, `Phi3Model`: messages, a raw prompt or token ids in, replies out.
 
-Every answer takes one way: encode to `PromptIds`, fit the context, submit to the engine, read a
-`ReplyStream`. ``loading.py`` puts a model together; conversations with a memory are ``chat.py``.
+Every answer follows the same path: encode to `PromptIds`, fit the context, submit to the engine,
+read a `ReplyStream`. ``loading.py`` assembles a model; ``chat.py`` keeps conversation history.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ class Phi3Model:
     """A loaded model. Use it as a context manager, or call `close` when done.
 
     Attributes:
-        artifact: The folder it was loaded from.
-        device: The device it runs on, and why that one.
+        artifact: The folder that it was loaded from.
+        device: The device that it runs on, and the reason for the choice.
         context: Its context in tokens, and the LongRoPE factors in force.
-        tokenizer: Messages to ids and back.
-        config: The OpenVINO settings it was loaded with.
-        load_timings: How long it took to load.
+        tokenizer: Encodes messages to ids, and decodes ids.
+        config: The OpenVINO settings that it was loaded with.
+        load_timings: Durations of loading.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Phi3Model:
         config: RuntimeConfig,
         load_timings: LoadTimings = LoadTimings(),  # noqa: B008 - immutable
     ) -> None:
-        """Put the parts together; `load_model` does it."""
+        """Assemble the parts; use `load_model` instead."""
         self.artifact = artifact
         self.device = device
         self.context = context
@@ -85,27 +85,27 @@ class Phi3Model:
 
     @property
     def settings(self) -> tuple[Setting, ...]:
-        """Every OpenVINO property in force, with who decided and the reason."""
+        """Every OpenVINO property in force, with its origin and reason."""
         return self._engine.settings
 
     @cached_property
     def fingerprint(self) -> ModelFingerprint:
-        """Which model this is, for what is saved with it: checksums of weights and tokenizer.
+        """Identity of the model, for saved files: checksums of weights and tokenizer.
 
-        Those of the manifest, which `load_model` has compared with the files unless it was told
-        ``verify=False``: then they are what the export was, not what the files are now. A folder
-        without a manifest is hashed when this is first read: seconds for a full-size model.
+        The checksums are the manifest's, which `load_model` has compared with the files. With
+        ``verify=False`` they describe the export, even if files have changed since. A folder
+        without a manifest is hashed on first access, which takes seconds for a full-size model.
         """
         return ModelFingerprint.of(self.artifact)
 
     def recommended_options(self, **changes: Unpack[Options]) -> GenerationOptions:
-        """Return the options that the model's card recommends; nothing sets them by itself.
+        """Return the options that the model's card recommends; they are never set automatically.
 
         Phi-4-mini-reasoning: temperature 0.8, top_p 0.95. Phi-4-reasoning and -plus: temperature
-        0.8, top_p 0.95, top_k 50. Both are from the cards at huggingface.co/microsoft.
+        0.8, top_p 0.95, top_k 50. Source: the model cards at huggingface.co/microsoft.
 
         Args:
-            **changes: Further fields of `GenerationOptions`, such as ``max_new_tokens``.
+            **changes: Other fields of `GenerationOptions`, such as ``max_new_tokens``.
 
         Raises:
             OptionError: The card recommends nothing, or a change is not allowed.
@@ -148,25 +148,25 @@ class Phi3Model:
         options: GenerationOptions = GenerationOptions(),  # noqa: B008 - immutable
         **changes: Unpack[Options],
     ) -> Reply:
-        """Answer a list of messages; the model remembers nothing of it.
+        """Answer a conversation; the model keeps no history.
 
         Args:
-            messages: The conversation, oldest first: `Message` values, or dictionaries as OpenAI's
-                API has them. It ends with a user's message or the result of a tool.
-            tools: What the model may call; `Reply.tool_calls` says what it asked for. Needs a
-                model that was trained for it (Phi-4-mini).
-            continue_last: The last message is the assistant's, and the answer continues it. The
-                reply holds what follows.
-            options: How to generate.
+            messages: The conversation, oldest first: `Message` values, or dictionaries of OpenAI's
+                protocol. It ends with a user message or a tool result.
+            tools: Tools that the model may call; `Reply.tool_calls` holds its calls. Needs a model
+                that was trained with tools (Phi-4-mini).
+            continue_last: Whether the last message is an assistant message that the answer
+                continues. The reply holds only the continuation.
+            options: Generation options.
             **changes: Fields of `GenerationOptions` that differ from ``options``.
 
         Raises:
             PromptError: The conversation cannot be answered; names the message.
             ContextLengthError: Conversation and answer do not fit the context.
-            OptionError: An option is unknown or not allowed, or the engine cannot do it.
+            OptionError: An option is unknown or not allowed, or the engine does not support it.
             StateError: The model is closed, or was loaded by a parent process.
-            QueueFullError: The queue is full, and the options do not say to wait.
-            GenerationError: The engine failed; ``partial_text`` holds what there was.
+            QueueFullError: The queue is full, and ``on_full_queue`` is not ``"wait"``.
+            GenerationError: The engine failed; ``partial_text`` holds the partial answer.
 
         Example:
             >>> model.generate([phi3ov.Message("user", "Hello")]).text  # doctest: +SKIP
@@ -207,9 +207,9 @@ class Phi3Model:
         options: GenerationOptions = GenerationOptions(),  # noqa: B008 - immutable
         **changes: Unpack[Options],
     ) -> ReplyStream:
-        """Answer a list of messages with a stream of text, already under way; see `generate`.
+        """Answer a conversation with a stream of text; see `generate`.
 
-        Errors of the engine are raised while the stream is read.
+        Generation starts at once. Errors of the engine are raised while the stream is read.
         """
         offered = read_tools(tools)
         read = read_messages(messages, ends_with="answer" if continue_last else "question")
@@ -246,7 +246,7 @@ class Phi3Model:
         options: GenerationOptions = GenerationOptions(),  # noqa: B008 - immutable
         **changes: Unpack[Options],
     ) -> Reply:
-        """Answer a list of messages without blocking the event loop; see `generate`."""
+        """Async version of `generate`; does not block the event loop."""
         stream = self.stream(
             messages, tools=tools, continue_last=continue_last, options=options, **changes
         )
@@ -256,8 +256,8 @@ class Phi3Model:
     def complete(self, prompt: str, **options: Unpack[Options]) -> Reply:
         r"""Continue a raw prompt string, in which control tokens are honoured.
 
-        This is the one place where text can become a control token: never put text of others
-        into ``prompt``. For conversations use `generate` or `phi3ov.Phi3Chat`.
+        Only here can text become a control token: never put untrusted text into ``prompt``. For
+        conversations use `generate` or `phi3ov.Phi3Chat`.
 
         Args:
             prompt: Such as ``"<|user|>\nHello<|end|>\n<|assistant|>\n"``.
@@ -266,10 +266,10 @@ class Phi3Model:
         Raises:
             PromptError: The prompt is empty.
             ContextLengthError: Prompt and answer do not fit the context.
-            OptionError: An option is unknown or not allowed, or the engine cannot do it.
+            OptionError: An option is unknown or not allowed, or the engine does not support it.
             StateError: The model is closed, or was loaded by a parent process.
-            QueueFullError: The queue is full, and the options do not say to wait.
-            GenerationError: The engine failed; ``partial_text`` holds what there was.
+            QueueFullError: The queue is full, and ``on_full_queue`` is not ``"wait"``.
+            GenerationError: The engine failed; ``partial_text`` holds the partial answer.
         """
         return self.stream_prompt(prompt, **options).drain()
 
@@ -285,24 +285,23 @@ class Phi3Model:
         options: GenerationOptions = GenerationOptions(),  # noqa: B008 - immutable
         **changes: Unpack[Options],
     ) -> ReplyStream:
-        """Continue token ids with a stream of text: what every other way to an answer ends in.
+        """Continue token ids with a stream of text. All other methods use this one.
 
-        An answer that was cut off goes on exactly where it ended:
+        To continue an answer that was cut off exactly where it ended, pass its ids:
         ``model.stream_ids((*reply.prompt_ids, *reply.token_ids))``.
 
         Args:
-            token_ids: The prompt; as `PromptIds`, ``on_overflow="drop_oldest"`` can leave turns
-                out.
-            tools: What the prompt offers; see ``tool_choice`` of `GenerationOptions`.
-            options: How to generate.
+            token_ids: The prompt. With `PromptIds`, ``on_overflow="drop_oldest"`` can drop turns.
+            tools: Tools that the prompt describes; see ``tool_choice`` of `GenerationOptions`.
+            options: Generation options.
             **changes: Fields of `GenerationOptions` that differ from ``options``.
 
         Raises:
-            PromptError: There are no ids, or one is not in the vocabulary.
+            PromptError: ``token_ids`` is empty, or an id is not in the vocabulary.
             ContextLengthError: Prompt and answer do not fit the context.
-            OptionError: An option is unknown or not allowed, or the engine cannot do it.
+            OptionError: An option is unknown or not allowed, or the engine does not support it.
             StateError: The model is closed, or was loaded by a parent process.
-            QueueFullError: The queue is full, and the options do not say to wait.
+            QueueFullError: The queue is full, and ``on_full_queue`` is not ``"wait"``.
         """
         chosen, offered = options.changed(changes), read_tools(tools)
         if not isinstance(token_ids, PromptIds):
@@ -316,7 +315,7 @@ class Phi3Model:
             shaped=shape is not None,
         )
         require_stages(self.tokenizer, plan, chosen, shaped=shape is not None)
-        if self.tokenizer.thought_tags is None:  # else they stand behind the thoughts
+        if self.tokenizer.thought_tags is None:  # otherwise they follow the thoughts
             token_ids = replace(token_ids, answer=(*token_ids.answer, *plan.opening_ids))
         fitted = fit_prompt(token_ids, chosen, self.context.tokens)
         self._require_ids(fitted.token_ids)
@@ -362,7 +361,7 @@ class Phi3Model:
         options: GenerationOptions,
         make_stages: Callable[[], list[Stage]],
     ) -> list[TokenStream]:
-        """Give the engine one request per candidate, each with its own seed: all or none."""
+        """Submit one request per candidate to the engine, each with its own seed: all or none."""
         streams: list[TokenStream] = []
         try:
             for sampling in _seeded(request.sampling, options.candidates):
@@ -398,8 +397,8 @@ class Phi3Model:
         """Answer each of several independent conversations; see `iter_batch`.
 
         Returns:
-            One result per conversation, in the same order. One that failed holds its error and
-            does not keep the others from being answered.
+            One result per conversation, in the same order. The result of a failed conversation
+            holds its error; the others are answered all the same.
 
         Example:
             >>> asked = [[phi3ov.Message("user", "Hello")], []]
@@ -418,26 +417,27 @@ class Phi3Model:
         progress: ReportProgress | None = None,
         **options: Unpack[Options],
     ) -> Iterator[BatchResult]:
-        """Answer independent conversations, however many, and yield each result as it is there.
+        """Answer any number of independent conversations, and yield each result when it ends.
 
-        With ``engine="worker"`` they are answered together, else one after the other. Only those
-        that run are taken from ``conversations``, and in order some more are held until those
-        before them have ended; so a generator may give any number. When the engine crashes, those
-        that were in it are asked again, one by one, and only one that crashes it again has
-        failed. Leaving the loop cancels the rest.
+        With ``engine="worker"`` conversations run at the same time, with other engines one after
+        the other. ``conversations`` is read lazily, as places in the engine become free, so it may
+        be a generator of any length; with ``in_order``, some results wait for earlier ones. When
+        the engine crashes, its conversations are retried one by one, and only a conversation that
+        crashes it again fails. Leaving the loop cancels the rest.
 
         Args:
-            conversations: Each ends with a user message, or is a `BatchRequest`, which holds
-                options of its own.
-            in_order: Yield in the order of the conversations, not in that in which they end.
+            conversations: Each ends with a user message, or is a `BatchRequest` with its own
+                options.
+            in_order: Yield results in the order of the conversations instead of the order in
+                which they end.
             progress: Called for each result, before it is yielded.
-            **options: Fields of `GenerationOptions`, for all of them. A full queue is waited
-                for unless ``on_full_queue="raise"`` is among them.
+            **options: Fields of `GenerationOptions` for all conversations. A full queue is waited
+                for, unless ``on_full_queue="raise"`` is set.
 
         Raises:
             OptionError: An option is unknown or not allowed.
             StateError: The model is closed.
-            EngineCrashedError: Three conversations in a row crashed the engine.
+            EngineCrashedError: Three consecutive conversations crashed the engine.
         """
         chosen = GenerationOptions(on_full_queue="wait").changed(options)
         running = self._engine.max_running
@@ -445,19 +445,19 @@ class Phi3Model:
         return batch.run(conversations, progress or (lambda _progress: None))
 
     def save_kv_cache(self, token_ids: Sequence[int], path: str | Path) -> None:
-        """Write the KV cache of ``token_ids`` to a file; what is not in the cache is read first.
+        """Write the KV cache of ``token_ids`` to a file; computes missing parts first.
 
-        For conversations there is `Phi3Chat.save_kv_cache`, which calls this.
+        For conversations use `Phi3Chat.save_kv_cache`, which calls this.
 
         Args:
-            token_ids: At least one, and fewer than `context` has tokens.
+            token_ids: At least one id, and fewer than the context has tokens.
             path: The file; an existing one is overwritten atomically. On POSIX only its owner
                 may read it.
 
         Raises:
-            PromptError: There are no ids.
-            ContextLengthError: They fill the context.
-            OptionError: The engine keeps its cache to itself.
+            PromptError: ``token_ids`` is empty.
+            ContextLengthError: The ids fill the context.
+            OptionError: The engine does not support saving its cache.
             GenerationError: The engine failed.
             OSError: The file cannot be written.
             StateError: The model is closed.
@@ -471,22 +471,22 @@ class Phi3Model:
         self._cache_engine.save_cache(token_ids, Path(path), self.fingerprint)
 
     def restore_kv_cache(self, path: str | Path, *, verify: bool = True) -> int:
-        """Read a KV cache that `Phi3Chat.save_kv_cache` wrote, in this process or another.
+        """Load a KV cache that `Phi3Chat.save_kv_cache` wrote, in this process or another.
 
-        Prompts that begin with its tokens then need not have them read again, until a prompt
-        that begins otherwise takes their place. `Usage.cached_tokens` of a reply tells.
+        Prompts that begin with its tokens then reuse them, until a prompt with another beginning
+        replaces the cache. `Usage.cached_tokens` of a reply shows the reuse.
 
         Args:
             path: The file.
             verify: Compare the data with its checksums. The header is always checked.
 
         Returns:
-            How many tokens the cache holds.
+            Number of tokens in the cache.
 
         Raises:
-            RestoreError: The file is damaged, or was not computed by this model with the same
-                precisions, rope factors, device and OpenVINO.
-            OptionError: The engine keeps its cache to itself.
+            RestoreError: The file is damaged, or was computed with another model, other
+                precisions, rope factors, another device or another OpenVINO.
+            OptionError: The engine does not support restoring a cache.
             OSError: The file cannot be read.
             StateError: The model is closed.
         """
@@ -499,23 +499,22 @@ class Phi3Model:
         return isinstance(self._engine, ScoringEngine)
 
     def score(self, token_ids: Sequence[int], *, first: int = 1) -> TokenScores:
-        """Return how likely the model finds the tokens of a given text; nothing is generated.
+        """Return the log-probabilities of a given text's tokens, without generating.
 
-        This is what an evaluation harness asks for: the probability of a continuation. Tokens
-        before ``first`` that the KV cache holds are not read again, so scoring several
-        continuations of one context reads the context once.
+        Evaluation harnesses use this for the probability of a continuation. Cached tokens before
+        ``first`` are reused, so scoring several continuations of one context reads the context
+        once.
 
         Args:
-            token_ids: The text, with its context: at least two tokens, at most those of the
-                context. ``model.tokenizer.encode_raw(text)`` makes them.
-            first: Index of the first token to score. The first token of all has nothing before
-                it and cannot be scored.
+            token_ids: The text with its context, from
+                ``model.tokenizer.encode_raw(text)``: at least two ids, at most the context length.
+            first: Index of the first token to score, at least 1: the first token of the text has
+                no predecessor and cannot be scored.
 
         Raises:
-            PromptError: There are fewer than two ids, or one is not in the vocabulary.
-            ContextLengthError: They do not fit the context.
-            OptionError: ``first`` is out of range, or the engine cannot do it: it needs
-                ``engine="paged"``.
+            PromptError: There are fewer than two ids, or an id is not in the vocabulary.
+            ContextLengthError: The ids do not fit the context.
+            OptionError: ``first`` is out of range, or the engine is not ``engine="paged"``.
             StateError: The model is closed.
             GenerationError: The engine failed.
 
@@ -558,12 +557,12 @@ class Phi3Model:
         return self._engine
 
     def warm_up(self) -> float:
-        """Generate two tokens, so that the next answer need not wait for weights to be repacked.
+        """Generate two tokens, so that the next answer does not wait for weights to be repacked.
 
-        `load_model` does this unless it is told not to.
+        `load_model` does this unless ``warm_up=False``.
 
         Returns:
-            How many seconds it took; others' requests before it are part of that.
+            The duration in seconds, including earlier requests in the queue.
 
         Raises:
             StateError: The model is closed.
@@ -579,12 +578,12 @@ class Phi3Model:
         return time.perf_counter() - started
 
     def clear_cache(self) -> None:
-        """Forget the KV cache of all conversations; each is read again with its next turn.
+        """Empty the KV cache; each conversation is read again with its next turn.
 
-        Waits for the requests before this call. openvino-genai cannot empty its cache, so the
-        engines ``"pipeline"`` and ``"worker"`` build a new pipeline, which takes as long as
-        it did when the model was loaded. ``"paged"`` lets its cache go at once, also what
-        `restore_kv_cache` read; ``"transformers"`` keeps none between requests. Then the model
+        Waits for earlier requests. openvino-genai cannot empty its cache, so the engines
+        ``"pipeline"`` and ``"worker"`` build a new pipeline, which takes as long as when the model
+        was loaded. ``"paged"`` frees its cache at once, including a restored one
+        (`restore_kv_cache`). ``"transformers"`` keeps no cache between requests. Then the model
         is warmed up.
 
         Raises:
@@ -595,7 +594,7 @@ class Phi3Model:
         self.warm_up()
 
     def close(self) -> None:
-        """Cancel what runs and free the model. May be called twice."""
+        """Cancel running requests and free the model. Idempotent."""
         self._engine.close()
 
     def __enter__(self) -> Phi3Model:
@@ -606,7 +605,7 @@ class Phi3Model:
 
     @property
     def load(self) -> RequestLoad:
-        """Requests that run and wait at this moment, and the prompt tokens that wait."""
+        """Current number of running and waiting requests, and of waiting prompt tokens."""
         return self._engine.load
 
     @property
@@ -631,7 +630,7 @@ class Phi3Model:
 
 
 def _seeded(sampling: Sampling, candidates: int) -> Iterator[Sampling]:
-    """Yield the sampling of each candidate: seeds that follow each other, None where greedy."""
+    """Yield the sampling of each candidate, with consecutive seeds; None for greedy decoding."""
     if sampling.greedy:
         yield sampling
         return

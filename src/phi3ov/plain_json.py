@@ -8,7 +8,7 @@ from typing import Any
 
 
 def plain_json(value: Any) -> Any:
-    """Return a deep copy of ``value`` in JSON's types.
+    """Return a deep copy of ``value`` in plain JSON types.
 
     Mappings of every kind become dictionaries, tuples become lists.
 
@@ -17,8 +17,8 @@ def plain_json(value: Any) -> Any:
         {'a': [1, None]}
 
     Raises:
-        ValueError: JSON cannot hold it unchanged: another type, a key that is not a string, NaN
-            or an infinity, a lone surrogate, or too deep nesting.
+        ValueError: JSON cannot represent the value exactly: it holds another type, a key that is
+            not a string, NaN or an infinity, a lone surrogate, or too deep nesting.
     """
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_as_dictionary)
@@ -27,12 +27,12 @@ def plain_json(value: Any) -> Any:
         raise ValueError("it holds a lone surrogate, which no text has") from error
     except (TypeError, RecursionError) as error:
         raise ValueError(str(error)) from error
-    waiting = [value]  # `dumps` has found no circle
+    waiting = [value]  # `dumps` has refused circular references
     while waiting:
         part = waiting.pop()
         if isinstance(part, Mapping):
             odd = [name for name in part if not isinstance(name, str)]
-            if odd:  # `dumps` would turn some of them into strings
+            if odd:  # `dumps` would convert some of them to strings
                 raise ValueError(f"the key {odd[0]!r:.80} is not a string")
             waiting += part.values()
         elif isinstance(part, list | tuple):

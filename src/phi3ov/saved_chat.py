@@ -1,8 +1,8 @@
-"""A conversation as a file: the JSON that `Phi3Chat.save` writes and `Phi3Chat.restore` reads.
+"""File format of a conversation: the JSON that `Phi3Chat.save` writes and `Phi3Chat.restore` reads.
 
-The file holds the ids of every turn, because the history is ids, and the texts, to be shown.
+The file holds the ids of every turn, which are the history, and their texts for display.
 `SavedChat.from_json` checks size, checksum, version and the type of each value;
-`Phi3Chat.restore` checks model and ids. JSON holds no code.
+`Phi3Chat.restore` checks model and ids. Loading the file cannot run code.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from .prompt.tools import Tool, ToolCall
 
 FORMAT = "phi3ov chat"
 FORMAT_VERSION = 2
-"""Version of the file's layout; a file of another version is refused."""
+"""Version of the file format; a file with another version is refused."""
 MOST_BYTES = 64 * 1024 * 1024
-"""The largest file that is read; 131 072 tokens with their text take about 2 MB."""
+"""Maximum size of a file in bytes; 131 072 tokens with their text take about 2 MB."""
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One question and its answer, as messages and as the ids that went through the model.
+    """One question and its answer, as messages and as the model's ids.
 
     Attributes:
-        question: The user's message, or the results of the calls before it.
-        answer: The assistant's message.
+        question: The user message, or the results of the preceding tool calls.
+        answer: The assistant message.
         token_ids: Ids of both, from the question's header to the answer's footer.
     """
 
@@ -51,10 +51,10 @@ class SavedChat:
     """A conversation without its model.
 
     Attributes:
-        fingerprint: The model that it was held with.
+        fingerprint: Fingerprint of its model.
         options: Options of every turn.
-        system: Content of the system message; None for none.
-        tools: What the model may call.
+        system: Content of the system message, if any.
+        tools: Tools that the model may call.
         beginning_ids: The ids before the first turn.
         turns: The turns, oldest first.
     """
@@ -67,10 +67,10 @@ class SavedChat:
     turns: tuple[Turn, ...]
 
     def to_json(self) -> str:
-        """Return the file's text: the same for the same conversation.
+        """Return the file's text, which is the same for the same conversation.
 
         Raises:
-            ValueError: JSON cannot hold an option, or the text is too large.
+            ValueError: JSON cannot represent an option, or the text is too large.
         """
         chat = {
             "model": self.fingerprint.to_values(),
@@ -104,7 +104,7 @@ class SavedChat:
         """Parse the text of a file.
 
         Raises:
-            ValueError: It is not a conversation, is damaged, or has another version.
+            ValueError: The text is not a conversation, is damaged, or has another version.
         """
         try:
             document = json.loads(text)
@@ -135,12 +135,12 @@ class SavedChat:
 
 
 def _checksum(chat: object) -> str:
-    """Return a SHA-256 that does not depend on white space or the order of names."""
+    """Return a SHA-256 that does not depend on white space or the order of keys."""
     return hashlib.sha256(json.dumps(chat, sort_keys=True).encode()).hexdigest()
 
 
 def _of_type(kind: type[_T], name: str, value: object) -> _T:
-    if type(value) is not kind:  # not isinstance: True would be an integer
+    if type(value) is not kind:  # not isinstance, because True is an int
         raise ValueError(f"{name} is of type {type(value).__name__}, not {kind.__name__}.")
     return value
 
@@ -183,7 +183,7 @@ def _turn(value: object) -> Turn:
 
 
 def _message_values(message: Message) -> dict[str, Any]:
-    """Return what `_message` takes: the fields that differ from their defaults."""
+    """Return the fields that differ from their defaults, as `_message` reads them."""
     calls = [
         {"name": call.name, "arguments": call.arguments, "id": call.id}
         for call in message.tool_calls

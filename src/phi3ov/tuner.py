@@ -1,9 +1,9 @@
 """`tune`: measure OpenVINO settings on this machine and keep the fastest for `load_model`.
 
-Three steps, each in interleaved rounds, so that what disturbs the machine disturbs all settings
-alike: precision with activation groups; threads and KV cache precision on the best of those; the
-worker's prompt chunk on the best of those. Engines of the candidates generate from token ids, so
-no answer ends early. What is kept, and where, is ``runtime/tuning.py``.
+It works in three steps: precision with dynamic quantization group; threads and KV cache precision
+on the best of those; the worker's prompt chunk on the best of those. Each step runs in interleaved
+rounds, so that disturbances of the machine affect all settings alike. The engines generate from
+token ids without stop tokens, so no answer ends early. ``runtime/tuning.py`` stores the result.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ if TYPE_CHECKING:
 _Measured = TypeVar("_Measured")
 
 DIVERGENCE_BUDGET = 0.01
-"""Most that a setting may diverge from the exact one, in nats, where the export's own is unknown.
+"""Maximum divergence of a setting from the exact one, in nats, if the export's own is unknown.
 
-A 20th of what int4 weights cost the reference model.
+This is a 20th of the divergence that int4 weights cause in the reference model.
 """
 SHARE_OF_OWN = 0.05
-"""The same as a share of the export's own divergence from its source, where that is known."""
+"""Maximum divergence as a share of the export's own divergence from its source, if known."""
 
 CHATS = 8
 _ANSWER_TOKENS, _PROMPT_TOKENS, _PREFILL_TOKENS = 48, 24, 512
@@ -65,23 +65,23 @@ _DIVERGENCE_TOKENS = 512
 _CONTEXT_TOKENS = 1024
 _CHUNKS = (64, 128, 256, 512)
 _LONGEST_STEP_SECONDS = 0.5
-"""Longest step of the worker: the other chats wait for it (decision 18)."""
+"""Maximum duration of a worker's step, for which the other chats wait (decision 18)."""
 _LEAST_GAIN = 1.02
-"""What a setting must gain over OpenVINO's own to be kept; less is noise."""
+"""Minimum gain over OpenVINO's default to keep a setting; less is noise."""
 _CHAT_SHARE = 2 / 3
-"""Weight of decoding in the score, prefill has the rest (a geometric mean)."""
+"""Weight of decode speed in the score, a geometric mean; prefill has the rest."""
 _COPIES = 2.5
-"""Memory of a loaded model as a multiple of its weights: mapped and repacked, and the caches."""
+"""Memory of a loaded model as a multiple of its weights: mapped, repacked, and caches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """How fast a setting is.
+    """Speed of a setting.
 
     Attributes:
-        one_chat: Tokens per second of one chat.
-        eight_chats: Tokens per second of eight chats together.
-        prefill: Tokens of a prompt of 512 read per second.
+        one_chat: Decode rate of one chat, in tokens per second.
+        eight_chats: Total decode rate of eight chats, in tokens per second.
+        prefill: Prefill rate of a prompt of 512 tokens, in tokens per second.
     """
 
     one_chat: float
@@ -91,14 +91,14 @@ class Speed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuningRow:
-    """One setting that was measured.
+    """Measurement of one setting.
 
     Attributes:
         settings: The setting.
         speed: Medians over the rounds.
-        gain: The same as multiples of OpenVINO's own: medians of the ratios within a round.
+        gain: Speed relative to OpenVINO's default: medians of the ratios within a round.
         divergence: Mean KL(exact || setting) on the text, in nats.
-        refused: Why it was not considered; empty where it was.
+        refused: Why the setting was not considered; empty if it was.
     """
 
     settings: TunedSettings
@@ -108,21 +108,22 @@ class TuningRow:
     refused: str = ""
 
     def score(self, goal: Goal) -> float:
-        """Return how much better than OpenVINO's own it is for a goal; that is 1."""
+        """Return the score for a goal, relative to OpenVINO's default, whose score is 1."""
         chats = self.gain.one_chat if goal == "latency" else self.gain.eight_chats
         return float(chats**_CHAT_SHARE * self.gain.prefill ** (1 - _CHAT_SHARE))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuningReport:
-    """What `tune` found. ``print(report)`` shows it as a table.
+    """Result of `tune`. ``print(report)`` shows it as a table.
 
     Attributes:
         artifact: The exported folder.
-        record: The winners, and what they hold for.
-        rows: Every setting that was measured; the first is OpenVINO's own.
-        budget: Most divergence from the exact setting that was allowed, in nats.
-        saved_to: The file in which `load_model` finds the winners; None if they were not kept.
+        record: The fastest settings, and the machine and model that they are valid for.
+        rows: Every measured setting; the first is OpenVINO's default.
+        budget: Maximum divergence from the exact setting, in nats.
+        saved_to: The file from which `load_model` reads the fastest settings; None if they were
+            not saved.
     """
 
     artifact: str
@@ -176,35 +177,36 @@ def tune(
 ) -> TuningReport:
     """Measure settings on this machine's CPU, and keep the fastest for `load_model`.
 
-    Nothing is written before the end, so Ctrl-C leaves nothing.
+    The result is written at the end, so Ctrl-C leaves no file.
 
     Args:
         path: A folder made by `phi3ov.export_model`, or the hub id of one.
         revision: Branch, tag or commit of a hub id; None for the default branch.
         own_divergence: The export's own divergence from its source, in nats, as ``phi3ov
             quality`` prints it; a setting may add 5 % of it.
-        budget: Most divergence from the exact setting, in nats; None is 5 % of
-            ``own_divergence``, or 0.01 where that is None, too.
-        text: What the divergence is measured on, at least 513 tokens; None takes Python's manual.
-        rounds: Rounds per step, at least 1; None is 5, or 2 where the memory does not hold all
-            candidates at once and each is loaded anew for each round.
-        save: Whether to keep the winners in the user's data folder, or the file to keep them in.
+        budget: Maximum divergence from the exact setting, in nats; None for 5 % of
+            ``own_divergence``, or for 0.01 if that is None, too.
+        text: Text for measuring divergence, at least 513 tokens; None for Python's manual.
+        rounds: Rounds per step, at least 1; None for 5, or for 2 if memory cannot hold all
+            candidates at once and each is loaded again for each round.
+        save: Whether to save the fastest settings in the user's data folder; or the file to save
+            them in.
         progress: Print a line per measurement to stderr.
 
     Raises:
-        ArtifactError: The folder is not what was exported.
+        ArtifactError: The folder's files are missing or have changed since the export.
         OptionError: A number is out of range, the text is too short, or the user has no home
-            folder to keep the winners in.
+            folder to save the result in.
         DeviceError: OpenVINO cannot compile the model for the CPU.
         EngineCrashedError: A worker died, for example because memory ran out.
-        OSError: The winners cannot be written.
+        OSError: The result cannot be written.
 
     Example:
         >>> print(tune("models/phi3-int4"))  # doctest: +SKIP
     """
     allowed = _check_budget(budget, own_divergence)
     if save is True:
-        tuning_folder()  # before minutes of work: a user may have none
+        tuning_folder()  # fail before minutes of work if there is no folder
     if rounds is not None:
         require_integer("rounds", rounds, least=1)
     artifact = find_artifact(path, revision=revision)
@@ -247,9 +249,9 @@ def tune(
 def arithmetic_candidates(
     processor: Processor, weights: Sequence[WeightSummary], own_precision: str
 ) -> list[TunedSettings]:
-    """Return the precisions and activation groups to try, OpenVINO's own first."""
+    """Return the precisions and dynamic quantization groups to try, OpenVINO's default first."""
     sizes: list[int | None] = [None]
-    if processor.features & {"avx512_vnni", "avx_vnni"}:  # others round nothing
+    if processor.features & {"avx512_vnni", "avx_vnni"}:  # others have no dynamic quantization
         most = largest_group(weights, 128) or 0
         sizes += [size for size in (64, 128) if size <= most]
     found = [TunedSettings(dynamic_quantization_group_size=size) for size in sizes]
@@ -261,7 +263,7 @@ def arithmetic_candidates(
 def refinements(
     base: TunedSettings, processor: Processor, exported_kv: str | None
 ) -> list[TunedSettings]:
-    """Return ``base``, and then each change of threads and KV cache precision to try."""
+    """Return ``base`` and its variants with other threads or KV cache precision."""
     found = [base]
     if exported_kv not in (None, "u8"):
         found.append(replace(base, kv_cache_precision="u8"))
@@ -274,7 +276,7 @@ def refinements(
 
 
 def best(rows: Sequence[TuningRow], goal: Goal) -> TuningRow:
-    """Return the best row within the budget, or OpenVINO's own where none gains enough."""
+    """Return the best row within the budget, or OpenVINO's default if no row gains enough."""
     within = [row for row in rows if not row.refused]
     found = max(within, key=lambda row: row.score(goal), default=rows[0])
     return found if found.score(goal) >= _LEAST_GAIN else rows[0]
@@ -298,7 +300,7 @@ def describe(settings: TunedSettings) -> str:
 
 
 class _Judge:
-    """Measures how far settings diverge from the exact one; each arithmetic once."""
+    """Measures the divergence of settings from the exact one, once per kind of arithmetic."""
 
     def __init__(self, artifact: Artifact, ids: Sequence[int], budget: float) -> None:
         self._artifact = artifact
@@ -317,14 +319,14 @@ class _Judge:
             if not self._exact:
                 exact = ExportedModel(folder, RuntimeConfig.exact())
                 self._exact = [exact.logits(window) for window in self._windows]
-                del exact  # its memory is needed for the next
+                del exact  # free its memory for the next model
             model = ExportedModel(folder, RuntimeConfig(), tuned=arithmetic)
             pairs = zip(self._exact, map(model.logits, self._windows), strict=True)
             self._known[arithmetic] = _mean_divergence(pairs)
         return self._known[arithmetic]
 
     def refuse(self, settings: TunedSettings) -> str:
-        """Return why a setting is not considered; OpenVINO's own always is."""
+        """Return why a setting is not considered; empty if it is, as OpenVINO's default always."""
         found = self.divergence(settings)
         if settings == TunedSettings() or found <= self._budget:
             return ""
@@ -332,7 +334,7 @@ class _Judge:
 
 
 class _Bench:
-    """Opens engines with the candidates' settings, and times them in turns."""
+    """Opens engines with the candidates' settings, and measures them in turns."""
 
     def __init__(
         self,
@@ -355,12 +357,12 @@ class _Bench:
     def measure(
         self, candidates: Sequence[TunedSettings], judge: _Judge, *, base: TuningRow | None = None
     ) -> list[TuningRow]:
-        """Return a row for each candidate; where a base was measured before, without it.
+        """Return a row for each candidate, without the first one if its row exists already.
 
         Args:
-            candidates: The first is what the others are compared with.
+            candidates: The settings; the first is the baseline of the others.
             judge: Measures their divergence.
-            base: The row of the first candidate, if there is one: gains are multiplied with its.
+            base: The existing row of the first candidate, if any; its gain is multiplied in.
         """
         taken: list[list[Speed]] = [[] for _ in candidates]
         for index, speed in self._in_turns(candidates, self._speed):
@@ -387,7 +389,7 @@ class _Bench:
         return rows if base is None else rows[1:]
 
     def choose_chunk(self, settings: TunedSettings) -> TunedSettings:
-        """Return ``settings`` with the worker's fastest prompt chunk that holds up no one long."""
+        """Return ``settings`` with the fastest prompt chunk within the maximum step duration."""
         candidates = [replace(settings, prompt_chunk_tokens=chunk) for chunk in _CHUNKS]
         seconds: list[list[float]] = [[] for _ in candidates]
         for index, taken in self._in_turns(candidates, self._prefill):
@@ -404,7 +406,7 @@ class _Bench:
     def _in_turns(
         self, candidates: Sequence[TunedSettings], measure: Callable[[Engine], _Measured]
     ) -> Iterator[tuple[int, _Measured]]:
-        """Yield index and measurement of each candidate, round after round, in turning order."""
+        """Yield index and measurement of each candidate, round by round, in rotating order."""
         size = (self._artifact.path / MODEL_BIN).stat().st_size
         half = (self._memory_bytes or 0) / 2
         resident = size * _COPIES * len(candidates) <= half
@@ -462,7 +464,7 @@ class _Bench:
     def _generate(
         self, engine: Engine, *, chats: int, prompt_tokens: int, answer_tokens: int
     ) -> float:
-        """Return the seconds for several answers, to prompts that no cache has seen."""
+        """Return the seconds for several answers to prompts that are not cached."""
         requests = [
             TokenRequest(
                 prompt_ids=tuple(
@@ -524,7 +526,7 @@ def _mean_divergence(pairs: Iterator[tuple[Logits, Logits]]) -> float:
 
     values: list[float] = []
     for exact, other in pairs:
-        for row in range(0, len(exact), 16):  # float64 of a whole window takes gigabytes
+        for row in range(0, len(exact), 16):  # a whole window in float64 takes gigabytes
             rows = slice(row, row + 16)
             p, q = log_probabilities(exact[rows]), log_probabilities(other[rows])
             values += divergence(p, q).tolist()

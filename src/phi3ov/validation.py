@@ -1,4 +1,4 @@
-"""What is asked of many options: is it a number, and which? To Python, True and False are, too."""
+"""Shared validators: a number but not a bool, an integer in a range, one of a set."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .errors import OptionError
 
 
 def is_integer(value: object) -> TypeGuard[int]:
-    """Return whether a value is an integer, and not a bool.
+    """Return whether a value is an integer but not a bool.
 
     Example:
         >>> is_integer(2), is_integer(True), is_integer(2.0)
@@ -19,7 +19,7 @@ def is_integer(value: object) -> TypeGuard[int]:
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Return whether a value is an integer or a float, NaN and infinity included, and not a bool.
+    """Return whether a value is an integer or a float (also NaN or infinity), but not a bool.
 
     Example:
         >>> is_number(2), is_number(2.0), is_number(True)
@@ -29,7 +29,7 @@ def is_number(value: object) -> TypeGuard[int | float]:
 
 
 def require_integer(name: str, value: object, *, least: int, most: int | None = None) -> None:
-    """Refuse a value that is not an integer from ``least`` to ``most`` (None: no limit).
+    """Check that a value is an integer from ``least`` to ``most`` (None: no limit).
 
     Raises:
         OptionError: It is not; the error names the option, the value and the bound.
@@ -41,7 +41,7 @@ def require_integer(name: str, value: object, *, least: int, most: int | None = 
 
 
 def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Refuse a value that is not one of ``choices``.
+    """Check that a value is one of ``choices``.
 
     Raises:
         OptionError: It is not; the error names the option, the value and the choices.

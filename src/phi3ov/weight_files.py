@@ -1,4 +1,4 @@
-"""The headers of safetensors files: names, shapes and types of tensors, read without torch."""
+"""Reads the headers of safetensors files without torch: names, shapes and types of tensors."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 
 class TensorHeader(NamedTuple):
-    """What a safetensors file says of one tensor.
+    """Header of one tensor in a safetensors file.
 
     Attributes:
-        shape: Its shape.
-        dtype: Its type as the format spells it, such as ``"BF16"``.
+        shape: The tensor's shape.
+        dtype: The tensor's type in the format's spelling, such as ``"BF16"``.
     """
 
     shape: tuple[int, ...]
@@ -19,14 +19,14 @@ class TensorHeader(NamedTuple):
 
 
 def read_headers(file: Path) -> dict[str, TensorHeader]:
-    """Return the header of every tensor of a safetensors file, by the tensor's name.
+    """Return the header of every tensor of a safetensors file, by tensor name.
 
-    The library compares the header with the file's size, so a file that was cut off is found.
+    The library compares the header with the file's size, so it detects a truncated file.
 
     Raises:
-        ValueError: It is not a whole safetensors file. The message is a sentence without the
-            file's name and without a full stop.
-        OSError: It cannot be read.
+        ValueError: The file is not a complete safetensors file. The message is a sentence without
+            the file's name and without a full stop.
+        OSError: The file cannot be read.
     """
     from safetensors import SafetensorError, safe_open
 

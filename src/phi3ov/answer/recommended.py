@@ -1,6 +1,6 @@
-"""Sampling that a model's card recommends, by chat format: offered, never set by itself.
+"""Sampling that model cards recommend, by chat format; never set automatically.
 
-`phi3ov.Phi3Model.recommended_options` is the way to it.
+Use `phi3ov.Phi3Model.recommended_options`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ RECOMMENDED: Mapping[str, Sampling] = {
     "phi4-reasoning": Sampling(temperature=0.8, top_p=0.95, top_k=50),
 }
 """Sources: the cards of microsoft/Phi-4-mini-reasoning (in its example) and of
-microsoft/Phi-4-reasoning and -plus. The cards of the other models recommend none: their examples
-decode greedily, as phi3ov does by default."""
+microsoft/Phi-4-reasoning and -plus. The cards of the other models do not recommend sampling: their
+examples use greedy decoding, phi3ov's default."""
 
 
 def recommended_sampling(format_name: str) -> Sampling:
@@ -26,7 +26,7 @@ def recommended_sampling(format_name: str) -> Sampling:
         format_name: `ChatFormat.name`.
 
     Raises:
-        OptionError: The card recommends none.
+        OptionError: The card does not recommend sampling.
 
     Example:
         >>> recommended_sampling("phi4-mini-reasoning").temperature

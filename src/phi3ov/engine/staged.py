@@ -1,10 +1,10 @@
-"""An answer in several requests, on any engine: `submit_staged`.
+"""Generates one answer in several requests, on any engine: `submit_staged`.
 
-Each stage of the answer (``answer/stages.py``) is a request. When a stage is over, its prompt and
-its ids so far are submitted again under the rules of the next stage; the engine's cache holds
-them, so little is computed twice. A reader sees one stream. A trigger of openvino-genai's
-structural tags would begin a grammar within one request, but triggers are texts: the token that
-opens a tool call has none, and no trigger can force a token or limit the ones before it.
+Each stage of the answer (``answer/stages.py``) is a request. When a stage ends, the prompt and the
+ids so far are submitted again under the rules of the next stage. The prefix cache holds them, so
+little is computed twice. The reader sees a single stream. A trigger of openvino-genai's structural
+tags could begin a grammar within one request, but triggers are texts: the token that opens a tool
+call has no text, and no trigger can force a token or limit the number of tokens before it.
 """
 
 from __future__ import annotations
@@ -33,21 +33,20 @@ def submit_staged(
 ) -> TokenStream:
     """Submit an answer that is generated stage by stage.
 
-    Every stage after the first waits for its place in the queue, however full that is. Its tokens
-    are drawn with the request's seed again, and its penalties for repetition take the earlier
-    stages for prompt.
+    Every stage after the first is queued even if the queue is full. Its sampling starts with the
+    request's seed again, and its repetition penalties treat the earlier stages as prompt.
 
     Args:
         engine: The engine.
-        request: The whole answer. With several stages, each has its own grammar.
-        stages: In their order, at least one; the last one is never over.
+        request: The request for the whole answer. With several stages, each has its own grammar.
+        stages: The stages in order, at least one; the last one never ends by itself.
         timeout_seconds: As for `Engine.submit`, for all stages together.
         wait: As for `Engine.submit`, for the first stage.
 
     Raises:
         OptionError, QueueFullError, StateError: As for `Engine.submit`.
     """
-    # An engine that takes no grammars refuses the whole request by name, before it begins.
+    # An engine without grammars must refuse the whole request by name, before it begins.
     is_refused = request.grammar is not None and not engine.takes_grammars
     if len(stages) == 1 or is_refused:
         return engine.submit(request, timeout_seconds=timeout_seconds, wait=wait)
@@ -58,7 +57,7 @@ def submit_staged(
 
 
 def _require_room(engine: Engine, request: TokenRequest, stages: Sequence[Stage]) -> None:
-    """Check that the engine can read what a stage with a limit gives."""
+    """Check that the engine can read the longest prompt that a limited stage can produce."""
     longest, limit = engine.longest_prompt, stages[0].max_tokens
     if longest is not None and limit is not None and len(request.prompt_ids) + limit > longest:
         raise OptionError(
@@ -70,7 +69,7 @@ def _require_room(engine: Engine, request: TokenRequest, stages: Sequence[Stage]
 
 
 class _StagedStream(TokenStream):
-    """Passes on the ids of one request after the other."""
+    """Stream that forwards the ids of one request after the other."""
 
     def __init__(
         self,
@@ -85,8 +84,8 @@ class _StagedStream(TokenStream):
         self._part: TokenStream | None = None
         self._parts = 0
         self._ids: list[int] = []
-        self._passed = 0  # ids of the current part
-        self._busy = threading.Lock()  # held by the thread that passes on; others never wait
+        self._passed = 0  # forwarded ids of the current part
+        self._busy = threading.Lock()  # held by the forwarding thread; others never wait
         self._again = True
 
     def start(self, *, wait: bool) -> None:
@@ -95,7 +94,7 @@ class _StagedStream(TokenStream):
         self._submit(wait=wait)
 
     def cancel(self) -> None:
-        """Cancel the part that runs; see `TokenStream.cancel`."""
+        """Cancel the running part; see `TokenStream.cancel`."""
         super().cancel()
         part = self._part
         if part is not None:
@@ -106,7 +105,7 @@ class _StagedStream(TokenStream):
         return self.request.max_new_tokens - len(self._ids)
 
     def _skip_finished_stages(self) -> None:
-        """Pass on what stands between a stage that is over and the next."""
+        """Forward the forced ids between a stage that has ended and the next one."""
         while self._stages[0].is_over:
             for token_id in self._stages.pop(0).forced_ids[: self._left]:
                 self._pass([token_id])
@@ -139,7 +138,7 @@ class _StagedStream(TokenStream):
         self._wake()
 
     def _wake(self) -> None:
-        """Pass on what there is; on the engine's thread, and on those that submit and cancel."""
+        """Forward new ids; runs on the engine's thread and on threads that submit or cancel."""
         self._again = True
         while self._again and self._busy.acquire(blocking=False):
             try:
@@ -163,7 +162,7 @@ class _StagedStream(TokenStream):
             self._end_part(part)
 
     def _take(self, part: TokenStream, chunk: list[int]) -> None:
-        """Pass on what the stage keeps of a chunk; what comes after its end is dropped."""
+        """Forward the ids of a chunk that the stage keeps; drop ids after the stage's end."""
         stage, kept = self._stages[0], list[int]()
         for token_id in chunk:
             if stage.is_over:
