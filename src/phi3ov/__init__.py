@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .artifact.publish import fetch_artifact, push_to_hub
     from .batch.runner import BatchProgress, BatchRequest, BatchResult
     from .chat import Phi3Chat
+    from .doctor import Diagnosis, diagnose
     from .errors import (
         ArtifactError,
         CompressionError,
@@ -76,6 +77,7 @@ __all__ = [
     "DeviceError",
     "DeviceInfo",
     "DeviceRefusal",
+    "Diagnosis",
     "DraftModel",
     "EngineCrashedError",
     "ExportError",
@@ -111,6 +113,7 @@ __all__ = [
     "UnsupportedModelError",
     "Usage",
     "describe_devices",
+    "diagnose",
     "export_model",
     "fetch_artifact",
     "list_devices",
@@ -165,6 +168,7 @@ _MODULES = {
     "runtime.speculation": ("DraftModel", "PromptLookup"),
     "answer.stream": ("ReplyStream",),
     "prompt.tools": ("Tool", "ToolCall"),
+    "doctor": ("Diagnosis", "diagnose"),
     "tuner": ("TuningReport", "tune"),
 }
 

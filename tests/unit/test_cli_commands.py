@@ -22,6 +22,7 @@ from phi3ov import Artifact, Phi3Model
 from phi3ov.answer.token_stream import TokenRequest
 from phi3ov.artifact.folder import record_files
 from phi3ov.cli import COMMANDS, build_command, main
+from phi3ov.doctor import Diagnosis
 from phi3ov.engine.protocol import ENGINES
 from phi3ov.exporter.export import ExportReport
 from phi3ov.integrations.ovms import OvmsModel
@@ -60,6 +61,8 @@ OPTIONS = {
     "quality": "--help --json --max-tokens --quiet --svg --text --window-tokens -h artifact source",
     "tune": "--budget --dry-run --help --json --output --own-divergence --quiet --revision "
     "--rounds --svg --text -h model",
+    "doctor": "--answer-tokens --device --engine --help --json --quiet --revision --tolerance -h "
+    "model",
     "devices": "--help --json -h",
     "reference": "--help --json --overwrite -h output",
 }
@@ -90,6 +93,7 @@ JSON_KEYS: dict[str, set[str]] = {
         *("artifact_bytes", "bits_per_weight", "kl_histogram", "samples"),
     },
     "tune": {"artifact", "record", "rows", "budget", "saved_to"},
+    "doctor": {"artifact", "openvino", "tolerance_nats", "prompt_tokens", "findings"},
     "devices": {"name", "full_name", "memory_bytes", "precisions"},
     "reference": {"path"},
 }
@@ -195,6 +199,10 @@ def test_the_json_of_every_reporting_command_is_written_down(
     record = TuningRecord(key=key, date="2026-11-28", latency=own, throughput=own)
     tuned = TuningReport(artifact="a", record=record, rows=(), budget=0.01, saved_to=None)
     monkeypatch.setattr("phi3ov.tuner.tune", lambda *_, **__: tuned)
+    healthy = Diagnosis(
+        artifact="a", openvino="1", tolerance_nats=2.0, prompt_tokens=(), findings=()
+    )
+    monkeypatch.setattr("phi3ov.doctor.diagnose", lambda *_, **__: healthy)
     monkeypatch.setattr("phi3ov.cli.devices.describe_devices", lambda: (device,))
     monkeypatch.setattr("phi3ov.reference.build_reference", lambda path, **_: path)
     served = OvmsModel(
@@ -220,6 +228,7 @@ def test_the_json_of_every_reporting_command_is_written_down(
         "ovms": [folder, tmp_path / "served"],
         "quality": ["a", "b"],
         "tune": ["a"],
+        "doctor": ["a"],
         "devices": [],
         "reference": ["a"],
     }

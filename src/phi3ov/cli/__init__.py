@@ -36,6 +36,7 @@ COMMANDS = (
     "ovms",
     "quality",
     "tune",
+    "doctor",
     "devices",
     "reference",
 )

@@ -20,6 +20,9 @@ from ..runtime.properties import device_settings
 from ..runtime.settings import passed_properties
 from ..runtime.tuning import TunedSettings
 
+_PART_TOKENS = 128
+"""Tokens of a prompt that are read at once where their logits are not asked for."""
+
 Logits: TypeAlias = NDArray[np.float32]
 """Logits of shape [tokens, vocabulary]."""
 
@@ -50,6 +53,21 @@ class ExportedModel:
         """Return the logits after each of ``ids``, starting from an empty context."""
         self._request.reset_state()
         return self._infer(ids, past=0)
+
+    def answer_logits(self, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> Logits:
+        """Return the logits from which each of ``answer_ids`` is drawn, after a prompt.
+
+        The prompt is read in parts whose logits are dropped, which bounds the memory.
+
+        Args:
+            prompt_ids: At least one token.
+            answer_ids: At least one token.
+        """
+        self._request.reset_state()
+        before = prompt_ids[:-1]
+        for start in range(0, len(before), _PART_TOKENS):
+            self._infer(before[start : start + _PART_TOKENS], past=start)
+        return self._infer([*prompt_ids[-1:], *answer_ids[:-1]], past=len(before))
 
     def continuation(self, ids: Sequence[int]) -> Iterator[int]:
         """Yield greedy tokens without end."""
