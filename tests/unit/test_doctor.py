@@ -19,7 +19,9 @@ from phi3ov.doctor import Diagnosis, Finding
 from phi3ov.engine.logits import Logits
 from phi3ov.engine.protocol import EngineSetup
 from phi3ov.errors import ArtifactError
+from phi3ov.prompt.chat_tokenizer import ChatTokenizer
 from phi3ov.runtime.devices import DeviceInfo
+from phi3ov.runtime.tuning import TunedSettings
 
 from .fakes import MINI, Answer, FakeEngine, make_artifact
 
@@ -59,7 +61,7 @@ def diagnose(monkeypatch: pytest.MonkeyPatch) -> Diagnose:
     monkeypatch.setattr("phi3ov.engine.logits.ExportedModel", Table)
     monkeypatch.setattr(doctor, "find_artifact", lambda _path, revision: make_artifact())
     monkeypatch.setattr(doctor, "find_record", lambda *_: None)
-    monkeypatch.setattr(doctor.ChatTokenizer, "from_folder", lambda *_: MINI.chat)
+    monkeypatch.setattr(ChatTokenizer, "from_folder", lambda *_: MINI.chat)
 
     def on(machine: dict[str, Answers | Exception], **options: Any) -> Diagnosis:
         def open_engine(setup: EngineSetup) -> FakeEngine:
@@ -293,11 +295,12 @@ def test_tuned_settings_are_those_that_loading_takes(
         setups.append(setup)
         return FakeEngine(says())
 
-    record = SimpleNamespace(for_goal=lambda goal: goal)
+    found = {goal: TunedSettings(reason=goal) for goal in ("throughput", "latency")}
+    record = SimpleNamespace(for_goal=found.get)
     monkeypatch.setattr(doctor, "find_record", lambda *_: record)
     diagnose({"CPU": says()})
     monkeypatch.setattr(doctor, "load_engine", lambda _name: open_engine)
     phi3ov.diagnose(
         "m", engines=["worker", "pipeline"], answer_tokens=TOKENS, devices=["CPU"], progress=False
     )
-    assert [setup.tuned for setup in setups] == ["throughput", "latency"]
+    assert [setup.tuned for setup in setups] == [found["throughput"], found["latency"]]
