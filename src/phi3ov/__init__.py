@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from .artifact.publish import fetch_artifact, push_to_hub
     from .batch.runner import BatchProgress, BatchRequest, BatchResult
     from .chat import Phi3Chat
-    from .doctor import Diagnosis, diagnose
     from .errors import (
         ArtifactError,
         CompressionError,
@@ -44,6 +43,8 @@ if TYPE_CHECKING:
     from .exporter.progress import ExportProgress
     from .exporter.recipes import Int4Compression
     from .loading import load_model
+    from .machine.doctor import Diagnosis, diagnose
+    from .machine.tuner import TuningReport, tune
     from .model import Phi3Model
     from .prompt.dictionaries import ChatMessage
     from .prompt.messages import Message
@@ -60,7 +61,6 @@ if TYPE_CHECKING:
     from .runtime.lora import LoraAdapter
     from .runtime.settings import Setting
     from .runtime.speculation import DraftModel, PromptLookup
-    from .tuner import TuningReport, tune
 
 __version__ = "0.1.0"
 
@@ -168,8 +168,8 @@ _MODULES = {
     "runtime.speculation": ("DraftModel", "PromptLookup"),
     "answer.stream": ("ReplyStream",),
     "prompt.tools": ("Tool", "ToolCall"),
-    "doctor": ("Diagnosis", "diagnose"),
-    "tuner": ("TuningReport", "tune"),
+    "machine.doctor": ("Diagnosis", "diagnose"),
+    "machine.tuner": ("TuningReport", "tune"),
 }
 
 

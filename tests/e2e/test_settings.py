@@ -12,9 +12,9 @@ from phi3ov import Artifact, RuntimeConfig
 from phi3ov.engine.logits import ExportedModel, divergence, log_probabilities
 from phi3ov.engine.protocol import EngineName
 from phi3ov.exporter.calibration import evaluation_text
+from phi3ov.machine.tuner import Speed
 from phi3ov.prompt.chat_tokenizer import ChatTokenizer
 from phi3ov.runtime.tuning import TunedSettings, TuningRecord, write_record
-from phi3ov.tuner import Speed
 
 BUDGET = 0.01
 """Most that the default's arithmetic may add, in nats: a 20th of what int4 weights cost here."""

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import phi3ov
-from phi3ov import DeviceError, doctor
+from phi3ov import DeviceError
 from phi3ov.answer.token_stream import TokenRequest, TokenStream
-from phi3ov.doctor import PROMPTS, TOLERANCE_NATS
 from phi3ov.engine.protocol import EngineSetup, load_engine
+from phi3ov.machine import doctor
+from phi3ov.machine.doctor import PROMPTS, TOLERANCE_NATS
 from phi3ov.runtime.devices import DeviceInfo
 
 from .conftest import Zoo

@@ -159,7 +159,7 @@ from pathlib import Path
 try:
     {EVERYTHING.strip().replace(chr(10), chr(10) + "    ")}
     from phi3ov.quality.report import compare
-    from phi3ov import tuner
+    from phi3ov.machine import tuner
     compare("checkpoint", "export", text="abc " * 300, max_tokens=64, window_tokens=32)
     tuner._say("a line of tune")
     from phi3ov.cli import main

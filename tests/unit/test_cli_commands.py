@@ -22,16 +22,16 @@ from phi3ov import Artifact, Phi3Model
 from phi3ov.answer.token_stream import TokenRequest
 from phi3ov.artifact.folder import record_files
 from phi3ov.cli import COMMANDS, build_command, main
-from phi3ov.doctor import Diagnosis
 from phi3ov.engine.protocol import ENGINES
 from phi3ov.exporter.export import ExportReport
 from phi3ov.integrations.ovms import OvmsModel
+from phi3ov.machine.doctor import Diagnosis
+from phi3ov.machine.tuner import TuningReport
 from phi3ov.quality.report import QualityReport
 from phi3ov.runtime.devices import DeviceInfo
 from phi3ov.runtime.rope import ContextChoice
 from phi3ov.runtime.settings import Setting
 from phi3ov.runtime.tuning import TunedSettings, TuningKey, TuningRecord
-from phi3ov.tuner import TuningReport
 
 from .fakes import MINI, SMALL_CONFIG, Answer, FakeEngine, answer_ids, make_model
 from .test_artifact import WEIGHTS, write_manifest
@@ -198,11 +198,11 @@ def test_the_json_of_every_reporting_command_is_written_down(
     own = TunedSettings()
     record = TuningRecord(key=key, date="2026-11-28", latency=own, throughput=own)
     tuned = TuningReport(artifact="a", record=record, rows=(), budget=0.01, saved_to=None)
-    monkeypatch.setattr("phi3ov.tuner.tune", lambda *_, **__: tuned)
+    monkeypatch.setattr("phi3ov.machine.tuner.tune", lambda *_, **__: tuned)
     healthy = Diagnosis(
         artifact="a", openvino="1", tolerance_nats=2.0, prompt_tokens=(), findings=()
     )
-    monkeypatch.setattr("phi3ov.doctor.diagnose", lambda *_, **__: healthy)
+    monkeypatch.setattr("phi3ov.machine.doctor.diagnose", lambda *_, **__: healthy)
     monkeypatch.setattr("phi3ov.cli.devices.describe_devices", lambda: (device,))
     monkeypatch.setattr("phi3ov.reference.build_reference", lambda path, **_: path)
     served = OvmsModel(

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 import phi3ov
-from phi3ov import DeviceError, OptionError, doctor
+from phi3ov import DeviceError, OptionError
 from phi3ov.answer.token_stream import TokenRequest
 from phi3ov.cli import main
-from phi3ov.doctor import Diagnosis, Finding
 from phi3ov.engine.logits import Logits
 from phi3ov.engine.protocol import EngineSetup
 from phi3ov.errors import ArtifactError
+from phi3ov.machine import doctor
+from phi3ov.machine.doctor import Diagnosis, Finding
 from phi3ov.prompt.chat_tokenizer import ChatTokenizer
 from phi3ov.runtime.devices import DeviceInfo
 from phi3ov.runtime.tuning import TunedSettings

@@ -39,7 +39,7 @@ LAYERS = (
     },
     {"answer", "artifact", "prompt", "runtime", "structured"},
     {"engine", "exporter", "quality", "reference"},
-    {"batch", "chat", "doctor", "loading", "model", "saved_chat", "tuner"},
+    {"batch", "chat", "loading", "machine", "model", "saved_chat"},
     {"__main__", "cli", "integrations", "quality_plot", "server"},
 )
 """Folders and top-level modules, from the bottom up: imports go down or stay in a layer."""

@@ -12,10 +12,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from phi3ov import tuner
 from phi3ov.answer.token_stream import TokenRequest
 from phi3ov.engine.protocol import EngineSetup
 from phi3ov.errors import OptionError
+from phi3ov.machine import tuner
+from phi3ov.machine.tuner import Speed, TuningRow, arithmetic_candidates, best, refinements, tune
 from phi3ov.runtime import tuning
 from phi3ov.runtime.config import RuntimeConfig
 from phi3ov.runtime.processor import Processor
@@ -29,7 +30,6 @@ from phi3ov.runtime.tuning import (
     tuning_path,
     write_record,
 )
-from phi3ov.tuner import Speed, TuningRow, arithmetic_candidates, best, refinements, tune
 
 from .test_settings import GROUPS, HASWELL, INT4, PRECISION, SAPPHIRE_RAPIDS, ZEN_4, situation
 
@@ -309,7 +309,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
         monkeypatch.setattr(tuner, "_own_precision", lambda: "bf16")
         monkeypatch.setattr(tuner, "_read_text", lambda *_: list(range(1000)))
         monkeypatch.setattr(tuner, "load_engine", machine.load_engine)
-        monkeypatch.setattr("phi3ov.tuner.time.perf_counter", lambda: machine.now)
+        monkeypatch.setattr("phi3ov.machine.tuner.time.perf_counter", lambda: machine.now)
         monkeypatch.setattr(tuner, "find_artifact", lambda _path, revision: artifact)
         monkeypatch.setattr(TuningKey, "of", lambda *_: KEY)
         monkeypatch.setattr(tuner._Judge, "divergence", lambda _self, one: divergence(one))

@@ -36,7 +36,7 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Ask every device and engine the same, and compare with the CPU in exact arithmetic."""
-    from ..doctor import diagnose
+    from ..machine.doctor import diagnose
 
     diagnosis = diagnose(
         model,

@@ -14,7 +14,7 @@ from .printing import print_json
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from ..tuner import TuningReport
+    from ..machine.tuner import TuningReport
 
 EXAMPLE = "phi3ov tune phi3-int4 --svg tuning.svg"
 
@@ -57,8 +57,8 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Measure OpenVINO settings on this machine and keep the fastest for this export."""
+    from ..machine.tuner import tune
     from ..quality.plot import draw_svg, require_matplotlib
-    from ..tuner import tune
 
     if svg is not None:  # the measurement takes minutes
         check_writable(svg)
@@ -86,7 +86,7 @@ def run(
 
 def _draw(axes: Axes, report: TuningReport) -> None:
     """Draw three bars per setting: the multiples of OpenVINO's own."""
-    from ..tuner import describe
+    from ..machine.tuner import describe
 
     names = [describe(row.settings) + (" (refused)" if row.refused else "") for row in report.rows]
     kinds = (

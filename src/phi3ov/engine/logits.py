@@ -1,7 +1,7 @@
 """Logits of an export after each token, and the divergence of two predictions.
 
 Engines return tokens only. Logits are needed to compare an export with its source (``quality/``)
-or one setting with another (``tuner.py``).
+or one setting with another (``machine/``).
 """
 
 from __future__ import annotations

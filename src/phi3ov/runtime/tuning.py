@@ -2,7 +2,7 @@
 
 The file is in the user's data folder, named for the processor and the weights. It records the
 OpenVINO version and the number of processors of the measurement; for others it is stale.
-``tuner.py`` measures.
+``machine/tuner.py`` measures.
 """
 
 from __future__ import annotations

@@ -19,23 +19,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .answer.token_stream import TokenRequest
-from .engine.protocol import ENGINES, Engine, EngineName, EngineSetup, load_engine
-from .errors import ArtifactError, GenerationError, OptionError, Phi3OVError
-from .loading import find_artifact
-from .prompt.chat_tokenizer import ChatTokenizer
-from .prompt.messages import Message
-from .runtime.config import RuntimeConfig
-from .runtime.devices import choose_device, describe_devices
-from .runtime.rope import choose_context
-from .runtime.tuning import find_record
-from .validation import is_number, require_choice, require_integer
+from ..answer.token_stream import TokenRequest
+from ..engine.protocol import ENGINES, Engine, EngineName, EngineSetup, load_engine
+from ..errors import ArtifactError, GenerationError, OptionError, Phi3OVError
+from ..loading import find_artifact
+from ..prompt.chat_tokenizer import ChatTokenizer
+from ..prompt.messages import Message
+from ..runtime.config import RuntimeConfig
+from ..runtime.devices import choose_device, describe_devices
+from ..runtime.rope import choose_context
+from ..runtime.tuning import find_record
+from ..validation import is_number, require_choice, require_integer
 
 if TYPE_CHECKING:
-    from .artifact.folder import Artifact
-    from .runtime.devices import DeviceInfo
-    from .runtime.rope import ContextChoice
-    from .runtime.tuning import TuningRecord
+    from ..artifact.folder import Artifact
+    from ..runtime.devices import DeviceInfo
+    from ..runtime.rope import ContextChoice
+    from ..runtime.tuning import TuningRecord
 
 Verdict = Literal["right", "wrong", "not run"]
 """What was found of a device with an engine; "not run" where it does not load."""
@@ -188,7 +188,7 @@ def diagnose(
     devices: Sequence[str] | None = None,
     engines: Sequence[EngineName] | None = None,
     config: RuntimeConfig = RuntimeConfig(),  # noqa: B008 - immutable
-    prompts: Sequence[str] = PROMPTS,
+    prompts: Sequence[str] | None = None,
     answer_tokens: int = ANSWER_TOKENS,
     tolerance_nats: float = TOLERANCE_NATS,
     progress: bool = True,
@@ -203,7 +203,7 @@ def diagnose(
         devices: OpenVINO's names of the devices; None takes all that it finds.
         engines: The engines; None takes all.
         config: OpenVINO's settings, as for `load_model`.
-        prompts: What is asked, as a user's messages.
+        prompts: What is asked, as a user's messages; None takes `PROMPTS`.
         answer_tokens: Tokens of each answer, at least 1; fewer where the context is short.
         tolerance_nats: How much likelier than a right token another one may be, in nats.
         progress: Print a line per device and engine to stderr.
@@ -220,7 +220,8 @@ def diagnose(
     require_integer("answer_tokens", answer_tokens, least=1)
     if not (is_number(tolerance_nats) and 0 < tolerance_nats < math.inf):
         raise OptionError(f"tolerance_nats={tolerance_nats!r} must be a number above 0.")
-    if not prompts:
+    texts = PROMPTS if prompts is None else tuple(prompts)
+    if not texts:
         raise OptionError("prompts must hold at least one text.")
     chosen = tuple(ENGINES) if engines is None else tuple(engines)
     for engine in chosen:
@@ -232,7 +233,7 @@ def diagnose(
     if artifact.has_checksums:
         say("comparing the files with their checksums")
         artifact.verify()
-    examination = _Examination.plan(artifact, config, prompts, answer_tokens)
+    examination = _Examination.plan(artifact, config, texts, answer_tokens)
     cpu = next((device.full_name for device in machine if device.name == "CPU"), None)
     record = None if cpu is None else find_record(artifact, cpu)
     heard = []
@@ -390,7 +391,7 @@ class _Judge:
     """Knows what the exact model thinks of an answer."""
 
     def __init__(self, examination: _Examination, tolerance_nats: float) -> None:
-        from .engine.logits import ExportedModel
+        from ..engine.logits import ExportedModel
 
         self._examination = examination
         self._tolerance_nats = tolerance_nats
@@ -425,7 +426,7 @@ class _Judge:
         """
         import numpy as np
 
-        from .engine.logits import log_probabilities
+        from ..engine.logits import log_probabilities
 
         folder = self._examination.artifact.path
         logits = self._exact.answer_logits(self._examination.prompts[number], tokens)

@@ -21,20 +21,20 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .answer.token_stream import TokenRequest
-from .artifact.folder import MODEL_BIN, MODEL_XML, Artifact
-from .artifact.ir import exported_kv_precision
-from .engine.protocol import Engine, EngineSetup, load_engine
-from .errors import OptionError
-from .loading import find_artifact
-from .prompt.chat_tokenizer import ChatTokenizer
-from .runtime.config import RuntimeConfig
-from .runtime.devices import describe_devices
-from .runtime.limits import RequestLimits
-from .runtime.processor import Processor, read_processor
-from .runtime.rope import ContextChoice, choose_context
-from .runtime.settings import PRECISION, largest_group
-from .runtime.tuning import (
+from ..answer.token_stream import TokenRequest
+from ..artifact.folder import MODEL_BIN, MODEL_XML, Artifact
+from ..artifact.ir import exported_kv_precision
+from ..engine.protocol import Engine, EngineSetup, load_engine
+from ..errors import OptionError
+from ..loading import find_artifact
+from ..prompt.chat_tokenizer import ChatTokenizer
+from ..runtime.config import RuntimeConfig
+from ..runtime.devices import describe_devices
+from ..runtime.limits import RequestLimits
+from ..runtime.processor import Processor, read_processor
+from ..runtime.rope import ContextChoice, choose_context
+from ..runtime.settings import PRECISION, largest_group
+from ..runtime.tuning import (
     Goal,
     TunedSettings,
     TuningKey,
@@ -43,11 +43,11 @@ from .runtime.tuning import (
     tuning_path,
     write_record,
 )
-from .validation import is_number, require_integer
+from ..validation import is_number, require_integer
 
 if TYPE_CHECKING:
-    from .artifact.ir import WeightSummary
-    from .engine.logits import Logits
+    from ..artifact.ir import WeightSummary
+    from ..engine.logits import Logits
 
 _Measured = TypeVar("_Measured")
 
@@ -313,7 +313,7 @@ class _Judge:
         """Return mean KL(exact || setting) over the text, in nats."""
         arithmetic = replace(settings, threads=None, prompt_chunk_tokens=None, reason="")
         if arithmetic not in self._known:
-            from .engine.logits import ExportedModel
+            from ..engine.logits import ExportedModel
 
             folder = self._artifact.path
             if not self._exact:
@@ -522,7 +522,7 @@ def _own_precision() -> str:
 
 
 def _mean_divergence(pairs: Iterator[tuple[Logits, Logits]]) -> float:
-    from .engine.logits import divergence, log_probabilities
+    from ..engine.logits import divergence, log_probabilities
 
     values: list[float] = []
     for exact, other in pairs:

@@ -1,0 +1,1 @@
+"""What this machine makes of a model: which settings are fastest, which devices answer rightly."""
