@@ -205,3 +205,39 @@ def test_upstream_genai_mixes_adapters_in_its_cache(zoo: Zoo, tmp_path: Path) ->
         return found
 
     assert answers((True, False))[1] != answers((False,))[0]
+
+
+def test_upstream_genais_batch_ignores_the_adapters_of_a_request(zoo: Zoo, tmp_path: Path) -> None:
+    """The second reason why an adapter is fixed (decision 55)."""
+    make_adapter(tmp_path / "a", zoo.checkpoint(ROW), seed=1)
+    folder = zoo.artifact(ROW)
+    adapter = openvino_genai.Adapter(str(tmp_path / "a" / "adapter_model.safetensors"))
+    prompt = openvino.Tensor(np.array([[*prompt_text(40).encode()]], dtype=np.int64))
+    scheduler = scheduler_config(64, 512)
+    scheduler.enable_prefix_caching = False
+    pipeline: Any = openvino_genai.ContinuousBatchingPipeline(
+        str(folder), openvino_genai.Tokenizer(folder), scheduler, "CPU",
+        adapters=openvino_genai.AdapterConfig([adapter]), **EXACT.to_properties(),
+    )  # fmt: skip
+
+    def config(*, applied: bool) -> Any:
+        made = openvino_genai.GenerationConfig(max_new_tokens=12, ignore_eos=True)
+        made.adapters = openvino_genai.AdapterConfig([(adapter, 2.0)] if applied else [])
+        return made
+
+    def alone(*, applied: bool) -> list[int]:
+        [result] = pipeline.generate([prompt], [config(applied=applied)])
+        return list(result.m_generation_ids[0])
+
+    plain, adapted = alone(applied=False), alone(applied=True)
+    assert plain != adapted
+    alone(applied=False)
+    handle = pipeline.add_request(0, prompt, config(applied=True))
+    found: list[int] = []
+    while pipeline.has_non_finished_requests():
+        pipeline.step()
+        while handle.can_read():
+            found += next(iter(handle.read().values())).generated_ids
+    assert found == plain
+    with pytest.raises(RuntimeError, match="LoRA adapters value must be the same for all"):
+        pipeline.generate([prompt, prompt], [config(applied=True), config(applied=False)])

@@ -120,6 +120,9 @@ _SHAPES = (
     ),
     ChatFormat(name="phi4-mini without tools", header="<|{role}|>", footer="<|end|>"),
     ChatFormat(name="phi4", header="<|im_start|>{role}<|im_sep|>", footer="<|im_end|>"),
+    ChatFormat(
+        name="chatml", header="<|im_start|>{role}\n", footer="<|im_end|>\n"
+    ),  # fine-tunes of Phi-3 that bring these two tokens
 )
 
 _MINI_REASONING = replace(
@@ -164,7 +167,8 @@ FORMATS: tuple[ChatFormat, ...] = (
 )
 """Every format that phi3ov supports. Sources: the chat templates in the checkpoints'
 ``tokenizer_config.json`` or ``chat_template.jinja`` (Phi-3 and 3.5: phi3; Phi-4-mini: phi4-mini;
-Phi-4: phi4; Phi-4-mini-reasoning; Phi-4-reasoning and -plus: phi4-reasoning)."""
+Phi-4: phi4; Phi-4-mini-reasoning; Phi-4-reasoning and -plus: phi4-reasoning). ChatML is what many
+fine-tunes of Phi-3 were trained with."""
 
 _PROBES: tuple[tuple[tuple[Role, str], ...], ...] = (
     (("user", "a"),),
