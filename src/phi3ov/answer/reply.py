@@ -179,7 +179,7 @@ class Meter:
         """Measure from ``asked_at``; the engine appends to both lists per forward pass.
 
         Args:
-            asked_at: Time at which the answer was asked for.
+            asked_at: Time of the request.
             put_at: Time at which each forward pass ended.
             checked: Number of draft tokens that each forward pass checked.
         """

@@ -151,9 +151,9 @@ def record_answers(
 
     Args:
         target: The output; the caller holds `locked_output`.
-        job: What the records depend on: `describe_job`.
-        answer: Gets the numbers of the lines that have a record, and yields those of the others.
-        total: Lines of the input.
+        job: The inputs that determine the records, from `describe_job`.
+        answer: Receives the numbers of lines that have a record, and yields records of the others.
+        total: Number of lines of the input.
         report: Called after each record.
 
     Raises:
@@ -291,13 +291,13 @@ def describe_job(
     options: GenerationOptions,
     checksum: str,
 ) -> dict[str, Any]:
-    """Return what the answers depend on; device, engine and limits may change between runs.
+    """Return the inputs that determine the answers; device, engine and limits may change.
 
     Args:
         fingerprint: The model.
         context: Its context and rope factors.
         options: Options of every conversation.
-        checksum: What identifies the input: `survey_input`.
+        checksum: Checksum of the input, from `survey_input`.
     """
     return {
         "input": checksum,

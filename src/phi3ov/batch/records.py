@@ -70,7 +70,7 @@ def claim_output(target: Path, job: dict[str, Any], defaults: dict[str, Any]) ->
 
     Args:
         target: The output.
-        job: What the records depend on.
+        job: The inputs that determine the records.
         defaults: Values of the same shape as ``job`` that hold for a field which an older
             version of phi3ov did not know and therefore did not write.
 
@@ -85,13 +85,13 @@ def claim_output(target: Path, job: dict[str, Any], defaults: dict[str, Any]) ->
 def claim_job(
     claim: Path, job: dict[str, Any], defaults: dict[str, Any], *, target: Path, begun: bool
 ) -> None:
-    """Compare a job with its claim; write the claim if the job has not begun.
+    """Compare a job with its job file; write the file if the job has not begun.
 
     Args:
         claim: The job file.
-        job: What the records depend on.
+        job: The inputs that determine the records.
         defaults: See `claim_output`.
-        target: What the claim is for; errors name it.
+        target: The output, named in errors.
         begun: Whether ``target`` holds records.
 
     Raises:

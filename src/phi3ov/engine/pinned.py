@@ -40,7 +40,7 @@ _READ_BY_GENAI = (
 
 
 _OF_THE_MODEL = ("config.json", "generation_config.json")
-"""Those of them that are not about the tokenizer."""
+"""Files among `_READ_BY_GENAI` that do not concern the tokenizer."""
 
 
 class PinnedModel(NamedTuple):

@@ -172,7 +172,7 @@ class ScoringEngine(Engine, Protocol):
     def score(
         self, token_ids: Sequence[int], *, first: int
     ) -> tuple[tuple[float, ...], TopLogprobs]:
-        """Return each token's log-probability from ``first`` on, and the likeliest token there.
+        """Return, from ``first`` on, each token's log-probability and the most likely token there.
 
         Raises:
             GenerationError: The engine failed.

@@ -1,5 +1,5 @@
-"""Adapters to other frameworks, each thin, and each behind an extra of its name.
+"""Thin adapters to other frameworks, each behind an extra of the same name.
 
 ``langchain``: a chat model in this process. ``ray``: batches on a cluster. ``ovms``: a folder for
-OpenVINO Model Server, which needs no extra.
+OpenVINO Model Server, which does not need an extra.
 """

@@ -1,9 +1,9 @@
-"""An exported folder as a model of OpenVINO Model Server: `write_ovms_model`.
+"""Writes an exported folder as a model of OpenVINO Model Server (OVMS): `write_ovms_model`.
 
-The server (OVMS) reads a folder per model with a ``graph.pbtxt`` in it, and a ``config.json`` that
-lists the models. The weights are linked, not copied. The graph of a LongRoPE model is written with
-its factors pinned: OVMS reads prompts in chunks and keeps prefixes, so the exported graph would
-mix both sets of factors within one conversation.
+OVMS reads one folder per model with a ``graph.pbtxt``, and a ``config.json`` that lists the
+models. The weights are linked, not copied. The graph of a LongRoPE model is written with pinned
+factors: OVMS reads prompts in chunks and caches prefixes, so the exported graph would mix both
+sets of factors within a conversation.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..validation import require_integer
 
 GRAPH = "graph.pbtxt"
 REPOSITORY_CONFIG = "config.json"
-"""The server's list of models, in the target; a model's own config.json lies in its folder."""
+"""File name of the server's list of models; each model's own config.json is in its folder."""
 
 _NEEDED = (
     MODEL_XML,
@@ -42,26 +42,26 @@ _NEEDED = (
 )
 _READ_IF_THERE = ("chat_template.jinja", "generation_config.json", "special_tokens_map.json")
 _LINKED = ".bin"
-"""Only weights are linked: who edits a small file in the server's folder must not change the
-export, whose checksums would then fail."""
+"""Suffix of linked files. Other files are copied, so that edits in the server's folder do not
+change the export, whose checksums would then fail."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _CALL_MARKER = "functools"
-"""What OVMS's parser ``phi4`` reads calls behind; the template has to ask the model for it."""
+"""Text after which OVMS's parser ``phi4`` reads calls; the template must request it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OvmsModel:
-    """What `write_ovms_model` wrote.
+    """Result of `write_ovms_model`.
 
     Attributes:
         name: The model's name for clients.
         folder: The model's folder.
         repository_config: The server's list of models.
-        context: Tokens of prompt and answer, and the LongRoPE factors that are pinned.
-        linked: Files that share their bytes with the export.
-        copied: Files that are copies; weights among them where the system makes no links.
-        notes: What to know about serving this model; a sentence each.
+        context: Context length and pinned LongRoPE factors.
+        linked: Files that are hard links to the export.
+        copied: Files that are copies, including weights if the system cannot create links.
+        notes: Notes about serving this model; a sentence each.
         command: The command line that starts the server.
     """
 
@@ -87,25 +87,25 @@ def write_ovms_model(
     cache_gigabytes: int = 0,
     tool_template: str | Path | None = None,
 ) -> OvmsModel:
-    """Write a model's folder and its entry in the list of models that OVMS serves.
+    """Write a model's folder, and add it to the list of models that OVMS serves.
 
     Args:
         model: An exported folder, or the hub id of one.
-        target: The server's folder of models; made if it is not there. Other models in it stay.
+        target: The server's folder of models; created if needed. Other models in it stay.
         revision: Branch, tag or commit of a hub id.
         name: The model's name for clients; None for the folder's name.
-        context_tokens: Tokens of prompt and answer together; None for the original context. More
-            than that pins the long factors of a LongRoPE model.
+        context_tokens: Context length that prompt and answer share; None for the original context.
+            A larger number pins the long factors of a LongRoPE model.
         device: OpenVINO device that the server loads the model on.
         properties: OpenVINO properties for OVMS's ``plugin_config``.
         cache_gigabytes: Size of the KV cache; 0 lets it grow.
-        tool_template: A chat template that asks for calls behind the word ``functools``, the only
+        tool_template: A chat template that requests calls after the word ``functools``, the only
             form of Phi-4-mini's calls that OVMS reads. It replaces the checkpoint's template.
 
     Raises:
-        ArtifactError: The folder is not a whole export, or lacks files that OVMS reads.
-        OptionError: An argument is not allowed, or the target has a model of this name.
-        UnsupportedModelError: The export cannot switch to long factors.
+        ArtifactError: The folder is not a complete export, or lacks files that OVMS reads.
+        OptionError: An argument is not allowed, or the target already has a model of this name.
+        UnsupportedModelError: The export does not hold long factors.
         OSError: The target cannot be written.
 
     Example:
@@ -181,8 +181,8 @@ def graph_text(
         device: OpenVINO device.
         properties: OpenVINO properties.
         cache_gigabytes: Size of the KV cache; 0 lets it grow.
-        tool_parser: OVMS's parser of tool calls; None lets OVMS look at the template.
-        reasoning_parser: OVMS's parser of thoughts; None likewise.
+        tool_parser: OVMS's parser of tool calls; None lets OVMS choose by the template.
+        reasoning_parser: OVMS's parser of thoughts; None lets OVMS choose by the template.
 
     Example:
         >>> "models_path: \"./\"" in graph_text()
@@ -237,11 +237,11 @@ node: {
   }
 }
 """
-"""What OVMS's src/graph_export/graph_export.cpp writes for text generation."""
+"""Graph for text generation, as OVMS's src/graph_export/graph_export.cpp writes it."""
 
 
 def _quoted(text: str) -> str:
-    """Return a string literal of protobuf's text format, whose escapes JSON's ASCII form has."""
+    """Return a string literal of protobuf's text format, whose escapes equal those of JSON."""
     return json.dumps(text)
 
 
@@ -265,14 +265,14 @@ def _read_tool_template(path: str | Path | None, tokenizer: ChatTokenizer) -> st
 
 
 def _model_config(artifact: Artifact, context: ContextChoice) -> str:
-    """Return config.json with the context as the longest length, beyond which OVMS refuses."""
+    """Return config.json with the context as the maximum length, which OVMS enforces."""
     fields = json.loads((artifact.path / "config.json").read_text(encoding="utf-8"))
     fields["max_position_embeddings"] = context.tokens
     return json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
 
 
 def _repository_config(repository: Path, name: str) -> str:
-    """Return the server's list of models with this one."""
+    """Return the server's list of models, including this one."""
     path = repository / REPOSITORY_CONFIG
     listed: dict[str, Any] = {}
     if path.exists():
@@ -299,7 +299,7 @@ def _repository_config(repository: Path, name: str) -> str:
 def _write_folder(
     artifact: Artifact, folder: Path, written: Mapping[str, str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Put the model's folder into place, whole or not at all; say what is linked and copied."""
+    """Create the model's folder atomically; return the linked and the copied files."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     linked, copied = [], []
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
@@ -321,9 +321,9 @@ def _write_folder(
 
 
 def _link(source: Path, link: Path) -> bool:
-    """Make a hard link; return False where the system makes none, as to another volume."""
+    """Create a hard link; return False if the system cannot, for example to another volume."""
     try:
-        link.hardlink_to(source.resolve())  # of a hub's cache, not of the symbolic link in it
+        link.hardlink_to(source.resolve())  # the hub cache's file, not its symbolic link
     except OSError:
         return False
     return True

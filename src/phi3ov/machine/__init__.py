@@ -1,1 +1,1 @@
-"""What this machine makes of a model: which settings are fastest, which devices answer rightly."""
+"""Measurements on this machine: the fastest settings, and the devices that answer correctly."""

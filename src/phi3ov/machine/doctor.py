@@ -1,11 +1,11 @@
-"""`diagnose`: the same prompts on every device and engine, judged by the CPU in exact arithmetic.
+"""`diagnose`: run the same prompts on every device and engine, and check the answers on the CPU.
 
-A broken driver or kernel answers fluent nonsense and raises nothing. So every device and engine
-of the machine answers the same prompts greedily, each prompt twice: the second time from the
-prefix cache, and all together where the engine batches. Then the model in float32 on the CPU reads
-each answer and says how likely every token was. A token is wrong where the exact model prefers
-another one by more than a tolerance. Two tokens that are nearly as likely are both right, because
-rounding may choose either, and what follows is judged after the token that was chosen.
+A broken driver or kernel can produce fluent nonsense without an error. So every device and engine
+of the machine answers the same prompts greedily. Each prompt is answered twice, the second time
+from the prefix cache, and in one batch if the engine supports it. Then the model in float32 on the
+CPU computes the probability of every token of each answer. A token is wrong if this exact model
+prefers another token by more than a tolerance. Two tokens of nearly equal probability are both
+right, because rounding may choose either; the following tokens are judged given the chosen one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ..runtime.tuning import TuningRecord
 
 Verdict = Literal["right", "wrong", "not run"]
-"""What was found of a device with an engine; "not run" where it does not load."""
+"""Result for a device with an engine; "not run" if the model does not load."""
 
 PROMPTS = (
     "What is the capital of France?",
@@ -51,15 +51,16 @@ PROMPTS = (
     )
     + "\nWhich article is the most expensive?",
 )
-"""What is asked: short, code, other scripts, and one prompt that takes several passes to read."""
+"""Default prompts: short, code, other scripts, and one that needs several forward passes."""
 
 ANSWER_TOKENS = 48
 TOLERANCE_NATS = 2.0
-"""How much likelier than a right token another one may be: about 7 times.
+"""Maximum difference in log-probability between the exact model's first choice and a right token:
+a factor of about 7.
 
-On the reference model in int4, with the settings that phi3ov chooses, the furthest right token of
-1 024 was 1.0 nats below the first choice; random tokens are 6.5 nats below it (the median), and
-the nearest of 128 was 2.05.
+On the reference model in int4, with phi3ov's default settings, the worst of 1 024 right tokens was
+1.0 nats below the first choice. Random tokens are 6.5 nats below it (median), and the best of 128
+was 2.05 nats below.
 """
 
 _CONTEXT_TOKENS = 1024
@@ -68,17 +69,17 @@ _TIMEOUT_SECONDS = 600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedAnswer:
-    """One answer of a device, as the exact model sees it.
+    """One answer of a device, judged by the exact model.
 
     Attributes:
         prompt: Number of the prompt, from 1.
-        repeated: Whether the prompt was asked before, so that it came from the cache.
-        tokens: Tokens of the answer.
-        first_choices: How many of them are the exact model's own first choice.
-        furthest_nats: How much likelier than the least fitting token the first choice was.
-        wrong_from: Number of the first wrong token, from 1; None if none is.
-        said: Text of that token.
-        expected: Text of the exact model's choice in its place.
+        repeated: Whether the prompt was answered before and came from the prefix cache.
+        tokens: Number of tokens of the answer.
+        first_choices: Number of tokens that are the exact model's first choice.
+        furthest_nats: Largest difference in log-probability between the first choice and a token.
+        wrong_from: Number of the first wrong token, from 1; None if all are right.
+        said: Text of the first wrong token.
+        expected: Text of the exact model's first choice at that position.
     """
 
     prompt: int
@@ -102,15 +103,15 @@ class CheckedAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What was found of one device with one engine.
+    """Result for one device with one engine.
 
     Attributes:
         device: OpenVINO's name of the device.
-        full_name: The device's own name.
+        full_name: The product name.
         engine: The engine.
-        verdict: Whether its answers are right.
-        reason: Why they are wrong or it did not run; empty where they are right.
-        answers: Each answer, judged; empty where there are none.
+        verdict: Whether the answers are right.
+        reason: Why the answers are wrong or the model did not run; empty if they are right.
+        answers: The judged answers; empty if there are none.
         seconds: Time for loading and answering.
     """
 
@@ -124,21 +125,21 @@ class Finding:
 
     @property
     def wrong_from(self) -> int | None:
-        """Number of the first wrong token of any answer, from 1; None if none is wrong."""
+        """Number of the first wrong token of any answer, from 1; None if all are right."""
         wrong = [item.wrong_from for item in self.answers if item.wrong_from is not None]
         return min(wrong, default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
-    """What `diagnose` found. ``print(diagnosis)`` shows it as a table.
+    """Result of `diagnose`. ``print(diagnosis)`` shows it as a table.
 
     Attributes:
         artifact: The exported folder.
         openvino: OpenVINO's version.
-        tolerance_nats: How much likelier than a right token another one may be.
-        prompt_tokens: Tokens of each prompt.
-        findings: One for each device and engine.
+        tolerance_nats: Maximum difference in log-probability of a right token.
+        prompt_tokens: Number of tokens of each prompt.
+        findings: The result for each device and engine.
     """
 
     artifact: str
@@ -193,24 +194,25 @@ def diagnose(
     tolerance_nats: float = TOLERANCE_NATS,
     progress: bool = True,
 ) -> Diagnosis:
-    """Ask every device and engine of this machine the same, and judge the answers exactly.
+    """Run the same prompts on every device and engine of this machine, and check the answers.
 
-    One model is in memory at a time: each device and engine in turn, and the exact one at the end.
+    Only one model is in memory at a time: each device and engine in turn, then the exact model.
 
     Args:
         path: A folder that `load_model` loads, or the hub id of one.
         revision: Branch, tag or commit of a hub id; None for the default branch.
-        devices: OpenVINO's names of the devices; None takes all that it finds.
-        engines: The engines; None takes all.
+        devices: OpenVINO's device names; None for all devices.
+        engines: The engines; None for all.
         config: OpenVINO's settings, as for `load_model`.
-        prompts: What is asked, as a user's messages; None takes `PROMPTS`.
-        answer_tokens: Tokens of each answer, at least 1; fewer where the context is short.
-        tolerance_nats: How much likelier than a right token another one may be, in nats.
+        prompts: User messages to answer; None for `PROMPTS`.
+        answer_tokens: Tokens of each answer, at least 1; fewer if the context is short.
+        tolerance_nats: Maximum difference in log-probability of a right token, in nats.
         progress: Print a line per device and engine to stderr.
 
     Raises:
-        ArtifactError: The folder is not what was exported, or its weights are not numbers.
-        DeviceError: A device that is named is not there.
+        ArtifactError: The folder's files have changed since the export, or its weights are not
+            finite.
+        DeviceError: A requested device does not exist.
         OptionError: An argument is not allowed.
         UnsupportedModelError: The model is not a Phi-3 that phi3ov supports.
 
@@ -254,7 +256,7 @@ def diagnose(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Heard:
-    """What a device said: the tokens of each prompt, round after round, or why it did not."""
+    """Answers of a device: tokens per round and prompt, or the reason why there are none."""
 
     device: DeviceInfo
     engine: EngineName
@@ -266,7 +268,7 @@ class _Heard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Examination:
-    """The questions, and how they are asked and judged."""
+    """The encoded prompts, with the methods that run and judge them."""
 
     artifact: Artifact
     config: RuntimeConfig
@@ -283,7 +285,7 @@ class _Examination:
         prompts: Sequence[str],
         answer_tokens: int,
     ) -> _Examination:
-        """Encode the prompts; what does not fit the context is cut off at their beginning."""
+        """Encode the prompts, cutting off the beginning of those that exceed the context."""
         original = artifact.config.original_max_position_embeddings
         context = choose_context(artifact.config, min(_CONTEXT_TOKENS, original))
         answer_tokens = min(answer_tokens, context.tokens // 2)
@@ -302,7 +304,7 @@ class _Examination:
         )
 
     def ask(self, device: DeviceInfo, engine: EngineName, record: TuningRecord | None) -> _Heard:
-        """Load the model on a device, and let it answer every prompt twice."""
+        """Load the model on a device, and answer every prompt twice."""
         started = time.perf_counter()
         tuned = None
         if record is not None:
@@ -361,7 +363,7 @@ class _Examination:
         return answers
 
     def judge(self, heard: Iterable[_Heard], tolerance_nats: float) -> Iterator[Finding]:
-        """Read each answer with the exact model, each one once."""
+        """Judge each answer with the exact model; equal answers are computed once."""
         judge = _Judge(self, tolerance_nats)
         for said in heard:
             answers = tuple(
@@ -388,7 +390,7 @@ class _Examination:
 
 
 class _Judge:
-    """Knows what the exact model thinks of an answer."""
+    """Judges answers with the exact model."""
 
     def __init__(self, examination: _Examination, tolerance_nats: float) -> None:
         from ..engine.logits import ExportedModel
@@ -399,7 +401,7 @@ class _Judge:
         self._known: dict[tuple[int, tuple[int, ...]], tuple[list[float], list[int]]] = {}
 
     def check(self, number: int, tokens: Sequence[int], *, repeated: bool) -> CheckedAnswer:
-        """Return what the exact model thinks of an answer to a prompt."""
+        """Judge an answer to a prompt."""
         key = (number, tuple(tokens))
         if key not in self._known:
             self._known[key] = self._read(*key)
@@ -419,10 +421,10 @@ class _Judge:
         )
 
     def _read(self, number: int, tokens: tuple[int, ...]) -> tuple[list[float], list[int]]:
-        """Return by how many nats each token is behind the first choice, and that choice.
+        """Return each token's difference to the first choice in nats, and the first choices.
 
         Raises:
-            ArtifactError: The exact model computes something else than numbers.
+            ArtifactError: The exact model computes values that are not finite.
         """
         import numpy as np
 

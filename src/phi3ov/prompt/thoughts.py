@@ -15,7 +15,7 @@ class ThoughtSplitter:
     without the second tag all text after the first is thoughts.
 
     Attributes:
-        has_thoughts: Whether the first tag has come.
+        has_thoughts: Whether the first tag has arrived.
         is_over: Whether the thoughts have ended.
 
     Example:
@@ -48,7 +48,7 @@ class ThoughtSplitter:
         return self._state == "start"
 
     def closing_text(self) -> str:
-        """Return the text that would end the thoughts here: what is missing of the two tags.
+        """Return the text that would end the thoughts here: the missing parts of the two tags.
 
         Example:
             >>> splitter = ThoughtSplitter(("<think>", "</think>"))
@@ -97,7 +97,7 @@ class ThoughtSplitter:
         return self._take(len(self._held) - self._begun(tag))
 
     def _begun(self, tag: str) -> int:
-        """Return how much of ``tag`` the held text ends with."""
+        """Return the length of the prefix of ``tag`` that the held text ends with."""
         lengths = range(min(len(self._held), len(tag) - 1), 0, -1)
         return next((length for length in lengths if self._held.endswith(tag[:length])), 0)
 

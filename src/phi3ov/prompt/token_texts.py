@@ -1,4 +1,4 @@
-"""The text of single tokens: `TokenTexts`, for what is reported token by token."""
+"""Texts of single tokens: `TokenTexts`, for log-probabilities."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from .chat_tokenizer import ChatTokenizer
 
 
 class TokenTexts:
-    """The text of single tokens, for log-probabilities."""
+    """Decodes single tokens, for log-probabilities."""
 
     def __init__(self, tokenizer: ChatTokenizer) -> None:
         """Decode with ``tokenizer``."""
         self._tokenizer = tokenizer
-        # Alone, a token may lose its leading space; behind another it does not.
+        # Decoded alone, a token may lose its leading space; after another token it does not.
         self._anchor = tokenizer.encode_text("a")[-1:]
         self._anchor_text = tokenizer.decode(self._anchor)
 
     def __call__(self, token_id: int) -> str:
-        """Return the token's text; part of a character becomes U+FFFD."""
+        """Return the token's text; an incomplete character becomes U+FFFD."""
         if token_id in self._tokenizer.control_tokens:
             return self._tokenizer.control_tokens[token_id]
         return self._tokenizer.decode([*self._anchor, token_id])[len(self._anchor_text) :]

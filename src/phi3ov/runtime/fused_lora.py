@@ -1,9 +1,8 @@
-"""LoRA adapters that were trained on an unfused copy of a Phi-3: q, k, v and gate, up apart.
+"""Folds LoRA adapters for an unfused copy of a Phi-3 (q, k, v and gate, up) onto fused layers.
 
-Llama-shaped copies of Phi-3 and Phi-4 have five projections where the model has two. The product
-of the five pairs of matrices is, row by row, that of two larger pairs: the A matrices stand one
-below the other, the B matrices on a block diagonal. Nothing is rounded, because no number is
-computed.
+Copies of Phi-3 and Phi-4 in Llama's layout have five projections instead of two. The five pairs of
+adapter matrices combine to two larger pairs with the same product: the A matrices are stacked, and
+the B matrices form a block diagonal. The result is exact, because values are only copied.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ FUSED: Mapping[str, tuple[str, ...]] = {
     "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
 }
-"""Parts of each fused layer, in the order of its rows."""
+"""Unfused parts of each fused layer, in the order of its rows."""
 
 
 def part_outputs(config: Phi3Config) -> dict[str, int]:
-    """Return how many rows of the fused layer each part is."""
+    """Return the number of rows of each unfused part."""
     query, key_or_value = (
         heads * config.head_dim
         for heads in (config.num_attention_heads, config.num_key_value_heads)
@@ -34,7 +33,7 @@ def part_outputs(config: Phi3Config) -> dict[str, int]:
 
 
 def unfused_shapes(config: Phi3Config) -> dict[str, tuple[int, int]]:
-    """Return outputs and inputs of every layer of an unfused copy that the model has not."""
+    """Return (outputs, inputs) of every unfused layer, by layer name."""
     return {
         f"model.layers.{index}.{part}": (outputs, config.hidden_size)
         for index in range(config.num_hidden_layers)
@@ -43,7 +42,7 @@ def unfused_shapes(config: Phi3Config) -> dict[str, tuple[int, int]]:
 
 
 def fused_layer(layer: str) -> str:
-    """Return the fused layer that a part belongs to; the layer itself if it is no part."""
+    """Return the fused layer of an unfused part; any other layer is returned unchanged."""
     for fused, parts in FUSED.items():
         for part in parts:
             if layer.endswith(f".{part}"):
@@ -52,15 +51,15 @@ def fused_layer(layer: str) -> str:
 
 
 def fold_adapter(weights: Path, config: Phi3Config, *, prefix: str) -> bytes | None:
-    """Return the content of a checked adapter file for the fused layers.
+    """Return the content of a checked adapter file, converted to the fused layers.
 
     Args:
         weights: The safetensors file; `read_adapter` has checked its shapes and types.
         config: The model's dimensions.
-        prefix: What stands before a layer's name in the file.
+        prefix: Prefix of layer names in the file.
 
     Returns:
-        A safetensors file; None if the adapter is one for fused layers already.
+        The content of a safetensors file; None if the adapter already has fused layers.
 
     Raises:
         OSError: The file cannot be read.
@@ -90,7 +89,7 @@ def fold_adapter(weights: Path, config: Phi3Config, *, prefix: str) -> bytes | N
 
 
 def _write(tensors: Mapping[str, dict[str, Any]]) -> bytes:
-    """Return a safetensors file; the library writes types that differ between its versions."""
+    """Encode a safetensors file; the library's API for types differs between its versions."""
     header, at = {}, 0
     for name, tensor in tensors.items():
         end = at + len(tensor["data"])
@@ -110,7 +109,7 @@ def _write(tensors: Mapping[str, dict[str, Any]]) -> bytes:
 def _fold(
     pairs: Mapping[str, tuple[dict[str, Any], ...]], rows: Mapping[str, int]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return A and B of a fused layer; ``rows`` are its parts with their rows, in order."""
+    """Return A and B of a fused layer; ``rows`` maps its parts to their row counts, in order."""
     firsts = [first for first, _ in pairs.values()]
     dtype, columns = firsts[0]["dtype"], firsts[0]["shape"][1]
     rank = sum(first["shape"][0] for first in firsts)

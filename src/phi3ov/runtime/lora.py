@@ -1,6 +1,6 @@
 """Reads and checks LoRA adapters in PEFT's format, without torch.
 
-One that was trained on an unfused copy of the model is folded (``fused_lora.py``).
+An adapter for an unfused copy of the model is converted (``fused_lora.py``).
 
 An adapter is fixed when the model is loaded. openvino-genai could change it from request to
 request, but its prefix cache identifies blocks by their tokens only, so a prompt would find keys
@@ -90,7 +90,7 @@ class AdapterFile:
     scale: float
 
     def folded(self, config: Phi3Config) -> bytes | None:
-        """Return the file's content for fused layers; None if it is for these already.
+        """Return the file's content converted to fused layers; None if no conversion is needed.
 
         Raises:
             OSError: The file cannot be read.

@@ -27,8 +27,8 @@ class PromptLookup:
         candidate_tokens: Number of draft tokens per forward pass, at least 1.
         ngram_tokens: Longest n-gram of last tokens to search for, at least 1; shorter ones are
             tried if it is not found.
-        adaptive: Whether passes check only one draft token while more would not pay. False checks
-            ``candidate_tokens`` in each pass.
+        adaptive: Whether passes check only one draft token while more would be slower. False
+            checks ``candidate_tokens`` in each pass.
 
     Raises:
         OptionError: A number is out of range, or ``adaptive`` is not a bool.
@@ -52,15 +52,15 @@ class PromptLookup:
 class DraftModel:
     """Speculative decoding with a draft model: a smaller model with the same tokenizer.
 
-    It needs no chat template, and its tokenizer's files may differ from the model's: what counts
-    is that each token id of the model is the same token to both.
+    It does not need a chat template, and its tokenizer files may differ from the model's. It must
+    map each token id of the model to the same token.
 
     Attributes:
         path: The draft model's exported folder, or the hub id ``owner/name`` of one.
         candidate_tokens: Number of draft tokens per forward pass, at least 1.
         revision: Branch, tag or commit of a hub id; None for the default branch.
-        adaptive: Whether passes check only one draft token while more would not pay. False checks
-            ``candidate_tokens`` in each pass.
+        adaptive: Whether passes check only one draft token while more would be slower. False
+            checks ``candidate_tokens`` in each pass.
 
     Raises:
         OptionError: The number is out of range, or ``adaptive`` is not a bool.
@@ -85,17 +85,17 @@ Speculation = PromptLookup | DraftModel
 
 
 _SMALL_BYTES = 500_000_000
-"""Weights up to which the fixed cost of a pass outweighs the arithmetic of a candidate."""
+"""Size of weights up to which the fixed cost of a pass exceeds the cost of a draft token."""
 
 
 def candidate_cost(features: AbstractSet[str], weight_bytes: int) -> float:
-    """Return what a pass costs more for each candidate, as a share of a pass over one token.
+    """Return the additional cost of a pass per draft token, relative to a pass over one token.
 
     Measured on two cores (2026-11, docs/speculative.md): with 8-bit products (VNNI) 0.05 on the
     135M reference and 0.24 on a full-size Phi-3-mini; with AVX2 alone 0.26 and 0.4.
 
     Args:
-        features: What the processor can do; see `phi3ov.runtime.processor`.
+        features: The processor's features; see `phi3ov.runtime.processor`.
         weight_bytes: Size of the model's weights.
 
     Example:

@@ -41,7 +41,7 @@ _POLL_SECONDS = 0.5
 _ENCODERS = ThreadPoolExecutor(max_workers=2, thread_name_prefix="phi3ov-server-encode")
 _SCORERS = ThreadPoolExecutor(max_workers=1, thread_name_prefix="phi3ov-server-score")
 MOST_SCORING = 16
-"""Requests for the log-probabilities of prompts that run or wait; more are answered with 429."""
+"""Maximum number of open requests for log-probabilities of prompts; more get a 429."""
 
 
 class ClientGoneError(Exception):
@@ -158,9 +158,9 @@ async def start_answers(
     Args:
         host: The model's host.
         start: Starts the answers.
-        metrics: Where they are counted.
-        scores: Whether ``start`` has the model read prompts, which takes long. Such requests wait
-            for each other, and leave the threads that encode to the rest.
+        metrics: Counts the answers.
+        scores: Whether ``start`` computes log-probabilities of prompts, which takes long. Such
+            requests run one at a time, to keep threads free for encoding other requests.
 
     Raises:
         ApiError: The request cannot be answered, the queue is full, or no model is loaded.

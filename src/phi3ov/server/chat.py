@@ -56,7 +56,7 @@ class ChatExchange:
 
     @property
     def scores_prompts(self) -> bool:
-        """Never: a chat answers."""
+        """Always false: chat requests do not score prompts."""
         return False
 
     def start(self, model: Phi3Model) -> Sequence[ReplyStream]:

@@ -27,13 +27,13 @@ MOST_PROMPTS = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Echo:
-    """A prompt that its answers begin with.
+    """A prompt that is repeated at the beginning of its answers.
 
     Attributes:
-        text: Its text.
-        token_ids: Its ids.
-        scores: How likely the model finds each of its tokens but the first; None if that is not
-            asked for, or there is one token.
+        text: The prompt's text.
+        token_ids: The prompt's ids.
+        scores: Log-probabilities of its tokens except the first; None if they are not requested,
+            or if the prompt has only one token.
     """
 
     text: str
@@ -102,7 +102,7 @@ class CompletionExchange:
         options = answer_options(
             request,
             self._settings,
-            # 0 asks for the prompt's log-probabilities alone
+            # 0 requests only the prompt's log-probabilities
             max_tokens=DEFAULT_MAX_TOKENS
             if request.max_tokens is None
             else request.max_tokens or int(self._scores_prompts),
@@ -131,7 +131,7 @@ class CompletionExchange:
     def _echo(
         self, model: Phi3Model, prompt: str | Sequence[int], token_ids: Sequence[int]
     ) -> Echo:
-        """Return what an answer begins with: the prompt, and how likely the model finds it."""
+        """Return the prompt to echo, with its log-probabilities if requested."""
         scores = None
         if self._scores_prompts and len(token_ids) > 1:
             scores = model.score(token_ids)
@@ -204,13 +204,13 @@ class CompletionRendering:
         """Render ``each`` answers per prompt.
 
         Args:
-            head: Which model answers.
-            texts: The text of tokens, where log-probabilities are asked for.
+            head: Shared members of the answer's objects.
+            texts: Texts of tokens, if log-probabilities are requested.
             include_usage: Whether a stream ends with the token counts.
             prompts: Number of prompts.
-            each: Number of answers to each.
-            echoed: What the answers to each prompt begin with, known once they have started;
-                empty without ``echo``.
+            each: Number of answers per prompt.
+            echoed: The echoed prompts, filled when the answers have started; empty without
+                ``echo``.
         """
         self._head = head
         self._texts = texts
@@ -221,7 +221,7 @@ class CompletionRendering:
         self._offsets: dict[int, int] = {}
 
     def whole(self, replies: Sequence[Reply]) -> Mapping[str, Any]:
-        """Return the body without streaming; without replies, that of scored prompts."""
+        """Return the response body without streaming; without replies, only scored prompts."""
         choices = []
         for number in range(self._prompts * self._each):
             reply = replies[number] if replies else None
@@ -285,7 +285,7 @@ class CompletionRendering:
         return frame({**chunk, "usage": None} if self._include_usage else chunk)
 
     def _all_logprobs(self, number: int, reply: Reply | None) -> dict[str, Any] | None:
-        """Return the log-probabilities of a whole answer, its prompt's included if echoed."""
+        """Return the log-probabilities of a whole answer, including those of an echoed prompt."""
         if self._texts is None:
             return None
         token_ids: tuple[int, ...] = ()

@@ -48,7 +48,7 @@ class ResponsesExchange:
 
     @property
     def scores_prompts(self) -> bool:
-        """Never: a chat answers."""
+        """Always false: Responses requests do not score prompts."""
         return False
 
     def start(self, model: Phi3Model) -> Sequence[ReplyStream]:

@@ -1,9 +1,9 @@
-"""OpenVINO and NNCF for users who have no home folder.
+"""Makes OpenVINO and NNCF work for users without a home folder.
 
-A container may run under a user id that has no entry in the password file, and without HOME.
-There is no home folder then, and two tools fail while they are imported: OpenVINO, whose telemetry
-looks there for the user's consent, and NNCF, which composes the path of a cache of downloads. In
-a home folder that cannot be written, the telemetry logs a warning each time it is asked.
+A container may run under a user id without a password entry, and without HOME. Two tools then
+fail on import: OpenVINO, whose telemetry looks for the user's consent in the home folder, and
+NNCF, which builds the path of a download cache. If the home folder is not writable, the telemetry
+logs a warning on every use.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def has_home() -> bool:
 
 
 def leave_out_telemetry_without_home() -> None:
-    """Keep the telemetry package from being imported where it has no folder to write to.
+    """Prevent the import of the telemetry package if it has no folder to write to.
 
-    OpenVINO, NNCF and openvino-tokenizers go on without it, as where it is not installed.
+    OpenVINO, NNCF and openvino-tokenizers then work as if it were not installed.
     """
     if not (has_home() and os.access(Path.home(), os.W_OK)):
         sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
@@ -35,7 +35,7 @@ def leave_out_telemetry_without_home() -> None:
 
 @contextmanager
 def home_assumed() -> Iterator[None]:
-    """While the block runs, let a user without a home folder have one, in which nothing can be."""
+    """Give a user without a home folder a nonexistent one while the block runs."""
     if has_home():
         yield
         return

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _COMPARED_BY_GENAI = "openvino_tokenizer.xml"
 
 _DRAFT_STEP_COST = 0.05
-"""What a pass of a draft model costs beside reading its weights, as a share of the model's pass."""
+"""Overhead of a draft model's pass besides reading its weights, relative to the model's pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +35,9 @@ class SpeculationPlan:
         ngram_tokens: Longest n-gram of prompt lookup; 0 disables prompt lookup.
         draft_folder: The draft model's folder; empty without a draft model.
         draft_factors: The LongRoPE factors of the draft model.
-        adaptive: Whether the number of candidates follows what is accepted (``pace.py``).
-        candidate_cost: What a pass costs more for each candidate; see `candidate_cost`.
-        draft_cost: What the draft model's pass costs, as a share of the model's.
+        adaptive: Whether to adapt the number of draft tokens to acceptance (``pace.py``).
+        candidate_cost: Additional cost of a pass per draft token; see `candidate_cost`.
+        draft_cost: Cost of the draft model's pass relative to the model's.
     """
 
     candidate_tokens: int = 0
@@ -49,7 +49,7 @@ class SpeculationPlan:
     draft_cost: float = 0.0
 
     def pass_cost(self, candidates: int) -> float:
-        """Return the cost of a pass, compared with one over a single token."""
+        """Return the cost of a pass relative to a pass over a single token."""
         return 1 + candidates * (self.candidate_cost + self.draft_cost)
 
     @property
@@ -100,9 +100,9 @@ class SpeculationPlan:
 
         The rope factors of the draft model are pinned like those of the model.
 
-        genai compares the two folders' tokenizers: number of ids of one text, and the ids of three
-        control tokens. The token ids have been compared here, so the draft model gets the model's
-        own tokenizer files.
+        genai compares the two folders' tokenizers by the number of ids of one text and the ids of
+        three control tokens. phi3ov has already compared all token ids, so the draft model gets
+        the model's own tokenizer files.
 
         Args:
             device: Device of the model and the draft model.
@@ -137,7 +137,7 @@ def plan_speculation(setup: EngineSetup) -> SpeculationPlan:
     if chosen is None:
         return SpeculationPlan()
     model_bytes = _weight_bytes(setup.artifact)
-    # A device that is not the CPU has its own arithmetic; the CPU's cost is a careful guess there.
+    # The cost on other devices is unknown; the CPU's cost is a conservative estimate.
     cost = candidate_cost(read_processor(setup.device).features, model_bytes)
     if isinstance(chosen, PromptLookup):
         return SpeculationPlan(
@@ -172,7 +172,7 @@ def _weight_bytes(artifact: Artifact) -> int:
 def _require_same_tokens(model: Artifact, draft: Artifact) -> None:
     """Check that both models map every id of the model's tokenizer to the same token.
 
-    How the draft's tokenizer splits text does not matter: both models read and write ids.
+    The draft's way of splitting text does not matter, because both models read and write ids.
     """
     if not (model.path / _COMPARED_BY_GENAI).is_file():
         raise OptionError(

@@ -1,17 +1,17 @@
-"""How many candidates a pass checks: many where they are accepted, one where they are not.
+"""Adapts the number of draft tokens per forward pass: many if they are accepted, one if not.
 
-A pass over several tokens costs more than a pass over one, so speculation slows an answer down
-whose candidates are rejected. genai fixes the number of candidates for a request and checks at
+A pass over several tokens costs more than a pass over one, so speculation slows down an answer
+whose draft tokens are rejected. genai fixes the number of draft tokens per request and checks at
 least one, so this module
 
-- estimates, from the tokens of the last passes, what each number of candidates would bring. What
-  prompt lookup would have proposed can be read off the ids, whether it was on or not; what a draft
-  model proposes is known by how many of its candidates were accepted;
-- splits a greedy answer into requests that end where a block of the KV cache ends. The next one
-  finds all but its last token in the prefix cache, and may have another number of candidates.
+- estimates the speed of each number of draft tokens from the last passes. The proposals of prompt
+  lookup can be computed from the ids, even if it was off; for a draft model, the number of
+  accepted tokens is known;
+- splits a greedy answer into requests that end at a boundary of a KV cache block. The next request
+  finds all but its last token in the prefix cache, and may use another number of draft tokens.
 
-Nothing here looks at a clock: the same ids give the same numbers. A drawn answer is one request,
-because genai begins a seed's draws again with each request.
+The choice does not depend on time: the same ids give the same numbers. A sampled answer is a
+single request, because genai restarts the seed's random sequence with each request.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from .draft import SpeculationPlan
 
 WINDOW_TOKENS = 32
-"""Tokens of an answer from which the lookup's gain is estimated."""
+"""Number of last tokens from which the gain of prompt lookup is estimated."""
 WINDOW_PASSES = 16
-"""Passes from which the share of accepted candidates of a draft model is estimated."""
+"""Number of last passes from which a draft model's acceptance rate is estimated."""
 _LEAST_TOKENS = 8
-"""Shortest request of a split answer; fewer tokens also say nothing about what pays."""
+"""Minimum length of a request of a split answer; fewer tokens also give no useful estimate."""
 _PASSES_PER_REQUEST = 16
 _MOST_TOKENS = 128
-"""Longest request of a split answer: how late a candidate number that no longer pays is changed."""
+"""Maximum length of a request of a split answer, which limits how late the number is adapted."""
 
 _TOKEN_BYTES = array("q").itemsize
 
@@ -42,8 +42,8 @@ class Part(NamedTuple):
     """A request to genai: the whole answer, or a part of it.
 
     Attributes:
-        new_tokens: Most tokens that it generates.
-        candidates: Candidates for each pass; 0 without speculation.
+        new_tokens: Maximum number of tokens to generate.
+        candidates: Draft tokens per forward pass; 0 without speculation.
     """
 
     new_tokens: int
@@ -51,14 +51,14 @@ class Part(NamedTuple):
 
 
 class Pacer:
-    """What an engine knows from its last answers; makes an `AnswerPace` for each new one."""
+    """Acceptance statistics of an engine's last answers; creates an `AnswerPace` per answer."""
 
     def __init__(self, plan: SpeculationPlan, *, block_tokens: int) -> None:
         """Begin with one candidate for prompt lookup, and with all for a draft model.
 
         Args:
-            plan: What is proposed, and what it costs.
-            block_tokens: Tokens in a block of the KV cache.
+            plan: The speculation settings and costs.
+            block_tokens: Tokens per KV cache block.
         """
         self.plan = plan
         self.block_tokens = block_tokens
@@ -72,22 +72,22 @@ class Pacer:
         """Return the pace of one answer.
 
         Args:
-            request: What is asked for.
-            split: Whether the answer may be several requests to genai.
+            request: The request.
+            split: Whether the answer may be split into several requests to genai.
         """
         splits = split and bool(self.plan.candidate_tokens) and self.plan.adaptive
         return AnswerPace(self, request, splits=splits and request.sampling.greedy)
 
 
 class AnswerPace:
-    """One answer: how long its next request to genai is, and how many candidates it has.
+    """Plans the requests of one answer to genai: length and number of draft tokens.
 
     Attributes:
         ids: The prompt and the tokens generated so far.
     """
 
     def __init__(self, pacer: Pacer, request: TokenRequest, *, splits: bool) -> None:
-        """Begin with what the engine's last answers found."""
+        """Begin with the statistics of the engine's last answers."""
         self.ids: list[int] = list(request.prompt_ids)
         self._prompt_tokens = len(self.ids)
         self._most_tokens = len(self.ids) + request.max_new_tokens
@@ -112,18 +112,18 @@ class AnswerPace:
         return Part(new_tokens, self._candidates)
 
     def note(self, token_ids: Sequence[int]) -> int:
-        """Note the tokens of one pass; return how many candidates the pass checked."""
+        """Record the tokens of one pass; return how many draft tokens the pass checked."""
         # genai proposes nothing in the pass that reads the prompt.
         checked = 0 if self._is_first_pass else self._candidates
         self._is_first_pass = False
         self.ids += token_ids
-        # The last pass of a request may have been cut off by its length, so it says nothing.
+        # The request's length may have cut off its last pass, so that pass is not counted.
         if checked and len(self.ids) < self._part_end:
             self._pacer.accepted.append((len(token_ids) - 1, checked))
         return checked
 
     def end_part(self) -> None:
-        """Choose the number of candidates of the next request, and of the next answer."""
+        """Choose the number of draft tokens for the next request and the next answer."""
         plan = self._pacer.plan
         answered = len(self.ids) - self._prompt_tokens
         if not plan.adaptive or answered < _LEAST_TOKENS:
@@ -140,7 +140,7 @@ class AnswerPace:
         return len(self.ids) > self._prompt_tokens and self.ids[-1] in self._stop_ids
 
     def _part_tokens(self) -> int:
-        """Return a length with which all but the last id fill whole blocks."""
+        """Return a length for which all ids but the last fill whole blocks."""
         block = self._pacer.block_tokens
         wanted = _LEAST_TOKENS
         if self._candidates > 1:
@@ -149,10 +149,10 @@ class AnswerPace:
 
 
 def lookup_matches(ids: Sequence[int], *, start: int, plan: SpeculationPlan) -> list[int]:
-    """Return, for each place from ``start``, how many candidates of prompt lookup would be right.
+    """Return, for each position from ``start``, how many tokens of prompt lookup would be accepted.
 
-    The search is genai's: the longest of the last ``ngram_tokens`` tokens that occurred before,
-    where it occurred first.
+    The search is genai's: the longest n-gram of at most ``ngram_tokens`` last tokens that occurred
+    before, at its first occurrence.
     """
     data = array("q", ids).tobytes()
     return [
@@ -176,16 +176,16 @@ def _match(ids: Sequence[int], data: bytes, place: int, plan: SpeculationPlan) -
 
 
 def _find(data: bytes, begin: int, end: int) -> int | None:
-    """Return the first place of the tokens ``begin`` to ``end`` before ``begin``."""
+    """Return the first earlier position of the tokens ``begin`` to ``end``."""
     wanted = data[begin * _TOKEN_BYTES : end * _TOKEN_BYTES]
     found = data.find(wanted, 0, (end - 1) * _TOKEN_BYTES)
-    while found >= 0 and found % _TOKEN_BYTES:  # not at the beginning of a token
+    while found >= 0 and found % _TOKEN_BYTES:  # not aligned to a token
         found = data.find(wanted, found + 1, (end - 1) * _TOKEN_BYTES)
     return None if found < 0 else found // _TOKEN_BYTES
 
 
 def _best_lookup(matches: Sequence[int], plan: SpeculationPlan) -> int:
-    """Return the number of candidates with which these tokens would have come fastest."""
+    """Return the number of draft tokens that would have been fastest for these tokens."""
 
     def speed(candidates: int) -> float:
         place = passes = 0
@@ -198,9 +198,9 @@ def _best_lookup(matches: Sequence[int], plan: SpeculationPlan) -> int:
 
 
 def _best_draft(accepted: Sequence[tuple[int, int]], plan: SpeculationPlan) -> int:
-    """Return the number of candidates with which the last passes would have been fastest.
+    """Return the number of draft tokens that would have been fastest in the last passes.
 
-    A candidate is taken to be right with the same probability in each place.
+    It assumes the same acceptance probability at each position.
     """
     right = sum(count for count, _ in accepted)
     wrong = sum(1 for count, checked in accepted if count < checked)
@@ -217,5 +217,5 @@ def _fastest(speeds: dict[int, float]) -> int:
 
 
 def _numbers(most: int) -> list[int]:
-    """Return the numbers of candidates to choose from: powers of two up to half, and the most."""
+    """Return the numbers to choose from: powers of two up to half the maximum, and the maximum."""
     return [*(1 << power for power in range(6) if 2 << power <= most), most]

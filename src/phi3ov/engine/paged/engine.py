@@ -84,7 +84,7 @@ class PagedEngine(SerialEngine):
     def score(
         self, token_ids: Sequence[int], *, first: int
     ) -> tuple[tuple[float, ...], TopLogprobs]:
-        """Return each token's log-probability from ``first`` on, and the likeliest token there.
+        """Return, from ``first`` on, each token's log-probability and the most likely token there.
 
         Raises:
             GenerationError: The model failed.
@@ -165,7 +165,7 @@ class _Runner:
     def score(
         self, token_ids: Sequence[int], first: int
     ) -> Iterator[tuple[float, tuple[int, float]]]:
-        """Yield each token's log-probability from ``first`` on, and the likeliest one there."""
+        """Yield, from ``first`` on, each token's log-probability and the most likely token."""
         known = self._keep(token_ids, first - 1)
         self.model.reserve(len(token_ids), keep=known)
         self._read(token_ids[known : first - 1], None)

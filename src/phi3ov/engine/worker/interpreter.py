@@ -1,7 +1,7 @@
-"""Which Python runs the worker process.
+"""Finds the Python interpreter that runs the worker process.
 
-``sys.executable`` is Python where Python was started as a program. In a program that embeds
-Python it is that program, empty or None: started again, it would do anything but run the worker.
+``sys.executable`` is an interpreter only if Python was started as a program. In a program that
+embeds Python it is that program, empty or None, and cannot run the worker.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from pathlib import Path
 from ...errors import OptionError
 
 _NAMES = ("python", "pypy", "graalpy")
-"""How file names of Python interpreters begin."""
+"""Prefixes of the file names of Python interpreters."""
 
 
 def find_interpreter() -> str:
     """Return the path of the Python that runs the worker.
 
-    It is what `multiprocessing.set_executable` named, else ``sys.executable`` where that is a
-    Python, else the interpreter of the installation that this process has loaded.
+    This is the path set by `multiprocessing.set_executable`, else ``sys.executable`` if it is an
+    interpreter, else the interpreter of the installation that this process has loaded.
 
     Raises:
-        OptionError: There is none, or the program is frozen (PyInstaller and its like).
+        OptionError: No interpreter was found, or the program is frozen (by PyInstaller, for
+            example).
 
     Example:
         >>> "py" in Path(find_interpreter()).name

@@ -59,9 +59,9 @@ class Load(Message, frozen=True, kw_only=True):
         ngram_tokens: Longest n-gram of prompt lookup; 0 disables prompt lookup.
         draft_folder: The draft model's absolute path; empty for none.
         draft_factors: LongRoPE factors of the draft model.
-        adaptive: Whether the number of candidates follows what is accepted.
-        candidate_cost: What a pass costs more for each candidate.
-        draft_cost: What the draft model's pass costs, as a share of the model's.
+        adaptive: Whether to adapt the number of draft tokens to acceptance.
+        candidate_cost: Additional cost of a pass per draft token.
+        draft_cost: Cost of the draft model's pass relative to the model's.
         adapter: Absolute path of a LoRA adapter's weights; empty for none.
         adapter_scale: Scale of the product of the adapter's matrices.
     """

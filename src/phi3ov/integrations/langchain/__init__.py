@@ -1,6 +1,6 @@
 """LangChain: `ChatPhi3`, a chat model in this process (extra ``langchain``).
 
-Whoever prefers a server uses ``ChatOpenAI`` with the address of ``phi3ov serve``; see
+With a server, use ``ChatOpenAI`` with the address of ``phi3ov serve`` instead; see
 ``docs/guides/langchain.md`` for both.
 """
 
@@ -18,11 +18,11 @@ __all__ = ["ChatPhi3", "ContextOverflowError"]
 _MODULES = {"ChatPhi3": "chat_model", "ContextOverflowError": "errors"}
 
 
-# Hidden from type checkers, which would otherwise take every misspelt name for an object.
+# Hidden from type checkers, which would otherwise accept every misspelt name.
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
-        """Import what needs the extra when it is first used."""
+        """Import a name that needs the extra on first use."""
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         try:

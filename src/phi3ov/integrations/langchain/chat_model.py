@@ -1,7 +1,7 @@
 """`ChatPhi3`: a loaded model as LangChain's chat model, in this process.
 
-Messages are translated in ``messages.py``; values of a schema are parsed in
-``structured_output.py``. Everything else is `phi3ov.Phi3Model`.
+``messages.py`` converts messages, and ``structured_output.py`` parses structured output.
+`phi3ov.Phi3Model` does everything else.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
     from asyncio import Future
 
 _STARTERS = ThreadPoolExecutor(max_workers=4, thread_name_prefix="phi3ov-langchain")
-"""Where answers of coroutines are started: to encode a long prompt, and to wait for a place in the
-queue, must not block the event loop."""
+"""Threads that start the answers of coroutines, because encoding a long prompt and waiting for a
+place in the queue must not block the event loop."""
 
 _LANGCHAIN_NAMES = {"max_tokens": "max_new_tokens", "timeout": "timeout_seconds", "n": "candidates"}
-"""LangChain's names of options, and phi3ov's."""
+"""phi3ov's option names by LangChain's names."""
 
 _METHODS = ("json_schema", "function_calling", "json_mode")
 
@@ -52,19 +52,20 @@ _METHODS = ("json_schema", "function_calling", "json_mode")
 class ChatPhi3(BaseChatModel):
     """A Phi-3 in this process as LangChain's chat model.
 
-    A path or hub id is loaded here and closed by `close`. A model that is loaded already stays
-    its owner's. `engine="worker"` answers many requests at once, for ``batch`` and ``abatch``.
+    A path or hub id is loaded here, and `close` closes the model. The caller closes a model that
+    was passed loaded. ``engine="worker"`` answers many requests at once, for ``batch`` and
+    ``abatch``.
 
     Attributes:
         model: A folder made by `phi3ov.export_model`, its hub id, or a loaded `phi3ov.Phi3Model`.
-        engine: What `phi3ov.load_model` loads a path with; None with a loaded model.
+        engine: Engine for loading a path; None with a loaded model.
         temperature: 0 is greedy.
-        max_tokens: The most tokens of an answer; None for phi3ov's default, 1024.
-        timeout: The most seconds of an answer; it then ends with ``finish_reason="timeout"``.
+        max_tokens: Maximum number of tokens of an answer; None for phi3ov's default, 1024.
+        timeout: Time limit in seconds; the answer then ends with ``finish_reason="timeout"``.
         stop: Strings that end an answer.
-        max_retries: Accepted, as is ``api_key``, because LangChain's applications set them for
-            every model; without a network both change nothing.
-        streaming: Let ``invoke`` read a stream, so that callbacks see each piece.
+        max_retries: Accepted like ``api_key``, because LangChain applications set them for every
+            model; both have no effect without a network.
+        streaming: Whether ``invoke`` reads a stream, so that callbacks receive each piece.
         options: Other fields of `phi3ov.GenerationOptions`, such as ``{"top_p": 0.9}``.
 
     Raises:
@@ -119,7 +120,7 @@ class ChatPhi3(BaseChatModel):
             self._loaded = self.model
 
     def close(self) -> None:
-        """Close the model if it was loaded here. May be called twice."""
+        """Close the model if it was loaded here. Idempotent."""
         if not isinstance(self.model, Phi3Model):
             self._loaded.close()
 
@@ -129,11 +130,11 @@ class ChatPhi3(BaseChatModel):
     def __exit__(self, *_exc: object) -> None:
         self.close()
 
-    # --- what LangChain asks about a model ----------------------------------------------------
+    # --- LangChain's model interface ----------------------------------------------------------
 
     @property
     def model_name(self) -> str:
-        """Name of the folder."""
+        """Name of the model's folder."""
         return self._loaded.artifact.path.name
 
     @property
@@ -142,7 +143,7 @@ class ChatPhi3(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        """Everything that an answer depends on: LangChain's caches use it as their key."""
+        """Everything that determines an answer; the cache key of LangChain."""
         loaded = self._loaded
         return {
             "model": str(loaded.artifact.path),
@@ -181,9 +182,9 @@ class ChatPhi3(BaseChatModel):
         messages: list[BaseMessage],
         tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool] | None = None,
     ) -> int:
-        """Count the tokens of a prompt exactly, control tokens and descriptions of tools included.
+        """Count the tokens of a prompt exactly, including control tokens and tool descriptions.
 
-        A part of a conversation is counted, too: ``trim_messages`` asks for those.
+        It also counts part of a conversation, as ``trim_messages`` needs.
         """
         tokenizer, read = self._loaded.tokenizer, read_messages(messages)
         described = describe_tools([_make_tool(tool) for tool in tools]) if tools else None
@@ -204,20 +205,20 @@ class ChatPhi3(BaseChatModel):
         tool_choice: str | dict[str, Any] | bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """Let the model call tools; needs a model that was trained for it (Phi-4-mini).
+        """Let the model call tools; needs a model that was trained with tools (Phi-4-mini).
 
-        Names and arguments of calls are enforced by a grammar.
+        A grammar enforces names and arguments of calls.
 
         Args:
             tools: Functions, pydantic classes, LangChain's tools, or OpenAI's dictionaries.
-            tool_choice: ``"auto"`` or None: the model decides; ``"none"``; ``"any"``,
-                ``"required"`` or True: it must call one; a name: it must call this one, once.
-                With a single tool, ``"any"`` is its name.
-            **kwargs: Options of the call. ``strict`` changes nothing, because arguments are always
-                enforced. ``parallel_tool_calls=False`` needs a choice that allows one call only.
+            tool_choice: ``"auto"`` or None: the model decides; ``"none"``: no calls; ``"any"``,
+                ``"required"`` or True: at least one call; a name: exactly one call of this tool.
+                With a single tool, ``"any"`` means its name.
+            **kwargs: Options of the call. ``strict`` has no effect, because arguments are always
+                enforced. ``parallel_tool_calls=False`` needs a choice that allows only one call.
 
         Raises:
-            OptionError: A choice names none of the tools, or several calls cannot be ruled out.
+            OptionError: A choice names an unknown tool, or several calls cannot be prevented.
         """
         made = [_make_tool(tool) for tool in tools]
         kwargs.pop("strict", None)
@@ -246,9 +247,9 @@ class ChatPhi3(BaseChatModel):
         Args:
             schema: A pydantic class, a TypedDict, or a JSON schema.
             include_raw: Return ``{"raw", "parsed", "parsing_error"}`` and raise no parsing error.
-            method: ``"json_schema"``, ``"function_calling"`` or ``"json_mode"``: all three give
-                the same guided answer, also from models that know no tools.
-            strict: Changes nothing: the grammar is always strict.
+            method: ``"json_schema"``, ``"function_calling"`` or ``"json_mode"``. All three give
+                the same guided answer, also from models without tools.
+            strict: Has no effect: the grammar is always strict.
             **kwargs: Options of the call, such as ``max_tokens``.
 
         Raises:
@@ -285,14 +286,14 @@ class ChatPhi3(BaseChatModel):
     async def _astart(
         self, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any]
     ) -> ReplyStream:
-        """Do what `_start` does on another thread."""
+        """Run `_start` on another thread."""
         import asyncio
 
         loop = asyncio.get_running_loop()
         starting = loop.run_in_executor(_STARTERS, partial(self._start, messages, stop, kwargs))
         try:
             return await asyncio.shield(starting)
-        except asyncio.CancelledError:  # the caller left while its prompt was encoded
+        except asyncio.CancelledError:  # the caller was cancelled during encoding
             starting.add_done_callback(_cancel_started)
             raise
 
@@ -388,7 +389,7 @@ class ChatPhi3(BaseChatModel):
 
 
 def _chunk_of(piece: Piece) -> ChatGenerationChunk | None:
-    """Return a piece as a chunk; None if it has nothing to show."""
+    """Return a piece as a chunk; None if it is empty."""
     if not (piece.text or piece.reasoning):
         return None
     thoughts = {"reasoning_content": piece.reasoning} if piece.reasoning else {}
@@ -414,7 +415,7 @@ def _make_tool(tool: dict[str, Any] | type | Callable[..., Any] | BaseTool) -> T
 
 
 def _describe(tool: Tool) -> dict[str, Any]:
-    """Return a tool as OpenAI's dictionary, which tracers and caches can write down."""
+    """Return a tool as OpenAI's dictionary, which tracers and caches can serialize."""
     described = {
         "name": tool.name,
         "description": tool.description,
@@ -427,7 +428,7 @@ def _read_choice(
     choice: str | dict[str, Any] | bool | None,  # noqa: FBT001 - as LangChain has it
     tools: Sequence[Tool],
 ) -> str | dict[str, str] | None:
-    """Return LangChain's choice as the library has it."""
+    """Convert LangChain's tool choice to phi3ov's."""
     names = [tool.name for tool in tools]
     if choice is None or choice is False:
         return None
@@ -448,7 +449,7 @@ def _read_choice(
 
 
 def _read_format(response_format: Any) -> dict[str, Any] | None:
-    """Return the schema that OpenAI's ``response_format`` asks for; None for text."""
+    """Return the schema of OpenAI's ``response_format``; None for text."""
     if response_format is None:
         return None
     kind = response_format.get("type") if isinstance(response_format, Mapping) else None

@@ -1,4 +1,4 @@
-"""Errors that callers can catch by phi3ov's name and by LangChain's."""
+"""Errors that derive from phi3ov's and LangChain's classes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from ...errors import ContextLengthError
 class ContextOverflowError(ContextLengthError, LangChainContextOverflowError):
     """Conversation and answer do not fit the context.
 
-    LangChain's middleware that shortens conversations catches its own class, of which this is one.
+    LangChain's middleware for shortening conversations catches LangChain's class, a base of this
+    one.
 
     Example:
         >>> error = ContextOverflowError(prompt_tokens=9, max_new_tokens=8, context_tokens=10)

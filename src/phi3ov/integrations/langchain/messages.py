@@ -1,4 +1,4 @@
-"""LangChain's messages as `phi3ov.Message` values, and replies as LangChain's messages."""
+"""Converts LangChain's messages to `phi3ov.Message`, and replies to LangChain's messages."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ _ROLES: Mapping[str, Role] = {
 _NOT_IN_PROMPTS = frozenset(
     {"tool_use", "tool_call", "function_call", "reasoning", "thinking", "redacted_thinking"}
 )
-"""Blocks of an answer that a prompt leaves out: calls stand in `AIMessage.tool_calls`, and the
-models' cards ask to leave thoughts out."""
+"""Content blocks of an answer that prompts omit: `AIMessage.tool_calls` holds the calls, and the
+model cards recommend leaving out thoughts."""
 
 
 def read_messages(messages: Sequence[BaseMessage]) -> list[Message]:
-    r"""Return a conversation as the library has it; its order is checked by the model.
+    r"""Convert a conversation to phi3ov's messages; the model checks their order.
 
-    Adjacent messages of one role are joined with an empty line: no model of the family was trained
-    on two in a row. Results of calls are put into the order of the calls.
+    Adjacent messages of one role are joined with an empty line, because no model of the family was
+    trained on them. Tool results are sorted into the order of the calls.
 
     Raises:
         PromptError: A message holds something other than text and calls, or has another role.
@@ -119,7 +119,7 @@ def _read_calls(where: str, message: AIMessage) -> tuple[ToolCall, ...]:
 
 
 def _in_order_of_calls(messages: Sequence[Message]) -> Iterator[Message]:
-    """Yield the messages; results that follow an answer with calls in the order of its calls."""
+    """Yield the messages, with tool results in the order of the calls that they follow."""
     places: dict[str | None, int] = {}
     results: list[Message] = []
     for message in messages:
@@ -142,8 +142,8 @@ def answer_message(reply: Reply, *, model_name: str, texts: TokenTexts | None) -
 
     Args:
         reply: The answer.
-        model_name: For ``response_metadata``.
-        texts: The text of single tokens, where log-probabilities are asked for.
+        model_name: Name for ``response_metadata``.
+        texts: Texts of single tokens, if log-probabilities are requested.
     """
     calls = [
         tool_call(name=call.name, args=dict(call.arguments), id=_call_id(call))
@@ -159,7 +159,7 @@ def answer_message(reply: Reply, *, model_name: str, texts: TokenTexts | None) -
 
 
 def last_chunk(reply: Reply, *, model_name: str, texts: TokenTexts | None) -> AIMessageChunk:
-    """Return the chunk that ends a stream: calls, usage and what else is known at the end."""
+    """Return the last chunk of a stream: tool calls, usage and metadata."""
     calls = [
         tool_call_chunk(
             name=call.name,
@@ -179,7 +179,7 @@ def last_chunk(reply: Reply, *, model_name: str, texts: TokenTexts | None) -> AI
 
 
 def usage_of(reply: Reply) -> UsageMetadata:
-    """Return the token counts; ``cache_read`` are those that came from the prefix cache."""
+    """Return the token counts; ``cache_read`` counts tokens from the prefix cache."""
     usage = reply.usage
     return UsageMetadata(
         input_tokens=usage.prompt_tokens,

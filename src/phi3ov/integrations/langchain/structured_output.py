@@ -1,7 +1,7 @@
-"""Parsers for ``with_structured_output``: they refuse an answer that was cut off.
+"""Parsers for ``with_structured_output`` that refuse an answer that was cut off.
 
-LangChain's own parsers close the braces of a JSON text that was cut off, and return half a value
-as if it were whole.
+LangChain's own parsers complete the braces of truncated JSON, and return a partial value as if it
+were complete.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ _CUT_OFF = {"length", "timeout", "cancelled"}
 
 
 class WholeJsonParser(JsonOutputParser):
-    """Parses the JSON of a whole answer into plain values; a stream gives partial values first."""
+    """Parses the JSON of a complete answer to plain values; streams yield partial values first."""
 
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
         """Parse an answer.
 
         Raises:
-            OutputParserException: It was cut off, or is not JSON.
+            OutputParserException: The answer was cut off, or is not JSON.
         """
         _require_whole(result)
         return super().parse_result(result, partial=partial)
 
 
 class WholePydanticParser(PydanticOutputParser[Any]):
-    """Parses the JSON of a whole answer into a pydantic model."""
+    """Parses the JSON of a complete answer to a pydantic model."""
 
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
         """Parse an answer.
 
         Raises:
-            OutputParserException: It was cut off, or does not fit the class.
+            OutputParserException: The answer was cut off, or does not fit the class.
         """
         _require_whole(result)
         return super().parse_result(result, partial=partial)
@@ -59,11 +59,11 @@ def _require_whole(result: list[Generation]) -> None:
 def parsed_output(
     answering: Runnable[Any, Any], schema: dict[str, Any] | type, *, include_raw: bool
 ) -> Runnable[Any, Any]:
-    """Return a chain that parses what ``answering`` answers.
+    """Return a chain that parses the answers of ``answering``.
 
     Args:
         answering: The model, bound to the schema.
-        schema: A pydantic class gives instances, everything else dictionaries.
+        schema: The schema. A pydantic class yields instances, any other schema dictionaries.
         include_raw: Return ``{"raw", "parsed", "parsing_error"}`` and raise no parsing error.
     """
     parser: Runnable[Any, Any]

@@ -8,7 +8,7 @@ another model, other options or another input. ``phi3ov batch --ray`` answers a 
     dataset ─▶ map_batches(AnswerConversations) ─▶ answer, finish_reason, usage, error
                      one actor a node: load_model(path, engine="worker"), iter_batch(block)
 
-Ray is imported when a function needs it, so `AnswerConversations` can be imported without.
+Ray is imported when a function needs it, so `AnswerConversations` can be imported without Ray.
 """
 
 from .actors import AnswerConversations, LoadOptions

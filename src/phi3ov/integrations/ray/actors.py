@@ -1,4 +1,4 @@
-"""What runs in a Ray actor: a loaded model that answers one block of conversations after another.
+"""Ray actors: a loaded model that answers one block of conversations after another.
 
 Ray Data creates a callable class once per actor and calls it once per block.
 """
@@ -30,16 +30,16 @@ PINNING = "ENABLE_CPU_PINNING"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
-    """How each actor loads the model: arguments of `phi3ov.load_model`, always with the worker.
+    """Arguments of `phi3ov.load_model` for each actor, always with ``engine="worker"``.
 
     Attributes:
         revision: Branch, tag or commit of a hub id.
         device: OpenVINO devices in order of preference.
-        config: OpenVINO's settings. If ``threads`` is None, an actor uses as many as Ray
-            reserved CPUs for it, and at most as many as it may run on.
-        limits: How many conversations are answered together.
-        context_tokens: Tokens of prompt and answer together.
-        cache_bytes: Bytes of the KV cache.
+        config: OpenVINO's settings. If ``threads`` is None, an actor uses one thread per CPU that
+            Ray reserved for it, but not more than the CPUs that it may run on.
+        limits: How many conversations run at the same time.
+        context_tokens: Context length that prompt and answer share.
+        cache_bytes: Maximum size of the KV cache.
         adapter: A LoRA adapter.
 
     Example:
@@ -56,11 +56,11 @@ class LoadOptions:
     adapter: LoraAdapter | None = None
 
     def on_cores(self, cores: int) -> LoadOptions:
-        """Return these options for an actor that owns ``cores`` of this machine.
+        """Return these options for an actor with ``cores`` CPUs of this machine.
 
-        OpenVINO pins its threads to the first cores that the process may use. Two actors with a
-        part of the cores each would share the first ones, so an actor with fewer threads than
-        cores lets the operating system place them.
+        OpenVINO pins its threads to the first cores that the process may use. Two actors with some
+        of the cores each would then share the first ones, so an actor with fewer threads than
+        cores disables pinning and lets the operating system place the threads.
 
         Args:
             cores: CPUs that Ray reserved for the actor.
@@ -89,12 +89,12 @@ class ModelActor:
         Args:
             path: The exported folder, at the same path on every node, or a hub id.
             options: Options of every conversation.
-            load: How to load the model.
-            fingerprint: The model that the job belongs to; None takes any.
+            load: Load options of the model.
+            fingerprint: Fingerprint of the job's model; None accepts any model.
 
         Raises:
             ArtifactError: The folder on this node holds another model, or none.
-            Phi3OVError: What `phi3ov.load_model` raises.
+            Phi3OVError: As `phi3ov.load_model`.
         """
         arguments = load.on_cores(assigned_cores())
         self.model = load_model(
@@ -129,12 +129,12 @@ class AnswerConversations(ModelActor):
     - ``answer``: the text; null if there is an error.
     - ``finish_reason``: as in `Reply.finish_reason`.
     - ``usage``: a struct of `Usage`.
-    - ``error``: null, or a struct of ``type``, ``message`` and ``partial_text``. A conversation
-      that cannot be answered, or that crashes the engine, is such a row; the others go on.
+    - ``error``: null, or a struct of ``type``, ``message`` and ``partial_text``, for a
+      conversation that cannot be answered or that crashes the engine. The others are answered.
 
     Call ``map_batches`` with ``batch_format="pyarrow"``; `answer_dataset` sets all of its
-    arguments. Blocks should hold many times the conversations that run together (32), because the
-    last ones of a block run without company.
+    arguments. Blocks should hold many times the conversations that run at the same time (32),
+    because the engine is not fully used at the end of a block.
 
     Example:
         >>> dataset.map_batches(  # doctest: +SKIP
@@ -153,7 +153,7 @@ class AnswerConversations(ModelActor):
         Raises:
             OptionError: The block is not a pyarrow table with exactly one column of
                 conversations, or has a column of the same name as an answer's.
-            EngineCrashedError: Three conversations in a row crashed the engine.
+            EngineCrashedError: Three consecutive conversations crashed the engine.
         """
         rows = _read_conversations(block)
         outcomes: list[Reply | Phi3OVError | None] = [
@@ -167,10 +167,10 @@ class AnswerConversations(ModelActor):
 
 
 class AnswerLines(ModelActor):
-    """A callable class for the lines of a batch file: line and its bytes in, record out."""
+    """A callable class for lines of a batch file: line numbers and bytes in, records out."""
 
     def __call__(self, block: pyarrow.Table) -> pyarrow.Table:
-        """Answer the lines of a block; a line that is wrong has a record of its error."""
+        """Answer the lines of a block; the record of an invalid line holds its error."""
         import pyarrow as pa
 
         numbers, raws = (block.column(name).to_pylist() for name in ("line", "raw"))
@@ -188,7 +188,7 @@ class AnswerLines(ModelActor):
 
 
 def assigned_cores() -> int:
-    """Return how many CPUs Ray reserved for this actor; elsewhere, all that may be used."""
+    """Return the number of CPUs that Ray reserved for this actor; outside Ray, all usable CPUs."""
     import ray
 
     if not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
@@ -229,7 +229,7 @@ def _read_row(name: str, value: object) -> BatchRequest | Phi3OVError:
 
 
 ANSWER_COLUMNS = ("answer", "finish_reason", "usage", "error")
-"""The columns that a block gets."""
+"""The columns that are added to a block."""
 
 
 def _add_answers(block: pyarrow.Table, outcomes: Iterable[Reply | Phi3OVError]) -> pyarrow.Table:

@@ -1,4 +1,4 @@
-"""Ray datasets of conversations: the actor pool that answers them, and a claim on a checkpoint."""
+"""Ray datasets of conversations: the actor pool that answers them, and checkpoint ownership."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from ray.data.checkpoint import CheckpointConfig
 
 RUNNING = 32
-"""Conversations that the worker answers together unless `RequestLimits.max_running` says so."""
+"""Default number of conversations that the worker runs at the same time."""
 
 FULL_BLOCK = 16
-"""Conversations of a block, in multiples of those that run together.
+"""Conversations per block, as a multiple of those that run at the same time.
 
-At the end of a block fewer and fewer run. With 16 times as many, that costs a few per cent.
+At the end of a block fewer and fewer conversations run. With a factor of 16, that costs a few per
+cent.
 """
 
 
@@ -41,18 +42,18 @@ def answer_dataset(
 ) -> Dataset:
     """Answer the conversations of a dataset with a pool of actors; see `AnswerConversations`.
 
-    An actor on a node that dies is started again where ``cores`` are free, and its blocks are
-    answered again. Blocks of another size are cut or put together first.
+    If a node dies, its actor is restarted on a node with ``cores`` free CPUs, and its blocks are
+    answered again. Blocks of another size are repartitioned first.
 
     Args:
-        dataset: Has a column ``messages`` or ``prompt``.
+        dataset: A dataset with a column ``messages`` or ``prompt``.
         path: The exported folder, at the same path on every node, or a hub id.
-        actors: Loaded models; one per node is the usual number.
-        cores: CPUs of each. Leave one of the cluster's CPUs for Ray's own tasks, such as reading
-            and writing; where there is no room for them, Ray waits for ever.
-        load: How each actor loads the model.
-        rows_per_block: Conversations of a block; None is 16 times those that run together. A
-            smaller number loses less when a node dies, and is slower.
+        actors: Number of actors, each with a loaded model; usually one per node.
+        cores: CPUs per actor. Leave at least one CPU of the cluster for Ray's own tasks, such as
+            reading and writing; otherwise Ray waits forever.
+        load: Load options of each actor.
+        rows_per_block: Conversations per block; None for 16 times those that run at the same time.
+            A smaller number loses less work when a node dies, and is slower.
         **options: Fields of `GenerationOptions`, for all conversations.
 
     Returns:
@@ -75,7 +76,7 @@ def answer_dataset(
     if rows_per_block is not None:
         require_integer("rows_per_block", rows_per_block, least=1)
     chosen = GenerationOptions().changed(options)
-    # A reader makes one block of many small files, which one actor would answer alone.
+    # A reader puts many small files into one block, which a single actor would answer.
     blocks = dataset.repartition(
         target_num_rows_per_block=rows_per_block or full_block(load), strict=True
     )
@@ -89,7 +90,7 @@ def answer_dataset(
 
 
 def full_block(load: LoadOptions) -> int:
-    """Return how many conversations a block should have so that the engine stays busy."""
+    """Return the number of conversations per block that keeps the engine busy."""
     return FULL_BLOCK * (load.limits.max_running or RUNNING)
 
 
@@ -112,28 +113,28 @@ def claim_checkpoint(
     load: LoadOptions = LoadOptions(),  # noqa: B008 - immutable
     **options: Unpack[Options],
 ) -> CheckpointConfig:
-    """Return a Ray checkpoint that belongs to one input, model and set of options.
+    """Return a Ray checkpoint that is tied to one input, model and set of options.
 
-    Ray Data's checkpoint holds the ids of the rows that have been written, and skips them in
-    the next run, whatever answers them then. The claim, a file beside the folder, says what the
-    rows depend on; another model, other options or another input are refused.
+    Ray Data's checkpoint holds the ids of written rows and skips them in the next run, even with
+    another model or other options. A job file beside the folder records the inputs of the job;
+    another model, other options or another input are refused.
 
     Set the result as ``ray.data.DataContext.get_current().checkpoint_config`` before the dataset
     is read, and write the answered dataset to files: only a plan that reads, maps and writes has
-    a checkpoint. Leave two CPUs and 1 GiB of Ray's memory beside the actors: when a job is
-    resumed, the checkpoint's filter is an actor of its own beside the tasks that read. Where there
-    is no room for both, Ray waits for ever.
+    a checkpoint. Leave two CPUs and 1 GiB of Ray's memory besides the actors: when a job is
+    resumed, the checkpoint's filter runs as a separate actor besides the tasks that read. Without
+    room for both, Ray waits forever.
 
     Args:
         folder: The folder of the checkpoint, which every node sees at this path.
         id_column: A column that identifies a row, read with the input and kept.
         path: The exported folder or hub id.
-        source: What identifies the input, such as its path and version, or its checksum.
-        load: How the model is loaded.
+        source: Identity of the input, such as its path and version, or its checksum.
+        load: Load options of the model.
         **options: The options of the answers, as given to `answer_dataset`.
 
     Raises:
-        OptionError: The folder belongs to another job, or to a checkpoint without a claim.
+        OptionError: The folder belongs to another job, or to a checkpoint without a job file.
         ArtifactError: There is no such model.
         MissingDependencyError: Ray Data is not installed.
 
@@ -156,7 +157,7 @@ def claim_checkpoint(
     claims.mkdir(parents=True, exist_ok=True)
     begun = any(claims.glob("*.parquet"))
     claim_job(
-        claims.with_name(f"{claims.name}.job"),  # Ray reads every file in the folder as its own
+        claims.with_name(f"{claims.name}.job"),  # Ray reads every file in the folder
         job | {"id_column": id_column},
         {"options": describe_defaults()},
         target=claims,
@@ -172,7 +173,7 @@ def claim_checkpoint(
 def model_job(
     path: str | Path, load: LoadOptions, options: GenerationOptions, source: str
 ) -> tuple[dict[str, Any], ModelFingerprint]:
-    """Return what answers depend on, and the model's fingerprint, without loading the model."""
+    """Return the inputs that determine answers, and the model's fingerprint, without loading it."""
     artifact = find_artifact(path, revision=load.revision)
     fingerprint = ModelFingerprint.of(artifact)
     context = choose_context(artifact.config, load.context_tokens)
@@ -183,7 +184,7 @@ def import_ray_data() -> Any:
     """Import Ray Data.
 
     Raises:
-        MissingDependencyError: It is not installed.
+        MissingDependencyError: Ray Data is not installed.
     """
     try:
         import ray.data

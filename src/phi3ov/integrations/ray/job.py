@@ -1,8 +1,8 @@
 """``phi3ov batch --ray``: the lines of a JSONL file answered on a Ray cluster.
 
-Input, output, claim and resume are those of `phi3ov.batch.file`, so a job that was begun on one
-machine can go on on a cluster, and the other way round. The driver writes the output; the nodes
-need the model alone. Input is read on the driver's node, in blocks of lines that have no record.
+Input, output, job file and resuming are those of `phi3ov.batch.file`, so a job that was begun on
+one machine can continue on a cluster, and vice versa. The driver writes the output; the nodes need
+only the model. Input is read on the driver's node, in blocks of lines that have no record.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 BLOCKS_PER_ACTOR = 4
-"""A short input is cut into this many blocks per actor, so that actors end at about one time."""
+"""Blocks per actor for a short input, so that all actors end at about the same time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RayCluster:
-    """The cluster that answers, and how much of it.
+    """The Ray cluster, and the share of it that is used.
 
     Attributes:
         address: ``"auto"`` for the cluster that this machine belongs to, ``HOST:PORT`` of its
-            head, or ``"local"`` for a new one on this machine alone. If this process is connected
-            already, that connection is used.
-        actors: Loaded models; None is as many as the cluster has CPUs for.
-        cores: CPUs of each; None is all CPUs of the smallest node.
+            head, or ``"local"`` for a new one on this machine only. An existing connection of this
+            process is used instead.
+        actors: Number of actors, each with a loaded model; None for as many as the CPUs allow.
+        cores: CPUs per actor; None for all CPUs of the smallest node.
 
     Raises:
-        OptionError: A number is out of its range.
+        OptionError: A number is out of range.
     """
 
     address: str = "auto"
@@ -68,24 +68,24 @@ def answer_lines_on_ray(
 ) -> BatchProgress:
     """Answer the lines of ``source`` that have no record in ``target`` yet.
 
-    A node that dies costs the blocks that its actor had; they are answered again. The caller must
-    hold `phi3ov.batch.records.locked_output`.
+    If a node dies, the blocks of its actor are answered again. The caller must hold
+    `phi3ov.batch.records.locked_output`.
 
     Args:
         path: The exported folder, at the same path on every node and here, or a hub id.
         source: The input: see `phi3ov.batch.file`.
-        target: The output; new, or begun by an earlier run, on Ray or not.
+        target: The output; new, or begun by an earlier run with or without Ray.
         options: Options of every line that does not set its own.
         report: Called after each record.
-        cluster: Where to answer.
-        load: How each actor loads the model.
+        cluster: The cluster.
+        load: Load options of each actor.
 
     Returns:
         How many lines have a record now, and how many of these records are errors.
 
     Raises:
-        OptionError: ``target`` belongs to another job, or there is no such cluster, or it has
-            too few CPUs.
+        OptionError: ``target`` belongs to another job, the cluster does not exist, or it has too
+            few CPUs.
         ArtifactError: A node has another model at ``path``, or none.
         GenerationError: The job failed on the cluster; finished blocks are recorded.
         MissingDependencyError: Ray Data is not installed.
@@ -126,8 +126,8 @@ def cut_input(source: Path, done: Collection[int], rows: int) -> Iterator[dict[s
     """Cut the input into parts, each with ``rows`` lines that are not ``done``.
 
     Yields:
-        What `read_range` reads: the file, the byte at which the part begins, the number of the
-        line before it, and the numbers of its lines.
+        Rows for `read_range`: the file, the byte offset of the part, the number of the line before
+        it, and the numbers of its lines.
     """
     path = str(source.absolute())
     with source.open("rb") as file:
@@ -144,8 +144,8 @@ def cut_input(source: Path, done: Collection[int], rows: int) -> Iterator[dict[s
 
 
 def _rows_per_block(pending: int, actors: int, most: int) -> int:
-    """Return a block's size: full ones for a long input, even parts for a short one."""
-    least = most // FULL_BLOCK  # fewer would not fill the engine once
+    """Return the lines per block: full blocks for a long input, even parts for a short one."""
+    least = most // FULL_BLOCK  # fewer would not fill the engine's batch
     return max(least, min(most, math.ceil(pending / (actors * BLOCKS_PER_ACTOR))))
 
 
@@ -192,7 +192,7 @@ def _collect(dataset: Dataset, done: Collection[int]) -> Iterator[Record]:
 
 
 def _share(cluster: RayCluster) -> tuple[int, int]:
-    """Return how many actors there are, and the CPUs of each."""
+    """Return the number of actors, and the CPUs per actor."""
     import ray
 
     sizes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
@@ -211,7 +211,7 @@ def _share(cluster: RayCluster) -> tuple[int, int]:
 
 @contextmanager
 def _connected(address: str) -> Iterator[None]:
-    """Connect to the cluster, unless this process is connected; keep Ray Data's notices away."""
+    """Connect to the cluster unless this process is connected; silences Ray Data's output."""
     import ray
 
     owns = not ray.is_initialized()
@@ -224,7 +224,7 @@ def _connected(address: str) -> Iterator[None]:
                 "--head', or use 'local'."
             ) from error
     context = ray.data.DataContext.get_current()
-    logger = logging.getLogger("ray.data")  # it does not propagate, and the bar here says as much
+    logger = logging.getLogger("ray.data")  # does not propagate; phi3ov has its own progress bar
     bars, context.enable_progress_bars = context.enable_progress_bars, False
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -239,7 +239,7 @@ def _connected(address: str) -> Iterator[None]:
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """Raise phi3ov's own error that ended a task, or a `GenerationError` for Ray's."""
+    """Translate Ray's errors: raise phi3ov's error that ended a task, else `GenerationError`."""
     from ray.exceptions import RayError
 
     try:
@@ -255,5 +255,5 @@ def _cause_of(error: BaseException) -> Phi3OVError:
             return cause
         cause = getattr(cause, "cause", None) or cause.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # What an actor raises while it loads the model comes as a text that ends with a traceback.
+    # An error while an actor loads the model arrives as text that ends with a traceback.
     return GenerationError(f"Ray ended the job: {lines[-1] if lines else type(error).__name__}")
