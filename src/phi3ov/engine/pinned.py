@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import mmap
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,7 +62,7 @@ class PinnedModel(NamedTuple):
         the embedding table are still read here, and their pages are loaded again on demand. This
         does nothing on systems without such a call (Windows reclaims idle pages by itself).
         """
-        if hasattr(mmap, "MADV_DONTNEED"):
+        if sys.platform != "win32" and hasattr(mmap, "MADV_DONTNEED"):
             self.mapped.madvise(mmap.MADV_DONTNEED)
 
 

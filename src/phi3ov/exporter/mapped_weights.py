@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def give_back(address: int, size_bytes: int) -> None:
     """
     first = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (address + size_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if first < end and _is_in_a_file(first, end):
+    if sys.platform == "linux" and first < end and _is_in_a_file(first, end):
         ctypes.CDLL(None).madvise(
             ctypes.c_void_p(first), ctypes.c_size_t(end - first), mmap.MADV_DONTNEED
         )

@@ -24,7 +24,6 @@ from ..errors import ArtifactError, OptionError
 from ..loading import find_artifact
 from ..prompt.chat_tokenizer import ChatTokenizer
 from ..runtime.rope import ContextChoice, choose_context, pin_factors
-from ..validation import require_integer
 
 GRAPH = "graph.pbtxt"
 REPOSITORY_CONFIG = "config.json"
@@ -120,7 +119,11 @@ def write_ovms_model(
             f"name={name!r} must consist of letters, digits, '.', '_' and '-', because it is the "
             "name of a folder and part of an address. Give another name."
         )
-    require_integer("cache_gigabytes", cache_gigabytes, least=0, most=10_000)
+    if not isinstance(cache_gigabytes, int) or not 0 <= cache_gigabytes <= 10_000:
+        raise OptionError(
+            f"cache_gigabytes={cache_gigabytes!r} must be a whole number from 0 to 10000, as OVMS "
+            "reads it."
+        )
     missing = [file for file in _NEEDED if not (artifact.path / file).is_file()]
     if missing:
         raise ArtifactError(

