@@ -66,16 +66,21 @@ def _is_ready(url: str) -> bool:
 def urls(
     reference_export: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, str]]:
-    """Two servers, as the environment variables that the programs read: one is easily full."""
+    """Three servers, as the environment variables that the programs read.
+
+    The second is easily full, and the third computes the log-probabilities of prompts.
+    """
     logs = tmp_path_factory.mktemp("servers")
     with ExitStack() as stack:
         name = ("--model-name", "phi3")
         limits = ("--max-running", "2", "--max-waiting", "2")
         first = serving(reference_export, logs / "server.log", *name)
         second = serving(reference_export, logs / "limited.log", *name, *limits)
+        third = serving(reference_export, logs / "scoring.log", *name, "--engine", "paged")
         yield {
             "SERVER_URL": stack.enter_context(first),
             "LIMITED_SERVER_URL": stack.enter_context(second),
+            "SCORING_SERVER_URL": stack.enter_context(third),
         }
 
 
@@ -100,9 +105,11 @@ def python_of(name: str) -> Path:
     stamp = folder / "requirements.txt"
     if not stamp.is_file() or stamp.read_bytes() != requirements:
         shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
         wanted = REPOSITORY / "requirements" / "clients" / f"{name}.txt"
-        pip: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--requirement", wanted]
+        # The pins are complete: resolving them again and compiling take most of the time.
+        pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", python, "install"]
+        pip += ["--quiet", "--no-deps", "--no-compile", "--requirement", wanted]
         subprocess.run(pip, check=True)
         stamp.write_bytes(requirements)
     return python

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
+
 from .chat_tokenizer import ChatTokenizer
 
 
@@ -20,3 +23,18 @@ class TokenTexts:
         if token_id in self._tokenizer.control_tokens:
             return self._tokenizer.control_tokens[token_id]
         return self._tokenizer.decode([*self._anchor, token_id])[len(self._anchor_text) :]
+
+    def count_thoughts(self, token_ids: Sequence[int]) -> int:
+        """Return how many tokens of an answer are thoughts, their closing tag included.
+
+        0 for a model without thoughts; all tokens if the tag has not come.
+        """
+        if self._tokenizer.thought_tags is None:
+            return 0
+        closing = self._tokenizer.thought_tags[1]
+
+        def is_closed(count: int) -> bool:
+            text = self._tokenizer.decode(token_ids[:count], skip_special_tokens=False)
+            return closing in text
+
+        return bisect_left(range(len(token_ids)), 1, key=is_closed)

@@ -91,7 +91,8 @@ class ChatExchange:
         options = self._request.stream_options
         return ChatRendering(
             head,
-            texts if self._request.logprobs else None,
+            texts,
+            logprobs=self._request.logprobs,
             include_usage=options is not None and bool(options.include_usage),
             count=self._request.n,
         )
@@ -141,11 +142,18 @@ class ChatRendering:
     """Writes the answers of one chat request."""
 
     def __init__(
-        self, head: AnswerHead, texts: TokenTexts | None, *, include_usage: bool, count: int
+        self,
+        head: AnswerHead,
+        texts: TokenTexts,
+        *,
+        logprobs: bool,
+        include_usage: bool,
+        count: int,
     ) -> None:
-        """Render ``count`` answers; ``texts`` is given if log-probabilities are requested."""
+        """Render ``count`` answers, with log-probabilities if they are requested."""
         self._head = head
         self._texts = texts
+        self._with_logprobs = logprobs
         self._include_usage = include_usage
         self._count = count
 
@@ -174,7 +182,7 @@ class ChatRendering:
         return {
             **self._head.members("chat.completion"),
             "choices": choices,
-            "usage": usage(replies),
+            "usage": usage(replies, texts=self._texts),
             "timings": timings(replies[0]),
         }
 
@@ -202,7 +210,7 @@ class ChatRendering:
         """Yield the token counts, if requested, and the end of the stream."""
         if self._include_usage:
             members = self._head.members("chat.completion.chunk")
-            yield frame({**members, "choices": [], "usage": usage(replies)})
+            yield frame({**members, "choices": [], "usage": usage(replies, texts=self._texts)})
         yield DONE
 
     def _chunk(
@@ -229,7 +237,7 @@ class ChatRendering:
         logprobs: Sequence[float],
         likeliest: Sequence[Sequence[tuple[int, float]]],
     ) -> dict[str, Any] | None:
-        if self._texts is None or not token_ids:
+        if not self._with_logprobs or not token_ids:
             return None
         beside = likeliest or [()] * len(token_ids)
         return {
@@ -242,5 +250,4 @@ class ChatRendering:
         }
 
     def _describe_token(self, token_id: int, logprob: float) -> dict[str, Any]:
-        text = "" if self._texts is None else self._texts(token_id)
-        return {"token": text, "logprob": logprob, "bytes": None}
+        return {"token": self._texts(token_id), "logprob": logprob, "bytes": None}

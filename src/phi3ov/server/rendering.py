@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ..answer.reply import Reply
     from ..answer.stream import Piece
     from ..model import Phi3Model
+    from ..prompt.token_texts import TokenTexts
     from ..prompt.tools import ToolCall
 
 
@@ -91,13 +92,19 @@ def stopped_by(reply: Reply) -> dict[str, Any]:
     return {"stopped_by": "shutdown"} if reply.finish_reason == "cancelled" else {}
 
 
-def usage(replies: Sequence[Reply], prompts: int = 1) -> dict[str, Any]:
+def usage(
+    replies: Sequence[Reply], prompts: int = 1, *, texts: TokenTexts | None = None
+) -> dict[str, Any]:
     """Return the token counts of a request.
 
     Args:
         replies: The answers, grouped by prompt.
         prompts: Number of prompts. A prompt with several answers counts once.
+        texts: Counts the tokens of thoughts; None where answers have none.
     """
+    thoughts = (
+        0 if texts is None else sum(texts.count_thoughts(reply.token_ids) for reply in replies)
+    )
     firsts = replies[:: max(1, len(replies) // prompts)]
     prompt_tokens = sum(reply.usage.prompt_tokens for reply in firsts)
     completion_tokens = sum(reply.usage.completion_tokens for reply in replies)
@@ -109,7 +116,8 @@ def usage(replies: Sequence[Reply], prompts: int = 1) -> dict[str, Any]:
             "cached_tokens": sum(reply.usage.cached_tokens for reply in firsts)
         },
         "completion_tokens_details": {
-            "accepted_prediction_tokens": sum(reply.usage.accepted_tokens for reply in replies)
+            "accepted_prediction_tokens": sum(reply.usage.accepted_tokens for reply in replies),
+            "reasoning_tokens": thoughts,
         },
     }
 

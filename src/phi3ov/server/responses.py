@@ -89,9 +89,9 @@ class ResponsesExchange:
         calls = read_tools(tools, wanted, parallel=request.parallel_tool_calls)
         return (model.stream(self._messages, **calls, **options),)
 
-    def render(self, head: AnswerHead, _texts: TokenTexts) -> ResponsesRendering:
+    def render(self, head: AnswerHead, texts: TokenTexts) -> ResponsesRendering:
         """Return the rendering of the answer."""
-        return ResponsesRendering(head, self._request)
+        return ResponsesRendering(head, texts, self._request)
 
 
 def read_input(request: ResponsesRequest) -> list[dict[str, Any]]:
@@ -181,14 +181,19 @@ def _read_content(where: str, content: Any) -> Any:
 class ResponsesRendering:
     """Writes the answer of one Responses request."""
 
-    def __init__(self, head: AnswerHead, request: ResponsesRequest) -> None:
+    def __init__(self, head: AnswerHead, texts: TokenTexts, request: ResponsesRequest) -> None:
         """Render the answer of ``request``."""
         self._head = head
+        self._texts = texts
         self._request = request
         self._item_id = new_id("msg_")
+        self._reasoning_id = new_id("rs_")
         self._sequence = 0
         self._text: list[str] = []
+        self._reasoning: list[str] = []
         self._opened = False
+        self._reasoning_opened = False
+        self._reasoning_closed = False
 
     def whole(self, replies: Sequence[Reply]) -> Mapping[str, Any]:
         """Return the whole response."""
@@ -205,7 +210,9 @@ class ResponsesRendering:
                 "cache_write_tokens": 0,
             },
             "output_tokens": counts.completion_tokens,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {
+                "reasoning_tokens": self._texts.count_thoughts(reply.token_ids)
+            },
             "total_tokens": counts.prompt_tokens + counts.completion_tokens,
         }
         body["timings"] = timings(reply)
@@ -217,8 +224,15 @@ class ResponsesRendering:
             yield self._event(name, response=self._response("in_progress", []))
 
     def piece(self, number: int, piece: Piece) -> Iterator[bytes]:  # noqa: ARG002
-        """Yield a piece of text."""
+        """Yield a piece of thoughts or text."""
+        if piece.reasoning:
+            yield from self._open_reasoning()
+            self._reasoning.append(piece.reasoning)
+            yield self._event(
+                "response.reasoning_text.delta", **self._reasoning_place(), delta=piece.reasoning
+            )
         if piece.text:
+            yield from self._close_reasoning("completed")
             yield from self._open_message()
             self._text.append(piece.text)
             yield self._event(
@@ -229,6 +243,9 @@ class ResponsesRendering:
         """Yield the end of each output item."""
         items = self._items(reply)
         for index, item in enumerate(items):
+            if item["type"] == "reasoning":
+                yield from self._close_reasoning(item["status"])
+                continue
             if item["type"] == "message":
                 yield from self._open_message()
                 text = "".join(self._text)
@@ -262,12 +279,41 @@ class ResponsesRendering:
         if not self._opened:
             self._opened = True
             item = self._message("in_progress", [])
-            yield self._event("response.output_item.added", output_index=0, item=item)
+            index = self._place()["output_index"]
+            yield self._event("response.output_item.added", output_index=index, item=item)
             part = {"type": "output_text", "text": "", "annotations": []}
             yield self._event("response.content_part.added", **self._place(), part=part)
 
     def _place(self) -> dict[str, Any]:
-        return {"item_id": self._item_id, "output_index": 0, "content_index": 0}
+        index = int(self._reasoning_opened)
+        return {"item_id": self._item_id, "output_index": index, "content_index": 0}
+
+    def _open_reasoning(self) -> Iterator[bytes]:
+        if not self._reasoning_opened:
+            self._reasoning_opened = True
+            item = self._reasoning_item("in_progress", "")
+            yield self._event("response.output_item.added", output_index=0, item=item)
+
+    def _close_reasoning(self, status: str) -> Iterator[bytes]:
+        """Yield the end of the thoughts, once, if there were any."""
+        if self._reasoning_opened and not self._reasoning_closed:
+            self._reasoning_closed = True
+            text = "".join(self._reasoning)
+            yield self._event("response.reasoning_text.done", **self._reasoning_place(), text=text)
+            item = self._reasoning_item(status, text)
+            yield self._event("response.output_item.done", output_index=0, item=item)
+
+    def _reasoning_place(self) -> dict[str, Any]:
+        return {"item_id": self._reasoning_id, "output_index": 0, "content_index": 0}
+
+    def _reasoning_item(self, status: str, text: str) -> dict[str, Any]:
+        return {
+            "type": "reasoning",
+            "id": self._reasoning_id,
+            "summary": [],
+            "content": [{"type": "reasoning_text", "text": text}] if text else [],
+            "status": status,
+        }
 
     def _event(self, name: str, /, **members: Any) -> bytes:
         self._sequence += 1
@@ -277,7 +323,11 @@ class ResponsesRendering:
     def _items(self, reply: Reply) -> list[dict[str, Any]]:
         status = "completed" if reply.finish_reason == "stop" else "incomplete"
         items = []
-        if reply.text or self._opened or not reply.tool_calls:
+        if reply.reasoning:
+            # Thoughts that an answer follows are whole, however that ended.
+            ended = "completed" if reply.text or reply.tool_calls else status
+            items.append(self._reasoning_item(ended, reply.reasoning))
+        if reply.text or self._opened or not (reply.tool_calls or reply.reasoning):
             part = {"type": "output_text", "text": reply.text, "annotations": []}
             items.append(self._message(status, [part]))
         for number, call in enumerate(reply.tool_calls):

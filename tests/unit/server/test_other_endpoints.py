@@ -17,7 +17,8 @@ from phi3ov.model import Phi3Model
 from phi3ov.server import ServerSettings, create_app
 from tests.unit.fakes import MINI, FakeEngine, answer_ids, make_model
 
-from .serving import NAME, Served, always, give_fingerprint, listening, serving, wait_until
+from ..test_reasoning import MINI as REASONING
+from .serving import NAME, Served, always, give_fingerprint, listening, says, serving, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +117,37 @@ def test_a_response_without_storage(served: Served) -> None:
     ]
     respond(served, input=items)
     assert served.engine.requests[-1].prompt_ids == asked
+
+
+@pytest.mark.parametrize("tokens", [64, 20])
+def test_thoughts_are_an_item_of_a_response(tokens: int) -> None:
+    """Before the message, whole and streamed alike; cut off within them, there is no message."""
+    text = "<think>one two three four five six seven</think>the answer"
+    ids = answer_ids(text, kit=REASONING)
+    thoughts = len(answer_ids(text.partition("</think>")[0] + "</think>", kit=REASONING)) - 1
+    with serving(lambda _request: says(text, kit=REASONING), kit=REASONING) as served:
+        body = respond(served, input="Hello", max_output_tokens=tokens).json()
+        stream = respond(served, input="Hello", max_output_tokens=tokens, stream=True).text
+    payloads = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: {")]
+    reasoning, *others = body["output"]
+    assert (reasoning["type"], reasoning["summary"]) == ("reasoning", [])
+    if tokens > len(ids):
+        assert reasoning["content"][0]["text"] == "one two three four five six seven"
+        assert (reasoning["status"], body["status"]) == ("completed", "completed")
+        assert others[0]["content"][0]["text"] == "the answer"
+        assert body["usage"]["output_tokens_details"]["reasoning_tokens"] == thoughts
+    else:
+        assert (reasoning["status"], body["status"], others) == ("incomplete", "incomplete", [])
+        assert body["usage"]["output_tokens_details"]["reasoning_tokens"] == tokens
+    deltas = [one["delta"] for one in payloads if one["type"] == "response.reasoning_text.delta"]
+    assert "".join(deltas) == reasoning["content"][0]["text"]
+    done = [one["item"] for one in payloads if one["type"] == "response.output_item.done"]
+    assert [one["type"] for one in done] == [one["type"] for one in body["output"]]
+    assert [one.get("content") for one in done] == [one["content"] for one in body["output"]]
+    added = [one for one in payloads if one["type"] == "response.output_item.added"]
+    assert [one["output_index"] for one in added] == list(range(len(body["output"])))
+    final = payloads[-1]["response"]["output"]
+    assert [one["content"] for one in final] == [one["content"] for one in body["output"]]
 
 
 def test_a_response_streams_typed_events(served: Served) -> None:
