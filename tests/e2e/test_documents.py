@@ -252,7 +252,8 @@ def test_every_example_is_in_the_index_and_tested() -> None:
     """examples/README.md names every example, and each is run by a test."""
     names = {path.name for path in (REPOSITORY / "examples").glob("*.py")}
     index = (REPOSITORY / "examples" / "README.md").read_text(encoding="utf-8")
-    assert names == {*EXAMPLES, "fastapi_server.py"}  # tests/engine/test_server.py
+    servers = {"fastapi_server.py", "mounted_server.py"}  # tests/engine/test_server.py
+    assert names == {*EXAMPLES, *servers}
     assert all(f"({name})" in index for name in names)
     whole_programs = {"demo.py", "fastapi_server.py", "seed_walkthrough.py"}
     for name in names - whole_programs:

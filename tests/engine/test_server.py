@@ -1,4 +1,4 @@
-"""The FastAPI example, served for real: sixteen clients at once, and one that goes away."""
+"""The examples of servers, served for real: sixteen clients at once, and one that goes away."""
 
 from __future__ import annotations
 
@@ -22,13 +22,24 @@ from .conftest import EXACT, Zoo
 from .test_worker import wait_until
 from .truth import prompt_text
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "fastapi_server.py"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 ROW = "phi-4"
 
 
 @pytest.fixture
 def app(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The example's application, on an exact model."""
+    return application("fastapi_server", zoo, monkeypatch)
+
+
+@pytest.fixture
+def mounted(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The application that mounts the whole server, on an exact model."""
+    return application("mounted_server", zoo, monkeypatch)
+
+
+def application(name: str, zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Import an example and return its application."""
     load_model = phi3ov.load_model
 
     def load_exact(path: str, **options: Any) -> phi3ov.Phi3Model:
@@ -36,11 +47,11 @@ def app(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setenv("PHI3OV_MODEL", str(zoo.artifact(ROW)))
     monkeypatch.setattr(phi3ov, "load_model", load_exact)
-    spec = importlib.util.spec_from_file_location("fastapi_server", EXAMPLE)
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(__import__("sys").modules, "fastapi_server", module)
+    monkeypatch.setitem(__import__("sys").modules, name, module)
     spec.loader.exec_module(module)
     return module.app
 
@@ -54,7 +65,7 @@ def serve(app: Any) -> Iterator[str]:
     try:
         wait_until(lambda: server.started or not thread.is_alive())
         port = server.servers[0].sockets[0].getsockname()[1]
-        yield f"http://127.0.0.1:{port}/chat"
+        yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
         thread.join()
@@ -87,8 +98,8 @@ def test_sixteen_clients_get_the_answers_they_would_get_alone(app: Any) -> None:
             assert (refused.status_code, "context_tokens" in refused.text) == (422, True)
             return await asyncio.gather(*(ask(client, url, question) for question in questions))
 
-    with serve(app) as url:
-        answers = asyncio.run(ask_all(url))
+    with serve(app) as address:
+        answers = asyncio.run(ask_all(f"{address}/chat"))
         model = app.state.model
         for question, answer in zip(questions, answers, strict=True):
             *past, _ = conversation(question)
@@ -109,3 +120,20 @@ def test_a_client_that_goes_away_ends_its_answer(app: Any) -> None:
         )
         assert stream.cancelled
         assert app.state.model.complete("a", max_new_tokens=2).finish_reason == "length"
+
+
+def test_a_mounted_server_answers_beside_the_applications_routes(mounted: Any) -> None:
+    """Under its prefix: answers, streams, the page, and errors; the model is one and the same."""
+    question = {"role": "user", "content": prompt_text(20)}
+    body = {"messages": [question], "max_tokens": 8}
+    with serve(mounted) as address, httpx.Client(base_url=address, timeout=60) as client:
+        answer = client.post("/llm/v1/chat/completions", json=body).json()
+        expected = mounted.state.model.generate([question], max_new_tokens=8).text
+        assert answer["choices"][0]["message"]["content"] == expected
+        stream = client.post("/llm/v1/chat/completions", json=body | {"stream": True}).text
+        assert stream.endswith("data: [DONE]\n\n")
+        assert client.get("/load").json() == {"running": 0, "waiting": 0}
+        assert client.get("/llm/health").json() == {"status": "ready"}
+        assert client.get("/llm/").headers["content-type"].startswith("text/html")
+        refused = client.post("/llm/v1/chat/completions", json=body | {"max_tokens": 513})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "max_tokens")
