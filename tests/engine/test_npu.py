@@ -226,8 +226,31 @@ def test_a_ratio_and_options_that_an_npu_does_not_take_are_refused(zoo: Zoo) -> 
     setup = replace(setup, artifact=replace(setup.artifact, manifest=mixed), cache_bytes=9)
     with pytest.raises(DeviceError, match=r"ratio=1\.0, not 0\.6.*cache_bytes=9 needs paged"):
         plan_static(setup)
-    with pytest.raises(DeviceError, match="speculation=PromptLookup"):
+    with pytest.raises(DeviceError, match=r"speculation=PromptLookup.* it takes a DraftModel"):
         plan_static(replace(set_up(zoo), speculation=PromptLookup()))
+    with pytest.raises(DeviceError, match=r"adapter=.* needs a LoRA pipeline"):
+        plan_static(replace(set_up(zoo), adapter=phi3ov.LoraAdapter(path="adapter")))
+
+
+def test_a_draft_runs_on_the_npu_too_with_the_same_lengths(
+    zoo: Zoo, built: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As openvino-genai recommends."""
+    drafts: list[tuple[str, dict[str, Any]]] = []
+
+    def draft_model(_folder: str, device: str, **properties: Any) -> str:
+        drafts.append((device, properties))
+        return "the draft"
+
+    monkeypatch.setattr(openvino_genai, "draft_model", draft_model)
+    draft = phi3ov.DraftModel(zoo.artifact("phi-4"))
+    engine = PipelineEngine(replace(set_up(zoo), speculation=draft))
+    [options] = built
+    assert options["draft_model"] == "the draft"
+    assert drafts == [
+        ("NPU", {"PERFORMANCE_HINT": "LATENCY", "MAX_PROMPT_LEN": 1024, "MIN_RESPONSE_LEN": 128})
+    ]
+    engine.close()
 
 
 def test_the_worker_does_not_run_on_an_npu(zoo: Zoo) -> None:

@@ -28,7 +28,7 @@ TEXT = evaluation_text()[:4000]
 RECIPES = {
     "default": Int4Compression(),
     "small": Int4Compression.small(),
-    "npu": Int4Compression.npu(),
+    "npu": Int4Compression.npu(14_000_000_000),
     "accurate": replace(Int4Compression.accurate(), num_samples=16, sample_tokens=64),
     "ignored": Int4Compression(
         ratio=1.0, backup="int8_sym", ignored_layers=("*.0.mlp.down_proj", "lm_head")

@@ -67,11 +67,15 @@ def test_a_preset_is_an_ordinary_value_that_can_be_changed() -> None:
     accurate, small, npu = PRESETS
     assert accurate.data_aware
     assert not small.data_aware
-    assert (npu.symmetric, npu.ratio, npu.group_size) == (True, 1.0, -1)
+    assert (npu.symmetric, npu.ratio, npu.group_size) == (True, 1.0, 128)
+    rows = Int4Compression.npu(14_000_000_000)
+    assert (rows.symmetric, rows.ratio, rows.group_size) == (True, 1.0, -1)
+    with pytest.raises(OptionError, match="parameters=0"):
+        Int4Compression.npu(0)
     assert small == replace(Int4Compression(), ratio=1.0)
     assert Int4Compression.accurate(("Text.",)).texts == ("Text.",)
     with pytest.raises(OptionError, match="contradicts"):
-        replace(npu, on_indivisible="adjust")
+        replace(rows, on_indivisible="adjust")
 
 
 def test_accurate_fits_every_width_of_the_family_and_of_the_reference() -> None:

@@ -145,9 +145,10 @@ class _Runner:
         artifact, device = self._setup.artifact, self._setup.device
         scheduler = scheduler_config(self.pool.blocks, PREFILL_CHUNK_TOKENS)
         shape = self._static or {"scheduler_config": scheduler}
+        # genai compiles a draft model for an NPU with lengths of its own.
         extra = self.speculation.properties(
             device,
-            self._properties,
+            {**self._properties, **self._static},
             context_tokens=self._setup.context.tokens,
             model_folder=artifact.path,
         )
@@ -174,7 +175,7 @@ class _Runner:
         if not self._static:
             sequence = self.cache.begin(request.prompt_ids)
             stream.cached_tokens = sequence.reused
-        pace = self._pacer.begin(request)
+        pace = self._pacer.begin(request, split=not self._static)  # without a prefix cache
         streamer = _Streamer(stream, pace)
         answer_ids: list[int] = []
         while streamer.goes_on and (part := pace.next_part()) is not None:

@@ -70,6 +70,10 @@ class Recipe(Protocol):
         ...
 
 
+NPU_GROUPED_PARAMETERS = 5_000_000_000
+"""OpenVINO's NPU guide recommends group size 128 up to about this size, and whole rows above."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Int4Compression:
     """Four-bit weights: most layers int4, the most sensitive ones in a backup precision.
@@ -101,8 +105,8 @@ class Int4Compression:
     Example:
         >>> Int4Compression(ratio=1.0).group_size
         128
-        >>> Int4Compression.npu().group_size
-        -1
+        >>> Int4Compression.npu().group_size, Int4Compression.npu(14_000_000_000).group_size
+        (128, -1)
     """
 
     group_size: int = 128
@@ -338,9 +342,20 @@ class Int4Compression:
         return cls(ratio=1.0)
 
     @classmethod
-    def npu(cls) -> Int4Compression:
-        """Return the fastest recipe for Intel NPUs: symmetric, all int4, one scale per row."""
-        return cls(group_size=-1, ratio=1.0)
+    def npu(cls, parameters: int = 3_800_000_000) -> Int4Compression:
+        """Return the recipe that OpenVINO's guide recommends for NPUs: symmetric, all int4.
+
+        Args:
+            parameters: Size of the model, Phi-3-mini's by default. Groups of 128 up to 5 billion
+                parameters, one scale per row above.
+
+        Raises:
+            OptionError: The size is not a positive integer.
+        """
+        if not is_integer(parameters) or parameters < 1:
+            raise OptionError(f"parameters={parameters!r} must be a positive integer.")
+        grouped = parameters <= NPU_GROUPED_PARAMETERS
+        return cls(group_size=128 if grouped else -1, ratio=1.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from ...prompt.tokenizer_files import parse_definition
 from ...runtime.processor import read_processor
 from ...runtime.rope import ContextChoice, RopeFactors, choose_context
 from ...runtime.speculation import DraftModel, PromptLookup, candidate_cost
+from .npu import is_npu
 
 if TYPE_CHECKING:
     from ...answer.token_stream import TokenRequest
@@ -90,7 +91,7 @@ class SpeculationPlan:
     def properties(
         self,
         device: str,
-        properties: Mapping[str, str],
+        properties: Mapping[str, str | int],
         *,
         context_tokens: int,
         model_folder: Path,
@@ -149,7 +150,7 @@ def plan_speculation(setup: EngineSetup) -> SpeculationPlan:
     if isinstance(chosen, DraftModel):
         # `load_model` has downloaded it and verifies its checksums
         draft = Artifact.open(chosen.path, needs_chat=False)
-        _require_same_tokens(setup.artifact, draft)
+        _require_same_tokens(setup.artifact, draft, setup.device)
         try:
             context = choose_context(draft.config, setup.context.tokens)
         except OptionError as error:
@@ -169,7 +170,7 @@ def _weight_bytes(artifact: Artifact) -> int:
     return (artifact.path / MODEL_BIN).stat().st_size
 
 
-def _require_same_tokens(model: Artifact, draft: Artifact) -> None:
+def _require_same_tokens(model: Artifact, draft: Artifact, device: str) -> None:
     """Check that both models map every id of the model's tokenizer to the same token.
 
     The draft's way of splitting text does not matter, because both models read and write ids.
@@ -188,6 +189,12 @@ def _require_same_tokens(model: Artifact, draft: Artifact) -> None:
             f"The draft model {draft.path} has another tokenizer than {model.path}: "
             f"{len(different)} ids differ, and the first, {first}, is {theirs.get(first)!r} there "
             f"and {ours[first]!r} here. A draft model needs the model's own token ids."
+        )
+    if is_npu(device) and draft.config.vocab_size != model.config.vocab_size:
+        raise OptionError(
+            f"The draft model {draft.path} has vocab_size={draft.config.vocab_size}, and "
+            f"{model.path} has {model.config.vocab_size}: on an NPU openvino-genai wants both to "
+            "be equal. Load them on the CPU, or without DraftModel."
         )
     if draft.config.vocab_size <= max(ours):
         raise OptionError(

@@ -11,6 +11,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from ...errors import DeviceError, OptionError
+from ...runtime.speculation import PromptLookup
 
 if TYPE_CHECKING:
     from ...artifact.folder import Artifact
@@ -45,11 +46,7 @@ def plan_static(setup: EngineSetup) -> dict[str, int]:
         OptionError: The caller's lengths are not numbers, or exceed the context.
     """
     problems = _recipe_problems(setup.artifact)
-    problems += [
-        f"{name}={value!r} needs paged attention, which it does not have"
-        for name in ("cache_bytes", "speculation", "adapter")
-        if (value := getattr(setup, name)) is not None
-    ]
+    problems += _option_problems(setup)
     if problems:
         raise DeviceError(f"device={setup.device!r}: {'; '.join(problems)}.")
     _advise(setup.artifact)
@@ -67,6 +64,21 @@ def plan_static(setup: EngineSetup) -> dict[str, int]:
     most = min(longest, positions - answer)
     prompt = _read_length(setup, MAX_PROMPT, default=min(longest, room), most=most)
     return {MAX_PROMPT: prompt, MIN_ANSWER: answer}
+
+
+def _option_problems(setup: EngineSetup) -> list[str]:
+    """Return the options that openvino-genai's pipelines for an NPU do not take."""
+    problems = []
+    for name in ("cache_bytes", "adapter"):
+        if (value := getattr(setup, name)) is not None:
+            reason = "needs paged attention" if name == "cache_bytes" else "needs a LoRA pipeline"
+            problems.append(f"{name}={value!r} {reason}, which it does not have")
+    if isinstance(setup.speculation, PromptLookup):
+        problems.append(
+            f"speculation={setup.speculation!r} needs paged attention, which it does not have; it "
+            "takes a DraftModel"
+        )
+    return problems
 
 
 def _read_length(setup: EngineSetup, name: str, *, default: int, most: int) -> int:
@@ -95,9 +107,9 @@ def _advise(artifact: Artifact) -> None:
     sizes = {kind.group_size for kind in weights if kind.precision == "int4"}
     small = parameters <= _GROUPED_PARAMETERS
     if small and 0 in sizes:
-        better = "groups of 128 up to about 5 billion: Int4Compression(group_size=128, ratio=1.0)"
+        better = "groups of 128 up to about 5 billion: Int4Compression.npu()"
     elif not small and 128 in sizes:
-        better = "one scale per row above 5 billion: Int4Compression(group_size=-1, ratio=1.0)"
+        better = f"one scale per row above 5 billion: Int4Compression.npu({parameters})"
     else:
         return
     _LOGGER.warning(

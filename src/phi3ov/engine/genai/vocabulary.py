@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,27 +99,34 @@ def token_bytes(definition: dict[str, Any], *, ending: Collection[int | str] = (
     added = {token["id"]: token for token in definition.get("added_tokens", [])}
     texts = [b""] * (max([*vocabulary.values(), *added]) + 1)
     fallback = bool(definition["model"].get("byte_fallback"))
-    letters = _byte_letters()
     for text, token_id in vocabulary.items():
         byte = re.fullmatch(r"<0x([0-9A-F]{2})>", text) if fallback else None
         if byte is not None:
             texts[token_id] = bytes([int(byte[1], 16)])
         elif fallback:
             texts[token_id] = text.replace("▁", " ").encode()
-        elif all(letter in letters for letter in text):
-            texts[token_id] = bytes(letters[letter] for letter in text)
+        else:  # a whole token at a time: one letter at a time takes longer than reading the file
+            with suppress(UnicodeEncodeError):
+                texts[token_id] = text.translate(_BYTES_OF_LETTERS).encode("latin-1")
     for token_id, token in added.items():
         control = is_control(token, ending)
         texts[token_id] = b"" if control else token["content"].encode()
     return texts
 
 
-def _byte_letters() -> dict[str, int]:
-    """Return the byte of each letter of byte-level vocabularies (GPT-2's table)."""
+def _byte_letters() -> dict[int, int]:
+    """Return, by code point, the byte of each letter of byte-level vocabularies (GPT-2's table).
+
+    A letter that stands for no byte leads to a code point that is none either.
+    """
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in shown]
-    letters = {chr(byte): byte for byte in shown}
-    return letters | {chr(256 + index): byte for index, byte in enumerate(hidden)}
+    no_byte = 0x100
+    letters = {256 + index: byte for index, byte in enumerate(hidden)}
+    return letters | dict.fromkeys(hidden, no_byte) | {byte: byte for byte in shown}
+
+
+_BYTES_OF_LETTERS = _byte_letters()
 
 
 def _detokenizer(texts: Sequence[bytes]) -> tuple[str, bytes]:
