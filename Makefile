@@ -106,7 +106,7 @@ format: install
 	$(BIN)/ruff format .
 
 # Two processes, each a file of tests at a time, in the order of the folders: long files first.
-PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 30 --durations-min 5
 test: install
 	$(BIN)/python $(PYTEST) -m "not slow"
 
