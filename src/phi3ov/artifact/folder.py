@@ -19,8 +19,15 @@ from typing import Any
 from ..errors import ArtifactError, UnsupportedModelError
 from ..family import Phi3Config
 from ..prompt.formats import FORMATS, ChatFormat
-from .foreign import UNKNOWN, describe_layers, render_format
-from .ir import WeightLayer, WeightSummary, bits_per_weight, summarize
+from .foreign import UNKNOWN, describe_layers, describe_limits, render_format
+from .ir import (
+    WeightLayer,
+    WeightSummary,
+    bits_per_weight,
+    chooses_factors,
+    read_provenance,
+    summarize,
+)
 
 _LOGGER = logging.getLogger("phi3ov")
 
@@ -218,6 +225,11 @@ checkpoint into it first: phi3ov.export_model(source, 'models/no-such-folder').
         return bool(self.manifest.files)
 
     @property
+    def has_long_factors(self) -> bool:
+        """Whether the model holds LongRoPE's long factors, which exports before mid-2026 lack."""
+        return self.config.has_longrope and chooses_factors(self.path / MODEL_XML)
+
+    @property
     def bits_per_weight(self) -> float:
         """Average bits per parameter, scales and zero points included."""
         return bits_per_weight(self.manifest.weights)
@@ -258,28 +270,36 @@ def _describe_foreign(folder: Path, *, needs_chat: bool) -> Manifest:
     """
     if not (folder / MODEL_XML).is_file():
         hint = "Export the checkpoint with phi3ov.export_model()."
+        parts = sorted(path.name for path in folder.glob("openvino_*_model.xml"))
         if (folder / "config.json").is_file():
             hint = "It holds a checkpoint: export it first with phi3ov.export_model()."
+        if parts:
+            hint = f"It is a model in several parts ({', '.join(parts)}), as multimodal models are."
         raise ArtifactError(f"{folder} has no {MANIFEST_NAME}. {hint}")
     layers = describe_layers(folder)
     chat_format = render_format(folder) if needs_chat else None
+    origin = read_provenance(folder / MODEL_XML)
     _LOGGER.warning(
-        "%s was not exported by phi3ov: its source, its recipe and whether a file has changed "
-        "are unknown.",
+        "%s was not exported by phi3ov: its source, %sand whether a file has changed are unknown.",
         folder,
+        "" if origin.recipe else "its recipe, ",
     )
+    notes = describe_limits(folder)
+    for note in notes:
+        _LOGGER.warning("%s: %s", folder, note)
     return Manifest(
         source=UNKNOWN,
         revision=None,
         commit=None,
         source_bytes=0,
-        recipe={"mode": UNKNOWN},
+        recipe=origin.recipe or {"mode": UNKNOWN},
         weights=summarize(layers),
         layers=layers,
         chat_format=UNKNOWN if chat_format is None else chat_format.name,
         system_messages=UNKNOWN if chat_format is None else chat_format.system_messages,
-        versions={},
+        versions=origin.versions,
         files={},
+        notes=notes,
     )
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import re
 import xml.etree.ElementTree as ET
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -115,6 +115,105 @@ def read_weights(model_xml: Path) -> tuple[WeightLayer, ...]:
             )
         )
     return tuple(layers)
+
+
+_RECIPE_KEYS = (
+    "mode",
+    "group_size",
+    "ratio",
+    "all_layers",
+    "backup_mode",
+    "awq",
+    "scale_estimation",
+    "gptq",
+    "lora_correction",
+)
+"""What NNCF records of a weight compression, as far as it changes the weights."""
+
+_VERSION_KEYS = {
+    "Runtime_version": "openvino",
+    "nncf/version": "nncf",
+    "optimum/optimum_intel_version": "optimum-intel",
+    "optimum/optimum_version": "optimum",
+    "optimum/transformers_version": "transformers",
+    "optimum/pytorch_version": "torch",
+}
+"""Where an IR records the versions of the tools that made it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """What an IR records of its making; nobody has checked it.
+
+    Attributes:
+        recipe: NNCF's options of the weight compression; empty if the IR does not say.
+        versions: Versions of the tools, by package.
+    """
+
+    recipe: Mapping[str, str | int | float | bool]
+    versions: Mapping[str, str]
+
+
+def read_provenance(model_xml: Path) -> Provenance:
+    """Return what the IR at ``model_xml`` records of its making.
+
+    Example:
+        >>> read_provenance(Path("phi3-int4-ov/openvino_model.xml")).recipe  # doctest: +SKIP
+        {'mode': 'int4_sym', 'group_size': -1, 'ratio': 1.0, 'all_layers': True}
+    """
+    recipe: dict[str, str | int | float | bool] = {}
+    versions: dict[str, str] = {}
+    for _, element in ET.iterparse(model_xml):
+        if element.tag == "layer":
+            element.clear()
+        if element.tag != "rt_info":
+            continue
+        for key in _RECIPE_KEYS:
+            if (found := element.find(f"nncf/weight_compression/{key}")) is not None:
+                recipe[key] = _parse_value(found.get("value", ""))
+        for place, package in _VERSION_KEYS.items():
+            if (found := element.find(place)) is not None and (value := found.get("value")):
+                versions[package] = value
+    return Provenance(recipe=recipe, versions=versions)
+
+
+def _parse_value(text: str) -> str | int | float | bool:
+    if text in ("True", "False"):
+        return text == "True"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def find_unknown_types(model_xml: Path) -> dict[str, int]:
+    """Return the element types of weight matrices that phi3ov does not know, with their number.
+
+    `read_weights` leaves these matrices out.
+    """
+    types = (
+        constant.element_type
+        for name, constant in _read_constants(model_xml).items()
+        if is_weight(name, constant.shape) and constant.element_type not in _PRECISIONS
+    )
+    return dict(Counter(types))
+
+
+def chooses_factors(model_xml: Path) -> bool:
+    """Whether the IR chooses between two sets of LongRoPE factors; exports of old hold one set."""
+    for _, element in ET.iterparse(model_xml):
+        if element.tag == "layer":
+            if is_border_comparison(element):
+                return True
+            element.clear()
+    return False
+
+
+def is_border_comparison(layer: ET.Element) -> bool:
+    """Whether a layer compares the positions with the border of LongRoPE's short factors."""
+    return layer.get("type") == "Greater" and "rotary_emb" in layer.get("name", "")
 
 
 def exported_kv_precision(model_xml: Path) -> str | None:

@@ -108,6 +108,7 @@ def _gather_info(artifact: Artifact) -> dict[str, Any]:
         "most_context_tokens": artifact.config.max_position_embeddings,
         "longrope": _describe_longrope(artifact),
         "versions": dict(manifest.versions),
+        "notes": list(manifest.notes),
         "weights": [asdict(kind) for kind in manifest.weights],
         "layers": [asdict(layer) for layer in manifest.layers],
     }
@@ -117,6 +118,8 @@ def _describe_longrope(artifact: Artifact) -> str:
     config = artifact.config
     if not config.has_longrope:
         return "no"
+    if not artifact.has_long_factors:
+        return f"one set of factors, right up to {config.original_max_position_embeddings} tokens"
     return (
         f"short factors up to {config.original_max_position_embeddings} context tokens, "
         "long factors above (load_model(context_tokens=...))"

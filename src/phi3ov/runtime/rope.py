@@ -19,6 +19,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from typing import Literal
 
+from ..artifact.ir import is_border_comparison
 from ..errors import OptionError, UnsupportedModelError
 from ..family import Phi3Config
 from ..validation import is_integer
@@ -92,7 +93,7 @@ def pin_factors(model_xml: str, choice: ContextChoice, *, original_tokens: int) 
     if choice.factors == "none":
         return model_xml
     root = ET.fromstring(model_xml)
-    comparisons = [layer for layer in root.iter("layer") if _is_border_comparison(layer)]
+    comparisons = [layer for layer in root.iter("layer") if is_border_comparison(layer)]
     if not comparisons:
         if choice.factors == "short" and choice.tokens <= original_tokens:
             return model_xml
@@ -111,10 +112,6 @@ def pin_factors(model_xml: str, choice: ContextChoice, *, original_tokens: int) 
     _wire_both_inputs_to_the_first(root, comparison.attrib["id"])
     comparison.set("type", "GreaterEqual" if choice.factors == "long" else "Greater")
     return ET.tostring(root, encoding="unicode")
-
-
-def _is_border_comparison(layer: ET.Element) -> bool:
-    return layer.get("type") == "Greater" and "rotary_emb" in layer.get("name", "")
 
 
 def _wire_both_inputs_to_the_first(root: ET.Element, layer_id: str) -> None:
