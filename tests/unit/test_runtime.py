@@ -90,6 +90,36 @@ def test_missing_devices_say_what_exists(
         ({"performance_hint": "FAST"}, "performance_hint='FAST' is not one of 'LATENCY'"),
         ({"inference_precision": "fp32"}, "inference_precision='fp32' is not one of 'f32'"),
         ({"kv_cache_precision": "i8"}, "kv_cache_precision='i8' is not one of 'f32'"),
+        ({"key_cache_precision": "f16"}, "key_cache_precision='f16' is not one of 'u8'"),
+        ({"key_cache_precision": "u8"}, "key_cache_precision='u8' needs value_cache_precision"),
+        ({"value_cache_precision": "u4"}, "value_cache_precision='u4' needs key_cache_precision"),
+        (
+            {
+                "kv_cache_precision": "u8",
+                "key_cache_precision": "u8",
+                "value_cache_precision": "u4",
+            },
+            "kv_cache_precision='u8' contradicts key_cache_precision",
+        ),
+        ({"key_cache_scales": "token"}, "key_cache_scales='token' has no effect without a quant"),
+        (
+            {"kv_cache_precision": "f16", "value_cache_group_size": 16},
+            "value_cache_group_size=16 has no effect without a quantized",
+        ),
+        (
+            {"kv_cache_precision": "u8", "key_cache_group_size": 16},
+            "key_cache_group_size=16 has no effect without key_cache_scales='token'",
+        ),
+        (
+            {"kv_cache_precision": "u8", "key_cache_scales": "channel", "key_cache_group_size": 8},
+            "has no effect without key_cache_scales='token'",
+        ),
+        ({"kv_cache_precision": "u8", "key_cache_scales": "row"}, "key_cache_scales='row' is not"),
+        ({"kv_cache_precision": "u8", "value_cache_group_size": 0}, "group_size=0 must"),
+        ({"properties": {"KEY_CACHE_GROUP_SIZE": "8"}}, "field key_cache_group_size"),
+        ({"properties": {"VALUE_CACHE_QUANT_MODE": "BY_CHANNEL"}}, "accepts it and ignores it"),
+        ({"properties": {"ATTENTION_BACKEND": "SDPA"}}, "has no prefix cache"),
+        ({"properties": {"scheduler_config": "x"}}, "Sparse attention and cache eviction are not"),
         *(
             ({"num_streams": one}, f"num_streams={one!r} must")
             for one in (0, -1, True, 1.5, "2", None)
@@ -201,6 +231,32 @@ def test_the_properties_of_a_config_stay(change: Callable[[Any], object]) -> Non
     with pytest.raises(TypeError, match="cannot be changed"):
         change(config.properties)
     assert config.properties == {"LOG_LEVEL": "LOG_NONE"}
+
+
+def test_keys_and_values_have_properties_of_their_own() -> None:
+    """Each field is passed on, also to a device that lists the mode of keys nowhere."""
+    config = RuntimeConfig(
+        key_cache_precision="u8",
+        value_cache_precision="u4",
+        key_cache_scales="token",
+        key_cache_group_size=32,
+        value_cache_group_size=16,
+    )
+    expected = {
+        "KEY_CACHE_PRECISION": "u8",
+        "VALUE_CACHE_PRECISION": "u4",
+        "KEY_CACHE_QUANT_MODE": "BY_TOKEN",
+        "KEY_CACHE_GROUP_SIZE": "32",
+        "VALUE_CACHE_GROUP_SIZE": "16",
+    }
+    assert config.to_properties().items() >= expected.items()
+    listed = [name for name in expected if name != "KEY_CACHE_QUANT_MODE"]
+    assert config.to_properties(listed) == expected
+    with pytest.raises(OptionError, match="key_cache_precision='u8': the device does not take"):
+        config.to_properties([])
+    config.check_groups(96)
+    with pytest.raises(OptionError, match=r"key_cache_group_size=32 does not divide .* heads, 80"):
+        config.check_groups(80)
 
 
 def test_unsupported_defaults_are_left_out() -> None:

@@ -23,6 +23,12 @@ InferencePrecision = Literal["f32", "bf16", "f16"]
 KVCachePrecision = Literal["f32", "f16", "u8", "u4", "i4"]
 """Precision of the KV cache."""
 
+CoarsePrecision = Literal["u8", "u4"]
+"""Precisions that may differ between keys and values."""
+
+KeyScales = Literal["channel", "token"]
+"""What shares a scale in a quantized cache of keys: a channel of a block, or a token's channels."""
+
 
 def _refuse() -> NoReturn:
     raise TypeError("RuntimeConfig.properties cannot be changed; use dataclasses.replace().")
@@ -87,6 +93,15 @@ class RuntimeConfig:
         kv_cache_precision: OpenVINO's KV_CACHE_PRECISION. None is the value that the exporter
             wrote into the IR (``"f16"`` from optimum-intel), or else the device's choice
             (``"u8"`` on a CPU).
+        key_cache_precision: OpenVINO's KEY_CACHE_PRECISION, for keys alone; needs
+            ``value_cache_precision``. Keys suffer more from four bits than values do.
+        value_cache_precision: OpenVINO's VALUE_CACHE_PRECISION, for values alone; likewise.
+        key_cache_scales: OpenVINO's KEY_CACHE_QUANT_MODE for keys in ``"u8"`` or ``"u4"``:
+            ``"channel"`` (a CPU's default) shares a scale among the tokens of a block,
+            ``"token"`` among the channels of a token. Values always have theirs by token.
+        key_cache_group_size: OpenVINO's KEY_CACHE_GROUP_SIZE: channels that share a scale with
+            ``key_cache_scales="token"``; a divisor of the head's width. None is all of them.
+        value_cache_group_size: OpenVINO's VALUE_CACHE_GROUP_SIZE, the same for values.
         dynamic_quantization_group_size: OpenVINO's DYNAMIC_QUANTIZATION_GROUP_SIZE: number of
             activations per dynamic quantization group, which share a scale when they are rounded
             to 8 bits for products with compressed weights. Larger groups are faster and less
@@ -111,6 +126,11 @@ class RuntimeConfig:
     threads: int | None = None
     inference_precision: InferencePrecision | None = None
     kv_cache_precision: KVCachePrecision | None = None
+    key_cache_precision: CoarsePrecision | None = None
+    value_cache_precision: CoarsePrecision | None = None
+    key_cache_scales: KeyScales | None = None
+    key_cache_group_size: int | None = None
+    value_cache_group_size: int | None = None
     dynamic_quantization_group_size: int | None = None
     properties: Mapping[str, str] = field(default_factory=Properties)
 
@@ -122,10 +142,7 @@ class RuntimeConfig:
             )
         if self.cache_dir is not None and not isinstance(self.cache_dir, (str, Path)):
             raise OptionError(f"cache_dir={self.cache_dir!r} must be a path or None.")
-        if self.kv_cache_precision is not None:
-            require_choice(
-                "kv_cache_precision", self.kv_cache_precision, get_args(KVCachePrecision)
-            )
+        self._check_cache()
         require_integer("num_streams", self.num_streams, least=1)
         if self.threads is not None:
             require_integer("threads", self.threads, least=1)
@@ -140,10 +157,62 @@ class RuntimeConfig:
                     f"properties[{name!r}]={value!r}: OpenVINO's properties are given as strings, "
                     f"such as {{{str(name)!r}: {str(value)!r}}}."
                 )
+            if name in _WITHOUT_EFFECT:
+                raise OptionError(
+                    f"properties[{name!r}]={value!r} is refused: {_WITHOUT_EFFECT[name]}."
+                )
             if name in _FIELD_OF_PROPERTY:
                 raise OptionError(
                     f"properties[{name!r}] is what the field {_FIELD_OF_PROPERTY[name]} is for; "
                     "set that instead."
+                )
+
+    def _check_cache(self) -> None:
+        for name, choices in _CACHE_CHOICES.items():
+            if getattr(self, name) is not None:
+                require_choice(name, getattr(self, name), choices)
+        parts = {name: getattr(self, name) for name in ("key_cache_precision", _VALUES)}
+        given = {name: value for name, value in parts.items() if value is not None}
+        if given and self.kv_cache_precision is not None:
+            raise OptionError(
+                f"kv_cache_precision={self.kv_cache_precision!r} contradicts {next(iter(given))}: "
+                "it is for keys and values together. Leave one of them out."
+            )
+        if len(given) == 1:
+            [missing] = parts.keys() - given.keys()
+            raise OptionError(
+                f"{next(iter(given))}={next(iter(given.values()))!r} needs {missing}: OpenVINO "
+                "computes with keys and values that are both 'u8' or 'u4'."
+            )
+        is_quantized = bool(given) or self.kv_cache_precision in get_args(CoarsePrecision)
+        for name in ("key_cache_scales", "key_cache_group_size", "value_cache_group_size"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if name != "key_cache_scales":
+                require_integer(name, value, least=1)
+            if not is_quantized:
+                raise OptionError(
+                    f"{name}={value!r} has no effect without a quantized cache. Set "
+                    "kv_cache_precision to 'u8' or 'u4', or leave it out."
+                )
+        if self.key_cache_group_size is not None and self.key_cache_scales != "token":
+            raise OptionError(
+                f"key_cache_group_size={self.key_cache_group_size} has no effect without "
+                "key_cache_scales='token': OpenVINO ignores it. Set that, or leave it out."
+            )
+
+    def check_groups(self, head_dim: int) -> None:
+        """Check that the groups of a quantized cache divide the width of a head.
+
+        Raises:
+            OptionError: One does not. OpenVINO would fail at the first token.
+        """
+        for name in ("key_cache_group_size", "value_cache_group_size"):
+            size = getattr(self, name)
+            if size is not None and head_dim % size:
+                raise OptionError(
+                    f"{name}={size} does not divide the width of this model's heads, {head_dim}."
                 )
 
     @classmethod
@@ -183,12 +252,15 @@ class RuntimeConfig:
             properties["INFERENCE_PRECISION_HINT"] = self.inference_precision
         if self.kv_cache_precision is not None:
             properties["KV_CACHE_PRECISION"] = self.kv_cache_precision
+        properties |= self._cache_properties()
         if self.dynamic_quantization_group_size is not None:
             properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = str(
                 self.dynamic_quantization_group_size
             )
         if supported is not None:
             defaults = RuntimeConfig().to_properties()
+            if "KEY_CACHE_PRECISION" in supported:  # with which it comes; no list names it
+                supported = {*supported, "KEY_CACHE_QUANT_MODE"}
             for name in [name for name in properties if name not in supported]:
                 if properties[name] != defaults.get(name):
                     raise OptionError(
@@ -198,6 +270,17 @@ class RuntimeConfig:
                 del properties[name]
         return properties | dict(self.properties)
 
+    def _cache_properties(self) -> dict[str, str]:
+        scales = self.key_cache_scales
+        values = {
+            "KEY_CACHE_PRECISION": self.key_cache_precision,
+            "VALUE_CACHE_PRECISION": self.value_cache_precision,
+            "KEY_CACHE_QUANT_MODE": None if scales is None else f"BY_{scales.upper()}",
+            "KEY_CACHE_GROUP_SIZE": self.key_cache_group_size,
+            "VALUE_CACHE_GROUP_SIZE": self.value_cache_group_size,
+        }
+        return {name: str(value) for name, value in values.items() if value is not None}
+
 
 _FIELD_OF_PROPERTY = {
     "PERFORMANCE_HINT": "performance_hint",
@@ -206,5 +289,32 @@ _FIELD_OF_PROPERTY = {
     "INFERENCE_NUM_THREADS": "threads",
     "INFERENCE_PRECISION_HINT": "inference_precision",
     "KV_CACHE_PRECISION": "kv_cache_precision",
+    "KEY_CACHE_PRECISION": "key_cache_precision",
+    "VALUE_CACHE_PRECISION": "value_cache_precision",
+    "KEY_CACHE_QUANT_MODE": "key_cache_scales",
+    "KEY_CACHE_GROUP_SIZE": "key_cache_group_size",
+    "VALUE_CACHE_GROUP_SIZE": "value_cache_group_size",
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "dynamic_quantization_group_size",
 }
+
+_VALUES = "value_cache_precision"
+_CACHE_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "kv_cache_precision": get_args(KVCachePrecision),
+    "key_cache_precision": get_args(CoarsePrecision),
+    _VALUES: get_args(CoarsePrecision),
+    "key_cache_scales": get_args(KeyScales),
+}
+
+_WITHOUT_EFFECT: Mapping[str, str] = {
+    "VALUE_CACHE_QUANT_MODE": "OpenVINO accepts it and ignores it: values have their scales by "
+    "token (test_upstream_openvino_ignores_how_values_are_scaled)",
+    "ATTENTION_BACKEND": "it is openvino-genai's, which phi3ov tells to use paged attention: the "
+    "other one has no prefix cache",
+    "scheduler_config": "it is openvino-genai's; phi3ov fills it in. cache_bytes and limits of "
+    "load_model() are what it offers. Sparse attention and cache eviction are not among them: no "
+    "test has shown that answers stay right with them",
+    "prompt_lookup": "give load_model(speculation=PromptLookup(...))",
+    "draft_model": "give load_model(speculation=DraftModel(...))",
+    "adapters": "give load_model(adapter=LoraAdapter(...))",
+}
+"""Names that OpenVINO or openvino-genai would take, with a wrong result or none."""

@@ -58,9 +58,12 @@ def device_settings(
         tuned: Result of ``phi3ov tune`` for this machine and export.
 
     Raises:
-        OptionError: The caller set a property that the device does not support.
+        OptionError: The caller set a property that the device does not support, or a group of the
+            cache that does not divide a head.
         DeviceError: The device cannot be queried.
     """
+    if artifact is not None:
+        config.check_groups(artifact.config.head_dim)
     situation = _describe(core, device, artifact, paged=paged)
     settings = choose_settings(config, replace(situation, tuned=tuned))
     names = {setting.name: setting.value for setting in settings}

@@ -179,13 +179,14 @@ def choose_settings(config: RuntimeConfig, situation: Situation) -> tuple[Settin
     ):
         if situation.takes(setting.name):
             settings.setdefault(setting.name, setting)
-    if (precision := situation.exported_kv_precision) is not None:
+    is_split = config.key_cache_precision is not None
+    if (precision := situation.exported_kv_precision) is not None and not is_split:
         reason = "the exporter wrote it into the model"
         settings.setdefault(
             KV_PRECISION,
             Setting(name=KV_PRECISION, value=precision, chosen_by="export", reason=reason),
         )
-    for name in (THREADS, PRECISION, GROUPS, KV_PRECISION):
+    for name in (THREADS, PRECISION, GROUPS, *(() if is_split else (KV_PRECISION,))):
         if name in situation.own and name not in settings:
             settings[name] = Setting(
                 name=name,
@@ -241,7 +242,9 @@ def _use_tuned(config: RuntimeConfig, situation: Situation) -> Iterable[Setting]
     tuned = situation.tuned
     if tuned is None or not _tuning_counts(situation):
         return
-    found: dict[str, object] = {THREADS: tuned.threads, KV_PRECISION: tuned.kv_cache_precision}
+    found: dict[str, object] = {THREADS: tuned.threads}
+    if config.key_cache_precision is None:  # it would override what the caller said of the parts
+        found[KV_PRECISION] = tuned.kv_cache_precision
     if _tuned_arithmetic_counts(config, situation):
         found[PRECISION] = tuned.inference_precision
         found[GROUPS] = tuned.dynamic_quantization_group_size

@@ -26,8 +26,8 @@ BLOCK_TOKENS = {"CPU": 32, "GPU": 16}
 """Tokens per block of genai's KV cache (its ``cpu_block_size`` and ``gpu_block_size``)."""
 
 _SCALE_BYTES = 8
-"""Bytes of scale and zero point of quantized values, float32 each: one pair per channel of a
-block's keys and per token of its values (OpenVINO's CPU plugin)."""
+"""Bytes of scale and zero point of quantized values, float32 each (OpenVINO's CPU plugin): one
+pair per channel of a block's keys, or per group of a token's channels; the latter for values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +114,10 @@ def kv_block_bytes(artifact: Artifact, device: str, properties: Mapping[str, str
     tokens = block_tokens_of(device)
     exported = exported_kv_precision(artifact.path / MODEL_XML)
     in_bytes = 0
-    for part, scales in (("KEY", head), ("VALUE", tokens)):
+    for part in ("KEY", "VALUE"):
+        groups = head // int(properties.get(f"{part}_CACHE_GROUP_SIZE", head))
+        by_token = part == "VALUE" or properties.get("KEY_CACHE_QUANT_MODE") == "BY_TOKEN"
+        scales = tokens * groups if by_token else head
         bits = _precision_of(part, device, properties, exported).bitwidth
         quantized = bits <= 8
         in_bytes += tokens * head * bits // 8 + (scales * _SCALE_BYTES if quantized else 0)
