@@ -48,6 +48,7 @@ EXAMPLES = {
     "tools.py": (" calls. ",),
     "agent.py": (" messages] ",),
     "langchain_chat.py": ("The capital of France is Paris.", "Animal(name=", " tokens in "),
+    "ray_batch.py": ("-> The capital of France is Paris.", "'' -> messages[0].content is empty"),
 }
 """What each example prints, in part."""
 
@@ -74,8 +75,14 @@ DOCUMENTS = [
 ]
 
 
-SLOW = {"docs/recipes.md", "docs/guides/export.md", "export_and_measure.py"}
-"""Pages and examples that export with several recipes."""
+SLOW = {
+    *("docs/recipes.md", "docs/guides/export.md", "export_and_measure.py"),
+    *("docs/guides/ray.md", "ray_batch.py"),
+}
+"""Pages and examples that export with several recipes, or start Ray."""
+
+NEEDS = {"docs/guides/ray.md": "ray.data", "ray_batch.py": "ray.data"}
+"""Modules without which a page or an example is left out."""
 
 
 def marked(names: list[str]) -> list[Any]:
@@ -122,6 +129,7 @@ def test_every_python_block_runs(
     It holds those of ``models/phi3-int4``, ``models/phi3-draft-int4``, ``models/phi4-mini-int4``,
     ``models/phi4-mini-reasoning-int4`` and ``adapters/poet`` that the page names and does not make.
     """
+    pytest.importorskip(NEEDS.get(document, "phi3ov"))
     text = (REPOSITORY / document).read_text(encoding="utf-8")
     blocks = python_blocks(text)
     others = text.count('(not ours)"\n')
@@ -200,6 +208,7 @@ def test_example_runs(
     tmp_path: Path,
 ) -> None:
     """The example ends well on the reference model and prints what it promises."""
+    pytest.importorskip(NEEDS.get(example, "phi3ov"))
     question = "What is the capital of France?\n"
     program = REPOSITORY / "examples" / example
     done = run_python(program, *arguments(example), stdin=question)
@@ -252,10 +261,11 @@ def test_every_example_is_in_the_index_and_tested() -> None:
     """examples/README.md names every example, and each is run by a test."""
     names = {path.name for path in (REPOSITORY / "examples").glob("*.py")}
     index = (REPOSITORY / "examples" / "README.md").read_text(encoding="utf-8")
-    servers = {"fastapi_server.py", "mounted_server.py"}  # tests/engine/test_server.py
+    # tests/engine/test_server.py and tests/clients/test_ray_serve.py
+    servers = {"fastapi_server.py", "mounted_server.py", "ray_serve.py"}
     assert names == {*EXAMPLES, *servers}
     assert all(f"({name})" in index for name in names)
-    whole_programs = {"demo.py", "fastapi_server.py", "seed_walkthrough.py"}
+    whole_programs = {"demo.py", "fastapi_server.py", "ray_serve.py", "seed_walkthrough.py"}
     for name in names - whole_programs:
         lines = (REPOSITORY / "examples" / name).read_text(encoding="utf-8").splitlines()
         assert len(lines) <= 40, f"{name} shows more than one thing"

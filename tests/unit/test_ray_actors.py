@@ -17,10 +17,10 @@ from phi3ov import (
     RuntimeConfig,
 )
 from phi3ov.batch.file import read_lines
-from phi3ov.integrations.ray import AnswerConversations, LoadOptions
+from phi3ov.integrations.ray import AnswerConversations, LoadOptions, claim_checkpoint, dataset
 from phi3ov.integrations.ray import actors as module
 
-from .fakes import FakeEngine, make_model
+from .fakes import FakeEngine, make_artifact, make_model
 from .test_batch import crowd
 from .test_batch_file import echo
 
@@ -151,3 +151,23 @@ def test_parts_of_the_input_hold_every_line_once(tmp_path: Path) -> None:
             assert all(len(part) == rows for part in read[:-1])
             found = {row["line"]: row["raw"] for part in read for row in part}
             assert found == {number: every[number] for number in every if number not in done}
+
+
+def test_a_checkpoint_belongs_to_one_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another input, model, column or option is refused, and so is a folder of something else."""
+    pytest.importorskip("ray.data")
+    monkeypatch.setattr(dataset, "find_artifact", lambda _path, revision: make_artifact())
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes.txt").write_text("mine", encoding="utf-8")
+    claim: dict[str, Any] = {"id_column": "id", "path": "model", "source": "may"}
+    with pytest.raises(OptionError, match="does not say that a batch began it"):
+        claim_checkpoint(tmp_path / "taken", **claim)
+    with pytest.raises(OptionError, match="source=''"):
+        claim_checkpoint(tmp_path / "new", **claim | {"source": ""})
+    config = claim_checkpoint(tmp_path / "new", **claim)
+    assert (config.id_column, config.checkpoint_path) == ("id", str(tmp_path / "new"))
+    (tmp_path / "new" / "ids.parquet").touch()
+    claim_checkpoint(tmp_path / "new", **claim)
+    for change in ({"source": "june"}, {"max_new_tokens": 3}, {"id_column": "line"}):
+        with pytest.raises(OptionError, match="was begun with different"):
+            claim_checkpoint(tmp_path / "new", **claim | change)

@@ -155,7 +155,7 @@ def claim_checkpoint(
     job = model_job(path, load, GenerationOptions().changed(options), source)[0]
     claims = Path(folder)
     claims.mkdir(parents=True, exist_ok=True)
-    begun = any(claims.glob("*.parquet"))
+    begun = any(claims.iterdir())
     claim_job(
         claims.with_name(f"{claims.name}.job"),  # Ray reads every file in the folder
         job | {"id_column": id_column},
