@@ -179,7 +179,7 @@ def set_mode(folder: Path, mode: int) -> None:
 
 
 @pytest.mark.trap(
-    "engine='transformers' prints no warnings: without stop tokens it says nothing of "
+    "`engine='transformers'` prints no warnings: without stop tokens it says nothing of "
     "eos_token_id, and only the call's limit ends the answer.",
     about="Answers",
 )

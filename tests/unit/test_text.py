@@ -190,7 +190,7 @@ def with_words(kit: Kit) -> tuple[ChatTokenizer, dict[str, int]]:
 
 
 @pytest.mark.trap(
-    "Added tokens that are not special (<think>, <SQL>, <b> of fine-tunes) are text, in "
+    "Added tokens that are not special (`<think>`, `<SQL>`, `<b>` of fine-tunes) are text, in "
     "answers, streams, histories and prompts.",
     about="Answers",
 )

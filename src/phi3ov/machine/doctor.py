@@ -161,7 +161,8 @@ class Diagnosis:
         head = ("device", "engine", "verdict", "right", "from token", "first choice", "nats", "s")
         cells = [head, *map(_cells, self.findings)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = [f"{self.artifact}, OpenVINO {self.openvino}, against the CPU in float32"]
+        version = self.openvino.partition("-")[0]
+        lines = [f"{self.artifact}, OpenVINO {version}, against the CPU in float32"]
         lines += [
             "  ".join(
                 cell.ljust(width) if index < 3 else cell.rjust(width)
