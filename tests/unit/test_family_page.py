@@ -13,6 +13,7 @@ from phi3ov.prompt.formats import FORMATS, ChatFormat
 
 from .fakes import SMALL_CONFIG
 from .test_real_files import ROWS, WITH_VOCABULARY
+from .test_real_vocabularies import VOCABULARIES
 
 TESTS = Path(__file__).resolve().parents[1]
 PAGE = TESTS.parent / "docs" / "family.md"
@@ -79,8 +80,8 @@ def test_real_files_are_those_of_the_tests(row: dict[str, str]) -> None:
     [real] = [each for each in ROWS if each.folder == folder.strip("`")]
     assert (kind, real.format_name) == ("real", format_of(row).name)
     assert real.system_messages == row["system messages"]
-    has_vocabulary = real.folder in WITH_VOCABULARY
-    assert row["vocabulary tested"] == ("real" if has_vocabulary else "stand-in")
+    kinds = dict.fromkeys(WITH_VOCABULARY, "real") | dict.fromkeys(VOCABULARIES, "public ranks")
+    assert row["vocabulary tested"] == kinds[real.folder]
 
 
 def test_contexts_are_ones_that_a_config_can_have() -> None:
