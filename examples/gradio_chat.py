@@ -1,6 +1,8 @@
 """A chat page with Gradio: streamed answers, a stop button, and the figures of each answer."""
 
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import gradio as gr
 
@@ -10,7 +12,7 @@ model = phi3ov.load_model(sys.argv[1], engine="worker")
 SYSTEM = "You are a helpful AI assistant."
 
 
-def answer(message, history):
+def answer(message: str, history: list[dict[str, Any]]) -> Iterator[str]:
     """Stream an answer; Gradio closes the generator when the user presses stop."""
     past = [{"role": turn["role"], "content": text_of(turn)} for turn in history]
     messages = [{"role": "system", "content": SYSTEM}, *past, {"role": "user", "content": message}]
@@ -23,7 +25,7 @@ def answer(message, history):
     gr.Info(f"{usage.cached_tokens} of {usage.prompt_tokens} cached, {rate:.0f} tokens/s")
 
 
-def text_of(turn):
+def text_of(turn: dict[str, Any]) -> str:
     """Return the text of a turn, whose content is a list of parts in later versions."""
     parts = turn["content"]
     return parts if isinstance(parts, str) else "".join(part.get("text", "") for part in parts)

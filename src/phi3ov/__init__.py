@@ -7,8 +7,11 @@ The names in ``__all__`` are the public API. Each is imported from its module on
 openvino_genai and numpy are imported only when a call needs them.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+from . import moved as _moved
 
 import_module(".thirdparty.home", __name__).leave_out_telemetry_without_home()
 
@@ -187,7 +190,12 @@ if not TYPE_CHECKING:
                 return value
         if name in _SUBMODULES:
             return import_module(f".{name}", __name__)
+        if name in _moved.MOVED:  # a module of 0.1, which only sys.modules has
+            return sys.modules[f"{__name__}.{name}"]
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+_moved.add_moved_modules()
 
 
 def __dir__() -> list[str]:

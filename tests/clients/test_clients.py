@@ -116,6 +116,21 @@ def test_langchains_suites_pass_in_process(reference_export: Path, tools_export:
     assert done.returncode == 0, done.stdout[-6000:]
 
 
+@pytest.mark.timeout(1200)
+def test_the_gradio_example_answers(reference_export: Path) -> None:
+    """A page of its own process, asked by Gradio's client: streamed, with a memory."""
+    program, example = PROGRAMS / "gradio_page.py", REPOSITORY / "examples" / "gradio_chat.py"
+    done = subprocess.run(
+        [python_of("gradio"), program, example, reference_export],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY / "src"), "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert "gradio: ok" in done.stdout, done.stdout[-6000:]
+
+
 def test_the_npm_client_works_unchanged(run_client: RunClient, urls: dict[str, str]) -> None:
     """A second parser of the same protocol, and the guide's block as it is printed."""
     folder = ENVIRONMENTS / "npm"

@@ -32,6 +32,7 @@ LAYERS = (
         "atomic_file",
         "errors",
         "family",
+        "moved",
         "plain_json",
         "thirdparty",
         "validation",
@@ -40,7 +41,7 @@ LAYERS = (
     {"answer", "artifact", "prompt", "runtime", "structured"},
     {"engine", "exporter", "quality", "reference"},
     {"batch", "chat", "loading", "machine", "model", "saved_chat"},
-    {"__main__", "cli", "integrations", "quality_plot", "server"},
+    {"__main__", "cli", "integrations", "server"},
 )
 """Folders and top-level modules, from the bottom up: imports go down or stay in a layer."""
 

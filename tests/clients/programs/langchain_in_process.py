@@ -27,6 +27,7 @@ class TestUnit(ChatModelUnitTests):
     """The suite that generates nothing; with tools."""
 
     chat_model_class = ChatPhi3
+    supports_model_override = False
     chat_model_params = {"model": MODELS["TOOLS_EXPORT"]}  # noqa: RUF012
 
 
@@ -34,6 +35,7 @@ class TestUnitWithoutTools(ChatModelUnitTests):
     """The same, of a model that was trained without tools."""
 
     chat_model_class = ChatPhi3
+    supports_model_override = False
     chat_model_params = {"model": MODELS["REFERENCE_EXPORT"]}  # noqa: RUF012
     has_tool_calling = False
     has_structured_output = True
@@ -43,6 +45,7 @@ class TestIntegration(ChatModelIntegrationTests):
     """The suite that generates, with guided calls and schemas."""
 
     chat_model_class = ChatPhi3
+    supports_model_override = False
     chat_model_params = {"model": MODELS["TOOLS_EXPORT"]}  # noqa: RUF012
     supports_json_mode = True
     supports_image_inputs = False
@@ -62,6 +65,7 @@ class TestIntegrationWithoutTools(ChatModelIntegrationTests):
     """The same, of the reference model as it is."""
 
     chat_model_class = ChatPhi3
+    supports_model_override = False
     chat_model_params = {"model": MODELS["REFERENCE_EXPORT"]}  # noqa: RUF012
     has_tool_calling = False
     has_structured_output = True

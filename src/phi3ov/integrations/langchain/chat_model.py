@@ -157,7 +157,8 @@ class ChatPhi3(BaseChatModel):
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         described = super()._get_ls_params(stop=stop or self.stop or None, **kwargs)
         described["ls_provider"] = "phi3ov"
-        described["ls_model_name"] = self.model_name
+        if not isinstance(kwargs.get("model"), str):  # a call that names another one fails
+            described["ls_model_name"] = self.model_name
         return described
 
     def _resolve_model_profile(self) -> ModelProfile | None:
