@@ -211,7 +211,7 @@ class Phi3Chat:
         """
         with self._open_turn() as turn:
             if not self._turns or self._turns[-1].answer.tool_calls:
-                raise StateError("There is no answer that could be continued. Take a turn first.")
+                raise StateError("There is no answer to continue. Take a turn first.")
             last, tokenizer = self._turns[-1], self.model.tokenizer
             question_ids = (*self._encode(*last.question), *tokenizer.opening)
             end = len(last.token_ids) - len(tokenizer.closing)

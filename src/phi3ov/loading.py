@@ -179,8 +179,8 @@ def find_artifact(
         return fetch_artifact(path, revision=revision, needs_chat=needs_chat)
     except ExportError as error:
         raise ArtifactError(
-            f"{path} is not a folder, and cannot be had from the hub: {error} For a local folder, "
-            f"export a checkpoint first: phi3ov.export_model(source, {path!r})."
+            f"{path} is not a folder, and cannot be downloaded from the hub: {error} For a local "
+            f"folder, export a checkpoint first: phi3ov.export_model(source, {path!r})."
         ) from error
 
 

@@ -463,7 +463,7 @@ class Phi3Model:
             StateError: The model is closed.
         """
         if not token_ids:
-            raise PromptError("There are no tokens yet whose KV cache could be saved.")
+            raise PromptError("token_ids is empty, so there is no KV cache to save.")
         if len(token_ids) >= self.context.tokens:
             raise ContextLengthError(
                 prompt_tokens=len(token_ids), max_new_tokens=1, context_tokens=self.context.tokens

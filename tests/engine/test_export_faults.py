@@ -429,7 +429,7 @@ def test_an_export_killed_at_any_moment_leaves_all_or_nothing(
     export_model(source, target, compression="int8", progress=False)
     Artifact.open(target).verify()
     assert left_in(tmp_path) == ["made"]
-    assert "an export that was killed left behind" in caplog.text
+    assert "left over from an export that was killed" in caplog.text
 
 
 def test_an_export_goes_on_without_a_tokenizer_pair(

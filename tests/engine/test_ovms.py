@@ -196,7 +196,7 @@ def test_tools_need_a_template_that_ovms_reads(zoo: Zoo, tmp_path: Path) -> None
     with pytest.raises(OptionError, match="has no tools"):
         write_ovms_model(zoo.artifact(PLAIN), tmp_path, name="other", tool_template=template)
     template.write_text("{{ messages }}", encoding="utf-8")
-    with pytest.raises(OptionError, match="does not hold the word 'functools'"):
+    with pytest.raises(OptionError, match="does not contain the word 'functools'"):
         write_ovms_model(zoo.artifact("phi-4-mini"), tmp_path, name="other", tool_template=template)
 
 

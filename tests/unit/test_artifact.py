@@ -233,7 +233,7 @@ def test_config_outside_the_manifest_must_be_there(folder: Path) -> None:
 def test_unknown_chat_format_is_refused(folder: Path, changes: dict[str, str]) -> None:
     """A manifest of a newer phi3ov names a format that this one cannot write."""
     write_manifest(folder, record_files(folder), **changes)
-    with pytest.raises(ArtifactError, match="is not one that this phi3ov knows"):
+    with pytest.raises(ArtifactError, match="is unknown to this phi3ov"):
         _ = Artifact.open(folder).chat_format
 
 

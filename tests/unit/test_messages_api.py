@@ -164,7 +164,7 @@ def test_there_must_be_an_answer_to_continue() -> None:
     """A new chat has none, and the refusal leaves it free."""
     with make_model(FakeEngine(echo)) as model:
         chat = Phi3Chat(model)
-        with pytest.raises(StateError, match="no answer that could be continued"):
+        with pytest.raises(StateError, match="no answer to continue"):
             chat.stream_more()
         assert chat.generate("hi").text == "hello the user"
 

@@ -242,7 +242,7 @@ def test_a_task_that_waits_when_the_model_is_closed_says_so() -> None:
     waiting.join()
     go_on.set()
     closing.join()
-    assert "closed meanwhile" in str(failed[0])
+    assert "closed while" in str(failed[0])
     assert done == []
 
 

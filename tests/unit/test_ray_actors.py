@@ -94,7 +94,7 @@ def test_a_prompt_that_crashes_the_engine_is_a_row() -> None:
         ({"prompt": ["hi"]}, 'batch_format="pyarrow"'),
         (pa.table({"text": ["hi"]}), "either 'messages' or 'prompt'"),
         (pa.table({"prompt": ["hi"], "messages": [user("hi")]}), "either 'messages' or 'prompt'"),
-        (pa.table({"prompt": ["hi"], "error": [""]}), "error are taken"),
+        (pa.table({"prompt": ["hi"], "error": [""]}), "named like the answer's: error"),
     ],
 )
 def test_a_block_of_another_shape_ends_the_job(block: Any, message: str) -> None:

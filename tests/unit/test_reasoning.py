@@ -564,7 +564,7 @@ def test_what_reasoning_cannot_do_is_refused_by_name() -> None:
     with pytest.raises(OptionError, match="Did you mean max_reasoning_tokens"):
         mini.generate(asked, thinking_budget=8)  # type: ignore[call-overload]
     engine.longest_prompt = 60
-    with pytest.raises(OptionError, match="max_reasoning_tokens=60 behind a prompt of"):
+    with pytest.raises(OptionError, match="max_reasoning_tokens=60 after a prompt of"):
         mini.generate(asked, max_reasoning_tokens=60)
     assert engine.requests == []
     engine.close()

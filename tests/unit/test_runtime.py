@@ -276,5 +276,5 @@ def test_unsupported_defaults_are_left_out() -> None:
 )
 def test_unsupported_wishes_are_refused(values: dict[str, Any], field: str) -> None:
     """What the caller set and the device does not take is an error, not ignored."""
-    with pytest.raises(OptionError, match=f"{field}: the device does not take"):
+    with pytest.raises(OptionError, match=f"{field}: the device does not support"):
         RuntimeConfig(**values).to_properties(["PERFORMANCE_HINT"])

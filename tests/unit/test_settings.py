@@ -232,7 +232,7 @@ def test_a_device_is_not_given_what_it_does_not_take() -> None:
     """A rule's property that it does not list is left out, the caller's is refused."""
     takes = frozenset({"PERFORMANCE_HINT", "NUM_STREAMS", PRECISION})
     assert choose(SAPPHIRE_RAPIDS, supported=takes) == {PRECISION: "f32"}
-    with pytest.raises(OptionError, match="kv_cache_precision='f32': the device does not take"):
+    with pytest.raises(OptionError, match="kv_cache_precision='f32': the device does not support"):
         choose(SAPPHIRE_RAPIDS, config=RuntimeConfig.exact(), supported=takes)
 
 

@@ -205,7 +205,7 @@ def test_a_target_that_cannot_be_replaced_is_refused_at_the_start(
     """Not after an hour."""
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(ExportError, match=r"is a symbolic link to .*nowhere, which is not there"):
+    with pytest.raises(ExportError, match=r"is a symbolic link to .*nowhere, which does not exist"):
         check_target(link, overwrite=False)
     target = an_artifact(tmp_path / "out")
     monkeypatch.setattr(workplace, "_LOADED_FILES_ARE_HELD", True)

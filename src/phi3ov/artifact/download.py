@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
 _WAY_OUT = (
-    "Check the connection, its proxy and HF_HUB_OFFLINE, or give a local folder; a download that "
-    "was cut off goes on where it stopped."
+    "Check the connection, its proxy and HF_HUB_OFFLINE, or give a local folder. An interrupted "
+    "download resumes."
 )
 
 
@@ -54,10 +54,10 @@ def download(repo_id: str, *, revision: str | None, files: Sequence[str]) -> Pat
     import huggingface_hub
     from huggingface_hub import constants, errors
 
-    if Path(constants.HF_HUB_CACHE).parts[0] == "~":  # it would be made in the current folder
+    if Path(constants.HF_HUB_CACHE).parts[0] == "~":  # would be created in the current folder
         raise ExportError(
-            f"{repo_id} cannot be downloaded: this user has no home folder, so there is no place "
-            "to keep it. Set HF_HOME to a folder that can be written, or give a local folder."
+            f"{repo_id} cannot be downloaded: this user has no home folder for the download cache. "
+            "Set HF_HOME to a writable folder, or give a local folder."
         )
     try:
         return Path(
@@ -78,8 +78,8 @@ def download(repo_id: str, *, revision: str | None, files: Sequence[str]) -> Pat
     except errors.RepositoryNotFoundError as error:
         _refuse_token(repo_id, error)
         raise ExportError(
-            f"source={repo_id!r}: there is no such folder here and no such model on the hub (or it "
-            "is private: log in with `hf auth login`)."
+            f"source={repo_id!r}: no such local folder, and no such model on the hub. If the model "
+            "is private, log in with `hf auth login`."
         ) from error
     except errors.HFValidationError as error:
         raise ExportError(

@@ -204,7 +204,7 @@ checkpoint into it first: phi3ov.export_model(source, 'models/no-such-folder').
                 return chat_format
         raise ArtifactError(
             f"chat_format={self.manifest.chat_format!r} with system_messages="
-            f"{self.manifest.system_messages!r} is not one that this phi3ov knows."
+            f"{self.manifest.system_messages!r} is unknown to this phi3ov. Install a newer one."
         )
 
     @property

@@ -103,8 +103,8 @@ def claim_job(
         differing = [name for name in job if before.get(name) != job[name]]
         if differing:
             raise OptionError(
-                f"{target} was begun with different {' and '.join(differing)}. Run it with what "
-                "it was begun with, or choose another output."
+                f"{target} was begun with different {' and '.join(differing)}. Use the same as "
+                "before, or choose another output."
             )
         return
     with replace_file(claim) as file:

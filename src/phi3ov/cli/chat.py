@@ -76,7 +76,7 @@ def run(
         list[str] | None, typer.Option(help="the answer is one of these; repeat")
     ] = None,
     no_history: Annotated[
-        bool, typer.Option("--no-history", help="do not keep what is typed for the next time")
+        bool, typer.Option("--no-history", help="do not save typed messages for the next time")
     ] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", help="print how the model runs, and figures")

@@ -100,15 +100,16 @@ class AnswerOptions:
         int | None, answer_option("tokens of the longest thoughts of a reasoning model")
     ] = None
     temperature: Annotated[
-        float, answer_option("0 takes the likeliest token each time, above 0 samples")
+        float, answer_option("0 always takes the most likely token, above 0 samples")
     ] = 0.0
     top_p: Annotated[
-        float | None, answer_option("sample from the likeliest tokens of this joint probability")
+        float | None,
+        answer_option("sample from the top tokens with this total probability"),
     ] = None
-    top_k: Annotated[int | None, answer_option("sample from this many likeliest tokens")] = None
+    top_k: Annotated[int | None, answer_option("sample from this many top tokens")] = None
     min_p: Annotated[
         float | None,
-        answer_option("leave out tokens below this share of the likeliest one's probability"),
+        answer_option("leave out tokens below this share of the highest probability"),
     ] = None
     seed: Annotated[int | None, answer_option("sample the same again", default="random")] = None
     repetition_penalty: Annotated[

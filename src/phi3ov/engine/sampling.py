@@ -49,7 +49,7 @@ def check_request(request: TokenRequest, engine: EngineName) -> None:
         >>> check_request(request, "pipeline")
         Traceback (most recent call last):
             ...
-        phi3ov.errors.OptionError: logprobs=True cannot be had from engine='pipeline'. Load the \
+        phi3ov.errors.OptionError: engine='pipeline' does not support logprobs=True. Load the \
 model with engine='worker' or engine='paged', or leave logprobs out.
     """
     refused = {name: each for name, each in request.asked().items() if name not in TAKES[engine]}
@@ -59,7 +59,7 @@ model with engine='worker' or engine='paged', or leave logprobs out.
         is_grammar = name == "grammar"
         asked = "json_schema, regex and choices" if is_grammar else f"{name}={value!r}"
         named = "them" if is_grammar else name
-        raise OptionError(f"{asked} cannot be had from engine={engine!r}. {way_out} {named} out.")
+        raise OptionError(f"engine={engine!r} does not support {asked}. {way_out} {named} out.")
 
 
 def configure_genai(config: openvino_genai.GenerationConfig, sampling: Sampling) -> None:

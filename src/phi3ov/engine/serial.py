@@ -94,7 +94,7 @@ class SerialEngine:
         if task.error is not None:
             raise GenerationError(f"The engine failed: {task.error}") from task.error
         if not task.done:
-            raise StateError("The model was closed meanwhile.")
+            raise StateError("The model was closed while the call was waiting.")
 
     def _enqueue(self, stream: TokenStream, *, wait: bool) -> None:
         require_own_process(self._process_id)

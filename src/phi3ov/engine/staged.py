@@ -61,9 +61,9 @@ def _require_room(engine: Engine, request: TokenRequest, stages: Sequence[Stage]
     longest, limit = engine.longest_prompt, stages[0].max_tokens
     if longest is not None and limit is not None and len(request.prompt_ids) + limit > longest:
         raise OptionError(
-            f"max_reasoning_tokens={limit} behind a prompt of {len(request.prompt_ids)} tokens: "
-            "the answer is asked for in a second request, which reads the thoughts again, and this "
-            f"device reads {longest} tokens at most. Set it lower, leave it out, or load the model "
+            f"max_reasoning_tokens={limit} after a prompt of {len(request.prompt_ids)} tokens: "
+            "a second request generates the answer and reads prompt and thoughts again, but this "
+            f"device reads at most {longest} tokens. Set it lower, leave it out, or load the model "
             "with device='CPU'."
         )
 
@@ -120,7 +120,7 @@ class _StagedStream(TokenStream):
             return
         engine, stage = self._engine(), self._stages[0]
         if engine is None:
-            raise StateError("The model was closed meanwhile.")
+            raise StateError("The model was closed while the answer was running.")
         request = replace(
             self.request,
             prompt_ids=(*self.request.prompt_ids, *self._ids),

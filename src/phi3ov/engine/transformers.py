@@ -42,7 +42,7 @@ class TransformersEngine(SerialEngine):
             "transformers",
             cache_bytes="keeps no cache between requests",
             speculation="reads one token per pass",
-            adapter="takes no LoRA adapter",
+            adapter="does not support LoRA adapters",
         )
         model, settings = _load(setup)
         self.settings: tuple[Setting, ...] = settings

@@ -56,8 +56,8 @@ def check_target(target: Path, *, overwrite: bool) -> None:
     with _told_by_name(target):
         if target.is_symlink() and not target.exists():
             raise ExportError(
-                f"output={str(target)!r} is a symbolic link to {target.readlink()}, which is not "
-                "there. Make that folder, or choose another one."
+                f"output={str(target)!r} is a symbolic link to {target.readlink()}, which does "
+                "not exist. Create that folder, or choose another one."
             )
         if not target.exists() or _is_free(target):
             return
@@ -137,7 +137,7 @@ def open_workplace(target: Path) -> Iterator[Path]:
     try:
         with _told_by_name(target):
             if work.exists():
-                _LOGGER.warning("Removing %s, which an export that was killed left behind.", work)
+                _LOGGER.warning("Removing %s, left over from an export that was killed.", work)
                 shutil.rmtree(work)
             work.mkdir()
         yield work

@@ -260,8 +260,8 @@ def _read_tool_template(path: str | Path | None, tokenizer: ChatTokenizer) -> st
     template = Path(path).read_text(encoding="utf-8")
     if _CALL_MARKER not in template:
         raise OptionError(
-            f"tool_template={str(path)!r} does not hold the word {_CALL_MARKER!r}, behind which "
-            "OVMS's parser 'phi4' looks for calls. Take OVMS's "
+            f"tool_template={str(path)!r} does not contain the word {_CALL_MARKER!r}, after which "
+            "OVMS's parser 'phi4' looks for calls. Use OVMS's "
             "extras/chat_template_examples/chat_template_phi4_mini.jinja."
         )
     return template

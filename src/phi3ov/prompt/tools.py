@@ -248,7 +248,7 @@ def read_tools(tools: Sequence[ToolSource]) -> tuple[Tool, ...]:
     names = [tool.name for tool in made]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise OptionError(f"tools holds {twice[0]!r:.80} twice; each needs a name of its own.")
+        raise OptionError(f"tools holds {twice[0]!r:.80} twice. Give each tool a unique name.")
     return made
 
 

@@ -163,8 +163,8 @@ class RuntimeConfig:
                 )
             if name in _FIELD_OF_PROPERTY:
                 raise OptionError(
-                    f"properties[{name!r}] is what the field {_FIELD_OF_PROPERTY[name]} is for; "
-                    "set that instead."
+                    f"properties[{name!r}] has its own field: set {_FIELD_OF_PROPERTY[name]} "
+                    "instead."
                 )
 
     def _check_cache(self) -> None:
@@ -265,7 +265,7 @@ class RuntimeConfig:
                 if properties[name] != defaults.get(name):
                     raise OptionError(
                         f"{_FIELD_OF_PROPERTY[name]}={properties[name]!r}: the device does not "
-                        f"take OpenVINO's {name}."
+                        f"support OpenVINO's {name}. Leave it out."
                     )
                 del properties[name]
         return properties | dict(self.properties)

@@ -121,9 +121,9 @@ def read_adapter(adapter: LoraAdapter, config: Phi3Config) -> AdapterFile:
     scale = adapter.weight * alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
     if scale > MOST_SCALE:
         raise OptionError(
-            f"The adapter {folder} would count {scale:g} times (weight={adapter.weight}, "
-            f"lora_alpha={alpha}, r={rank}), and {MOST_SCALE} times at most is taken: beyond that "
-            "the model's numbers overflow. Give a smaller weight."
+            f"The adapter {folder} has a scale of {scale:g} (weight={adapter.weight}, "
+            f"lora_alpha={alpha}, r={rank}), but the maximum is {MOST_SCALE}: beyond that the "
+            "model's numbers overflow. Give a smaller weight."
         )
     return AdapterFile(weights=(folder / _WEIGHTS).resolve(), scale=scale)
 
@@ -143,7 +143,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
             )
     for name in _NOT_TAKEN:
         if settings.get(name):
-            raise OptionError(f"The adapter {folder} has {name}, which phi3ov does not take.")
+            raise OptionError(f"The adapter {folder} has {name}, which phi3ov does not support.")
     for name, is_kind in (("r", is_integer), ("lora_alpha", is_number)):
         value = settings.get(name)
         if not is_kind(value) or not 0 < value < math.inf:

@@ -318,7 +318,7 @@ def _why_own(name: str, situation: Situation) -> str:
 
 
 def _why_own_threads(processor: Processor) -> str:
-    own = "OpenVINO's own choice within the affinity mask; 0 stands for that"
+    own = "OpenVINO's own choice within the affinity mask, written as 0"
     if processor.fast_cpus is None:
         return own
     slow = processor.cpus - processor.fast_cpus

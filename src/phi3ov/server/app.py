@@ -384,7 +384,7 @@ async def _answer_wrong_method(http: Request, error: Exception) -> Response:
     return error_response(
         ApiError(
             405,
-            f"{http.url.path} does not take {http.method}.",
+            f"{http.url.path} does not support {http.method}.",
             code="method_not_allowed",
             headers=getattr(error, "headers", None),
         )

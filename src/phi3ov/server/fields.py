@@ -132,8 +132,8 @@ FIELDS: tuple[Field, ...] = (
     *_honoured(
         "top_logprobs",
         _CHAT,
-        "The likeliest tokens beside each, up to 20; needs a model loaded with the paged engine, "
-        "and is refused by the others.",
+        "Number of most likely tokens to report at each position, up to 20; needs a model loaded "
+        "with the paged engine, and is refused by the others.",
     ),
     *_honoured(
         "logit_bias",
@@ -145,7 +145,7 @@ FIELDS: tuple[Field, ...] = (
         "echo",
         _OLD,
         "The prompt before the answer. Together with logprobs also the log-probabilities of the "
-        "prompt's tokens, and the likeliest token in the place of each: that needs a model loaded "
+        "prompt's tokens, and the most likely token at each position: that needs a model loaded "
         "with the paged engine (phi3ov serve --engine paged), and is refused by the others.",
     ),
     *_honoured("best_of", _OLD, "Only if equal to n."),

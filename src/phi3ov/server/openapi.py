@@ -27,7 +27,7 @@ _KINDS: dict[Endpoint, type[msgspec.Struct]] = {
 _STATUSES = {
     "400": "A field is wrong, unknown or not supported; param names it.",
     "401": "The key is missing or wrong.",
-    "404": "Another model was asked for.",
+    "404": "The request names another model.",
     "413": "The body is too large.",
     "415": "The body is not JSON.",
     "421": "The Host header is not one of this server's names.",

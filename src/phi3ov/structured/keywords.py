@@ -340,8 +340,8 @@ def read_tagged(root: Any, schema: dict[str, Any], where: str) -> tuple[str, lis
         if not tags or any(tag in seen for tag in tags):
             raise refusal(
                 place,
-                f"is not told from the others by {name!r:.80}: each must be an object whose "
-                "property of that name has a const or enum of its own. Use anyOf.",
+                f"cannot be distinguished from the others by {name!r:.80}: each must be an object "
+                "whose property of that name has a unique const or enum. Use anyOf.",
             )
         seen += tags
     return name, branches

@@ -254,8 +254,8 @@ def _hints(cls: type) -> dict[str, Any]:
         return typing.get_type_hints(cls, include_extras=True)
     except Exception as error:  # an annotation may be any expression
         raise OptionError(
-            f"json_schema={cls.__name__}: the types of its fields cannot be found: {error}. "
-            "Define it, and what it names, at the top of a module."
+            f"json_schema={cls.__name__}: the types of its fields cannot be resolved: {error}. "
+            "Define the class and its field types at the top level of a module."
         ) from error
 
 

@@ -77,8 +77,8 @@ class SpeculationPlan:
             if self.candidate_tokens and name in request.asked():
                 given = "json_schema, regex or choices" if name == "grammar" else name
                 raise OptionError(
-                    f"{given} cannot be had together with speculation: whether genai takes back "
-                    "what rejected tokens did to it has not been shown. Load the model without."
+                    f"{given} cannot be combined with speculation, because genai may not undo the "
+                    "effect of rejected draft tokens on it. Load the model without speculation."
                 )
         if self.draft_folder and not request.sampling.greedy:
             raise OptionError(

@@ -191,8 +191,8 @@ def _open(path: Path) -> Any:
         start = file.read(len(_FORMER_MAGIC))
     if start == _FORMER_MAGIC:
         raise ValueError(
-            "it was saved by an earlier phi3ov, in a layout that is no longer read. Save it again "
-            "with save_kv_cache()."
+            "it was saved by an earlier phi3ov, in a format that is no longer supported. Save it "
+            "again with save_kv_cache()."
         )
     try:
         return safe_open(path, "numpy")

@@ -49,9 +49,9 @@ class PagedEngine(SerialEngine):
         device, artifact, context = setup.device, setup.artifact, setup.context
         setup.refuse(
             "paged",
-            cache_bytes="keeps one sequence, which takes what it needs",
+            cache_bytes="keeps one sequence, without a size limit",
             speculation="reads one token per pass",
-            adapter="takes no LoRA adapter",
+            adapter="does not support LoRA adapters",
         )
         if device.partition(".")[0] != "CPU":
             raise DeviceError(

@@ -44,8 +44,8 @@ def find_interpreter() -> str:
         if candidate.name.lower().startswith(_NAMES) and candidate.is_file():
             return str(candidate)
     raise OptionError(
-        f"engine='worker' starts Python, and sys.executable={sys.executable!r} is not one; nor "
-        f"is one in {sys.prefix} or {sys.base_prefix}. Name a Python "
+        f"engine='worker' needs a Python interpreter, but sys.executable={sys.executable!r} is not "
+        f"one, and {sys.prefix} and {sys.base_prefix} have none. Name a Python "
         f"{sys.version_info[0]}.{sys.version_info[1]} with multiprocessing.set_executable(path), "
         "or use engine='pipeline'."
     )

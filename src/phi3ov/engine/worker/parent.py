@@ -272,7 +272,7 @@ class WorkerChild:
             why = f" after it had sent what no worker sends ({error})"
             self.process.kill()
         except Exception as error:  # noqa: BLE001 - a reader of a stream must not hang
-            why = f" because its parent cannot go on ({error!r})"
+            why = f" because its parent failed ({error!r})"
             self.process.kill()
         self._bury(why)
 

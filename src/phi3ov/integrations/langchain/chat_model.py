@@ -107,7 +107,9 @@ class ChatPhi3(BaseChatModel):
         if self.max_tokens is not None:
             named["max_new_tokens"] = self.max_tokens
         for name in self.options.keys() & named.keys():
-            raise OptionError(f"options={self.options!r:.80} repeats {name!r}, a field of its own.")
+            raise OptionError(
+                f"options={self.options!r:.80} repeats the field {name!r}. Set it once."
+            )
         waiting = GenerationOptions(on_full_queue="wait")
         self._defaults = waiting.changed({**named, **self.options})  # type: ignore[typeddict-item]
         if not isinstance(self.model, Phi3Model):

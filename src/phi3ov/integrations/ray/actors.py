@@ -213,7 +213,9 @@ def _read_conversations(block: pyarrow.Table) -> list[BatchRequest | Phi3OVError
         )
     taken = sorted(set(block.column_names) & set(ANSWER_COLUMNS))
     if taken:
-        raise OptionError(f"The columns {', '.join(taken)} are taken. Rename them before.")
+        raise OptionError(
+            f"The input has columns named like the answer's: {', '.join(taken)}. Rename them first."
+        )
     [name] = names
     return [_read_row(name, value) for value in block.column(name).to_pylist()]
 

@@ -117,7 +117,7 @@ def answer_lines_on_ray(
     end = record_answers(target, job, answer, total=total, report=report)
     if end.done != total:
         raise GenerationError(
-            f"The cluster returned {end.done} of {total} lines. Run the command again: it goes on."
+            f"The cluster returned {end.done} of {total} lines. Run the command again to continue."
         )
     return end
 
