@@ -229,7 +229,7 @@ def test_config_outside_the_manifest_must_be_there(folder: Path) -> None:
         Artifact.open(folder)
 
 
-@pytest.mark.parametrize("changes", [{"chat_format": "chatml"}, {"system_messages": "doubled"}])
+@pytest.mark.parametrize("changes", [{"chat_format": "alpaca"}, {"system_messages": "doubled"}])
 def test_unknown_chat_format_is_refused(folder: Path, changes: dict[str, str]) -> None:
     """A manifest of a newer phi3ov names a format that this one cannot write."""
     write_manifest(folder, record_files(folder), **changes)
