@@ -180,7 +180,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[EngineSetup]:
     artifact = make_artifact()
     monkeypatch.setattr(loading, "find_devices", lambda _requested: MACHINE)
     monkeypatch.setattr(loading, "load_engine", lambda _name: open_engine)
-    monkeypatch.setattr(Artifact, "open", lambda _path: artifact)
+    monkeypatch.setattr(Artifact, "open", lambda _path, **_options: artifact)
     monkeypatch.setattr(ChatTokenizer, "from_folder", lambda _path, _format: MINI.chat)
     return setups
 

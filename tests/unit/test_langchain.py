@@ -228,7 +228,7 @@ def test_a_stop_string_ends_the_answer() -> None:
     ("fields", "says"),
     [
         ({"options": {"max_tokens": 5}}, "'max_tokens' is not an option"),
-        ({"options": {"temperature": 0.5}}, "repeats 'temperature'"),
+        ({"options": {"temperature": 0.5}}, "repeats the field 'temperature'"),
         ({"options": {"top_p": 0.5}}, "top_p=0.5 has no effect at temperature=0.0"),
         ({"engine": "worker"}, "a model that is loaded already"),
         ({"temperature": -1}, "temperature=-1"),

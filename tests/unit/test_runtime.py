@@ -252,7 +252,7 @@ def test_keys_and_values_have_properties_of_their_own() -> None:
     assert config.to_properties().items() >= expected.items()
     listed = [name for name in expected if name != "KEY_CACHE_QUANT_MODE"]
     assert config.to_properties(listed) == expected
-    with pytest.raises(OptionError, match="key_cache_precision='u8': the device does not take"):
+    with pytest.raises(OptionError, match="key_cache_precision='u8': the device does not support"):
         config.to_properties([])
     config.check_groups(96)
     with pytest.raises(OptionError, match=r"key_cache_group_size=32 does not divide .* heads, 80"):

@@ -323,5 +323,5 @@ def test_speculation_refuses_what_depends_on_each_token(asked: dict[str, Any]) -
     """Nothing is known of what genai does with the rejected tokens; without it, all is well."""
     request = TokenRequest(prompt_ids=(1,), max_new_tokens=1, stop_ids=frozenset(), **asked)
     SpeculationPlan().check(request)
-    with pytest.raises(OptionError, match="together with speculation"):
+    with pytest.raises(OptionError, match="combined with speculation"):
         SpeculationPlan(candidate_tokens=4, ngram_tokens=2).check(request)

@@ -163,8 +163,8 @@ class RuntimeConfig:
                 )
             if name in _FIELD_OF_PROPERTY:
                 raise OptionError(
-                    f"properties[{name!r}] has its own field: set {_FIELD_OF_PROPERTY[name]} "
-                    "instead."
+                    f"properties[{name!r}] belongs in the field {_FIELD_OF_PROPERTY[name]}. "
+                    "Set that instead."
                 )
 
     def _check_cache(self) -> None:
