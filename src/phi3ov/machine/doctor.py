@@ -63,6 +63,9 @@ On the reference model in int4, with phi3ov's default settings, the worst of 1 0
 was 2.05 nats below.
 """
 
+_NO_TOKEN_NATS = 1000.0
+"""How far behind an id is that the model does not have: finite, as JSON knows no infinity."""
+
 _CONTEXT_TOKENS = 1024
 _TIMEOUT_SECONDS = 600.0
 
@@ -441,7 +444,9 @@ class _Judge:
         rows = log_probabilities(logits)
         inside = np.minimum(tokens, rows.shape[1] - 1)  # a device may name ids beyond the rows
         chosen = np.where(
-            np.asarray(tokens) < rows.shape[1], rows[np.arange(len(tokens)), inside], -math.inf
+            np.asarray(tokens) < rows.shape[1],
+            rows[np.arange(len(tokens)), inside],
+            -_NO_TOKEN_NATS,
         )
         return (rows.max(axis=1) - chosen).tolist(), rows.argmax(axis=1).tolist()
 
