@@ -1,16 +1,21 @@
-"""The server beside the model it serves: throughput, time to the first token, event loop, memory.
+r"""The server beside the model it serves: throughput, time to the first token, event loop, memory.
 
     make install
     .venv/bin/python benchmarks/server.py                    # builds the reference if need be
-    .venv/bin/python benchmarks/server.py --artifact FOLDER --clients 16 --llama URL
+    .venv/bin/python benchmarks/server.py --artifact FOLDER --clients 16 \
+        --llama build/bench/models/reference/q4_0.gguf --checkpoint build/reference
 
 This process serves `phi3ov.server.create_app` with uvicorn; the clients are another process, so
 that their work does not count as the server's. In turn, several rounds of
 
-- `iter_batch` of the same model on the same requests, without HTTP,
+- `iter_batch` of the same model on the same requests, without HTTP, with as many at once,
 - openvino-genai's ContinuousBatchingPipeline itself in a process of its own,
 - whole answers through HTTP, and streamed ones,
-- the same requests to another server of the same protocol, if ``--llama`` names one.
+- the same requests to llama.cpp's server (llama-cpp-python's), if ``--llama`` names a GGUF that
+  ``make bench`` has made; the first run installs the server in ``build/bench``.
+
+A client writes a request to a socket and looks for the end of the answer: on a machine where
+clients, server and engine share the processor, a client library would be measured as well.
 
 In the server's event loop a task sleeps 5 ms at a time and notes by how much it wakes up late: that
 is how long any other request would have been held up. It does so without clients, with them, and
@@ -25,16 +30,20 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import time
+import urllib.parse
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import uvicorn
+from phi3ov_bench.llama_server import serving, with_tokenizer
 from reference_artifact import make_reference_artifact
 
 import phi3ov
@@ -53,7 +62,9 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--short-requests", type=int, default=2000, help="for the memory")
-    parser.add_argument("--llama", help="address of another server, such as llama.cpp's")
+    parser.add_argument("--llama", type=Path, metavar="GGUF", help="for llama.cpp's server")
+    parser.add_argument("--checkpoint", type=Path, default=Path("build/reference"))
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of llama.cpp")
     parser.add_argument("--ask", help=argparse.SUPPRESS)  # the address: be the clients
     parser.add_argument("--raw", action="store_true", help=argparse.SUPPRESS)  # be raw genai
     parser.add_argument("--stream", action="store_true", help=argparse.SUPPRESS)
@@ -77,7 +88,28 @@ def questions(options: argparse.Namespace) -> list[str]:
 
 async def measure_all(options: argparse.Namespace) -> None:
     """Run every measurement and print what came out."""
-    with phi3ov.load_model(options.artifact, engine="worker", device="CPU") as model:
+    with ExitStack() as stack:
+        other = stack.enter_context(llama_server(options)) if options.llama else None
+        await measure_beside(other, options)
+
+
+def llama_server(options: argparse.Namespace) -> AbstractContextManager[str]:
+    """Run llama.cpp's server on a copy of the GGUF that has a tokenizer."""
+    target = options.llama.with_name(f"{options.llama.stem}-text.gguf")
+    model = with_tokenizer(options.llama, options.checkpoint, target)
+    context = json.loads((options.checkpoint / "config.json").read_text(encoding="utf-8"))
+    return serving(
+        model,
+        threads=options.threads,
+        context_tokens=context["max_position_embeddings"],
+        log=target.with_suffix(".log"),
+    )
+
+
+async def measure_beside(other: str | None, options: argparse.Namespace) -> None:
+    """Measure, with another server's address or none."""
+    limits = phi3ov.RequestLimits(max_running=options.clients, max_waiting=options.clients)
+    with phi3ov.load_model(options.artifact, engine="worker", device="CPU", limits=limits) as model:
         app = create_app(model, settings=ServerSettings(model_name="phi3"))
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
         serving = asyncio.create_task(server.serve())
@@ -100,9 +132,12 @@ async def measure_all(options: argparse.Namespace) -> None:
                 busy += late if name == "streamed" else []
                 rounds.setdefault(name, []).append(said[0])
             rounds.setdefault("raw genai", []).append(await run_process(options, ["--raw"]))
-            if options.llama:
-                for name, flags in (("other, whole", []), ("other, streamed", ["--stream"])):
-                    found = await run_clients(options.llama, options, flags)
+            if other is not None:
+                for name, flags in (
+                    ("llama.cpp, whole", []),
+                    ("llama.cpp, streamed", ["--stream"]),
+                ):
+                    found = await run_clients(other, options, flags)
                     rounds.setdefault(name, []).append(found)
         large = await watch_loop(send_whole_contexts(url, model))
         memory = await measure_memory(url, options)
@@ -133,7 +168,7 @@ def run_raw(options: argparse.Namespace) -> None:
     artifact = phi3ov.Artifact.open(options.artifact)
     tokenizer = ChatTokenizer.from_folder(artifact.path, artifact.chat_format)
     scheduler = openvino_genai.SchedulerConfig()
-    scheduler.max_num_seqs = 32
+    scheduler.max_num_seqs = options.clients
     pipeline = openvino_genai.ContinuousBatchingPipeline(str(artifact.path), scheduler, "CPU")
     config = openvino_genai.GenerationConfig(max_new_tokens=options.new_tokens)
     config.stop_token_ids = set(tokenizer.stop_tokens)
@@ -170,38 +205,75 @@ async def ask_all(url: str, options: argparse.Namespace) -> None:
     tokens = 0
     waiting = questions(options)[::-1]
 
-    async def visit(client: httpx.AsyncClient) -> None:
+    address = urllib.parse.urlsplit(url)
+
+    async def visit() -> None:
         nonlocal tokens
+        connection = await Connection.open(str(address.hostname), int(address.port or 80))
         while waiting:
             body: dict[str, Any] = {
                 "messages": [{"role": "user", "content": waiting.pop()}],
                 "max_tokens": options.new_tokens,
                 "temperature": 0,
             }
-            if not options.stream:
-                response = await client.post(url + PATH, json=body)
-                response.raise_for_status()
-                tokens += response.json()["usage"]["completion_tokens"]
-                continue
-            body |= {"stream": True, "stream_options": {"include_usage": True}}
-            started = time.perf_counter()
-            first = None
-            async with client.stream("POST", url + PATH, json=body) as response:
-                response.raise_for_status()
-                async for line in response.aiter_lines():
-                    if first is None and '"content":"' in line and '"content":""' not in line:
-                        first = time.perf_counter() - started
-                    if '"completion_tokens"' in line:
-                        tokens += json.loads(line[6:])["usage"]["completion_tokens"]
-            first_seconds.append(first or time.perf_counter() - started)
+            if options.stream:
+                body |= {"stream": True, "stream_options": {"include_usage": True}}
+            answer, first = await connection.ask(body)
+            counted = re.search(rb'"completion_tokens": ?(\d+)', answer)
+            # llama.cpp's server sends no counts in a stream, but an event for each token
+            tokens += int(counted[1]) if counted else len(CONTENT.findall(answer))
+            if options.stream:
+                first_seconds.append(first)
+        connection.writer.close()
 
     started = time.perf_counter()
-    async with httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=None)) as client:
-        await asyncio.gather(*(visit(client) for _ in range(options.clients)))
+    await asyncio.gather(*(visit() for _ in range(options.clients)))
     result = {"tokens_per_second": tokens / (time.perf_counter() - started)}
     if first_seconds:
         result["first_token_seconds"] = statistics.median(first_seconds)
     print(json.dumps(result))
+
+
+CONTENT = re.compile(rb'"content": ?"[^"]')
+"""A piece of text in an answer."""
+
+
+class Connection:
+    """A connection to a server that stays open, and knows as little of HTTP as it can."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Take an open connection."""
+        self.reader, self.writer = reader, writer
+
+    @classmethod
+    async def open(cls, host: str, port: int) -> Connection:
+        """Connect."""
+        return cls(*await asyncio.open_connection(host, port))
+
+    async def ask(self, body: dict[str, Any]) -> tuple[bytes, float]:
+        """Return the answer, and after how many seconds its first text came."""
+        content = json.dumps(body).encode()
+        started = time.perf_counter()
+        self.writer.write(
+            f"POST {PATH} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(content)}\r\n\r\n".encode()
+            + content
+        )
+        head = (await self.reader.readuntil(b"\r\n\r\n")).lower()
+        if b" 200 " not in head.partition(b"\r\n")[0]:
+            raise RuntimeError(head.decode())
+        if length := re.search(rb"content-length: *(\d+)", head):
+            answer = await self.reader.readexactly(int(length[1]))
+            return answer, time.perf_counter() - started
+        answer, first = b"", 0.0
+        while not answer.endswith(b"\r\n0\r\n\r\n"):
+            piece = await self.reader.read(2**16)
+            if not piece:
+                raise RuntimeError("The server closed the connection.")
+            answer += piece
+            if not first and CONTENT.search(piece):
+                first = time.perf_counter() - started
+        return answer, first or time.perf_counter() - started
 
 
 async def watch_loop(work: Any) -> list[float]:
@@ -217,19 +289,31 @@ async def watch_loop(work: Any) -> list[float]:
 
 
 async def send_whole_contexts(url: str, model: phi3ov.Phi3Model) -> None:
-    """Send four prompts that fill the context, and give each a few seconds.
+    """Let another process send prompts that fill the context, and give each a few seconds.
 
     What could hold up the loop is their arrival: parsing, encoding, sending them to the engine.
     Reading them is the engine's work, in another process, and is cut off.
     """
-    text = "word " * (model.context.tokens - 64)
-    async with httpx.AsyncClient(timeout=900) as client:
-        for number in range(4):
-            messages = [{"role": "user", "content": f"{number} {text}"}]
-            body = {"messages": messages, "max_tokens": 4, "timeout_seconds": 4}
-            response = await client.post(url + PATH, json=body)
-            if response.status_code != 503:  # its time was over before the first token
-                response.raise_for_status()
+    words = (model.context.tokens - 64) * 1000 // len(model.tokenizer.encode_text("word " * 1000))
+    arguments = [url, str(words), PATH]
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", LARGE, *arguments)
+    if await process.wait():
+        raise RuntimeError("A prompt of the whole context was refused.")
+
+
+LARGE = """
+import json, sys, urllib.error, urllib.request
+url, words, path = sys.argv[1:]
+for number in range(4):
+    messages = [{"role": "user", "content": f"{number} " + "word " * int(words)}]
+    body = json.dumps({"messages": messages, "max_tokens": 4, "timeout_seconds": 4}).encode()
+    request = urllib.request.Request(url + path, body, {"content-type": "application/json"})
+    try:
+        urllib.request.urlopen(request).read()
+    except urllib.error.HTTPError as error:
+        if error.code != 503:  # its time was over before the first token
+            sys.exit(error.read().decode())
+"""
 
 
 async def measure_memory(url: str, options: argparse.Namespace) -> dict[str, float]:

@@ -122,7 +122,9 @@ def install(environment: str) -> None:
     if done.is_file():
         return
     venv.create(folder, clear=True, with_pip=True)
-    build = {"CMAKE_ARGS": llama_build(processor_features())} if environment == "llama" else {}
+    build = (
+        {"CMAKE_ARGS": llama_build(processor_features())} if environment.startswith("llama") else {}
+    )
 
     def pip(*arguments: str | Path) -> None:
         command = [python_of(environment), "-m", "pip", "install", "--quiet", *arguments]
