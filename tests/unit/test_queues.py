@@ -177,6 +177,7 @@ def unstarted_child(*, limit: int) -> WorkerChild:
     child = WorkerChild.__new__(WorkerChild)
     child.outbox, child.streams = queue.SimpleQueue(), {}
     child._limit, child._sent, child._unsent = limit, {}, deque()
+    child._max_running = limit
     child._lock = threading.RLock()
     return child
 

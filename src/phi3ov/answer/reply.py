@@ -59,11 +59,13 @@ class Timings:
         total_seconds: Time to the last token.
         tokens_per_second: Decode rate: tokens after the first over the time after the first;
             0.0 with fewer than two tokens.
+        queue_seconds: Time in the queue, until the request had a place among those that run.
     """
 
     first_token_seconds: float
     total_seconds: float
     tokens_per_second: float
+    queue_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,12 +201,18 @@ class Meter:
             checked_tokens=sum(self._checked[: self.passes]),
         )
 
-    def timings(self) -> Timings:
-        """Return the durations of the answer so far."""
+    def timings(self, began_at: float | None) -> Timings:
+        """Return the durations of the answer so far.
+
+        Args:
+            began_at: Time at which the request left the queue; None if it has not.
+        """
         times = self._put_at[: self.passes] or (time.perf_counter(),)
+        left_queue = times[0] if began_at is None else min(began_at, times[0])
         after_first, seconds = self.completion_tokens - 1, times[-1] - times[0]
         return Timings(
             first_token_seconds=times[0] - self._asked_at,
             total_seconds=times[-1] - self._asked_at,
             tokens_per_second=after_first / seconds if after_first > 0 and seconds > 0 else 0.0,
+            queue_seconds=left_queue - self._asked_at,
         )

@@ -489,7 +489,7 @@ class AnswerStream(ReplyStream[Any]):
             usage=self._meter.usage(
                 prompt_tokens=len(request.prompt_ids), cached_tokens=self._tokens.cached_tokens
             ),
-            timings=self._meter.timings(),
+            timings=self._meter.timings(self._tokens.began_at),
             max_new_tokens=request.max_new_tokens,
             dropped_turns=self._dropped_turns,
             seed=request.sampling.seed,

@@ -63,6 +63,7 @@ class TokenStream(Iterator[list[int]]):
             log-probabilities.
         begun: Whether the engine has begun the request; before that it can end without the
             engine.
+        began_at: Time at which the request left the queue, by ``time.perf_counter``; None before.
         timed_out: Whether `expire` cancelled the stream because its time was over.
         asked_at: Time of creation, from ``time.perf_counter``.
         put_at: Time of each chunk.
@@ -77,6 +78,7 @@ class TokenStream(Iterator[list[int]]):
         self.logprobs: list[float] = []
         self.top_logprobs: list[TopLogprobs] = []
         self.begun = False
+        self.began_at: float | None = None
         self.timed_out: bool = False
         self.asked_at: float = time.perf_counter()
         self.put_at: list[float] = []

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -177,6 +178,7 @@ class _State:
                 return None
             self.current = self.waiting.popleft()
             self.current.begun = True
+            self.current.began_at = time.perf_counter()
             return self.current
 
 

@@ -155,6 +155,7 @@ class _StagedStream(TokenStream):
             return
         while chunk := part.read():
             self.begun = part.begun
+            self.began_at = part.began_at if self._parts == 1 else self.began_at
             self.cached_tokens = part.cached_tokens if self._parts == 1 else self.cached_tokens
             self._take(part, chunk)
         if chunk is None:

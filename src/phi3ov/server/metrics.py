@@ -85,6 +85,24 @@ class ServerMetrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self._queue = Histogram(
+            "phi3ov:request_queue_time_seconds",
+            "From the request to its place among those that run.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._prefill = Histogram(
+            "phi3ov:request_prefill_time_seconds",
+            "From that place to the first token.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._inference = Histogram(
+            "phi3ov:request_inference_time_seconds",
+            "From that place to the last token.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
         self._decode = Histogram(
             "phi3ov:request_decode_time_seconds",
             "From the first token to the last.",
@@ -116,6 +134,9 @@ class ServerMetrics:
         self._whole.observe(timings.total_seconds)
         if usage.completion_tokens:
             self._first_token.observe(timings.first_token_seconds)
+            self._queue.observe(timings.queue_seconds)
+            self._prefill.observe(timings.first_token_seconds - timings.queue_seconds)
+            self._inference.observe(timings.total_seconds - timings.queue_seconds)
             self._decode.observe(timings.total_seconds - timings.first_token_seconds)
         if timings.tokens_per_second > 0:
             self._per_token.observe(1 / timings.tokens_per_second)

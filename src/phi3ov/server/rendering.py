@@ -125,6 +125,7 @@ def usage(
 def timings(reply: Reply) -> dict[str, float]:
     """Return the durations of an answer, which OpenAI's protocol does not have."""
     return {
+        "queue_seconds": round(reply.timings.queue_seconds, 4),
         "first_token_seconds": round(reply.timings.first_token_seconds, 4),
         "total_seconds": round(reply.timings.total_seconds, 4),
         "tokens_per_second": round(reply.timings.tokens_per_second, 2),

@@ -30,7 +30,7 @@ def main() -> None:
 
         page.get_by_text("Settings").click()
         page.get_by_label("Most tokens of an answer").fill("40")
-        page.get_by_label("System message").fill("Answer with one sentence.")
+        page.get_by_label("System message").fill("You are a helpful assistant.")
         page.get_by_text("Settings").click()
         ask(page, "What is the capital of France?")
         answer = page.locator("article.assistant").first

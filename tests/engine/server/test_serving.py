@@ -184,6 +184,29 @@ def test_sixteen_clients_that_leave_at_random_leave_nothing(running: Running) ->
     assert running.ask().status_code == 200
 
 
+def test_those_beyond_the_limit_wait_and_their_answers_say_how_long(running: Running) -> None:
+    """Four run at once: of eight, four have waited for another's end, and four have not."""
+    found: list[dict[str, float]] = []
+    threads = [
+        threading.Thread(
+            target=lambda seed=seed: found.append(
+                running.ask(seed, max_tokens=200).json()["timings"]
+            )
+        )
+        for seed in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: running.model.load.waiting == 4)
+    for thread in threads:
+        thread.join()
+    queued = sorted(timings["queue_seconds"] for timings in found)
+    soonest = min(timings["total_seconds"] for timings in found)
+    assert queued[3] < soonest / 2
+    assert queued[4] > soonest / 2
+    assert all(timings["queue_seconds"] < timings["first_token_seconds"] for timings in found)
+
+
 def test_an_evaluation_tool_can_ask_what_it_always_asks(running: Running) -> None:
     """Token ids with log-probabilities, temperature 0 and a seed."""
     ids = running.client.post("/tokenize", json={"prompt": prompt_text(9)}).json()["tokens"]

@@ -179,3 +179,33 @@ def test_a_request_that_is_encoded_when_its_client_leaves_is_cancelled() -> None
             open_request(served, messages=[{"role": "user", "content": text}]).close()
         time.sleep(0.1)
         wait_until(served.is_idle, 2.0)
+
+
+def test_the_time_in_the_queue_is_told_from_the_time_of_reading() -> None:
+    """In the answer's timings and in the metrics: the second waits, and the first does not."""
+    gate = threading.Event()
+    slow = Answer(token_ids=answer_ids("fine"), gate=gate)
+    with serving([slow, says("fine")]) as served:
+        answers: list[dict[str, Any]] = []
+        threads = []
+        for waiting in (0, 1):
+            thread = threading.Thread(target=lambda: answers.append(served.chat().json()))
+            thread.start()
+            threads.append(thread)
+            wait_until(lambda waiting=waiting: served.app.state.host.model.load.waiting == waiting)
+            wait_until(lambda: len(served.engine.requests) == 1)
+        time.sleep(0.3)
+        gate.set()
+        for thread in threads:
+            thread.join()
+        first, second = sorted(
+            (answer["timings"] for answer in answers), key=lambda t: t["queue_seconds"]
+        )
+        assert first["queue_seconds"] < 0.2
+        assert first["first_token_seconds"] >= 0.3
+        assert 0.3 <= second["queue_seconds"] <= second["first_token_seconds"]
+        assert served.metric("phi3ov:request_queue_time_seconds_count") == 2
+        assert served.metric("phi3ov:request_queue_time_seconds_sum") == pytest.approx(
+            first["queue_seconds"] + second["queue_seconds"], abs=0.01
+        )
+        assert served.metric("phi3ov:request_prefill_time_seconds_sum") >= 0.3

@@ -8,9 +8,11 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import IO, cast
 
@@ -108,6 +110,7 @@ class WorkerChild:
         self.outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()  # lines
         self._lock = lock
         self._limit = limit
+        self._max_running = load.max_running
         self._sent: dict[int, None] = {}  # numbers of the child's requests, in order
         self._unsent: deque[tuple[int | None, bytes]] = deque()  # number of a request, and line
         self._loaded = threading.Event()
@@ -224,6 +227,14 @@ class WorkerChild:
                 self.outbox.put(line)
                 if stream.cancelled:  # just now, by another thread, before this request was sent
                     self.outbox.put(encode(Cancel(number=number)))
+        self._note_running()
+
+    def _note_running(self) -> None:
+        """Note when requests leave the queue: the child begins them in the order of `_sent`."""
+        for number in islice(self._sent, self._max_running):
+            stream = self.streams[number]
+            if stream.began_at is None:
+                stream.began_at = time.perf_counter()
 
     def wait_until_loaded(self) -> None:
         """Wait until the child has loaded the model; raises its error or the cause of its death."""
