@@ -8,6 +8,7 @@ import random
 import socket
 import threading
 import time
+from functools import partial
 from typing import Any
 
 import httpx
@@ -188,11 +189,15 @@ def test_the_time_in_the_queue_is_told_from_the_time_of_reading() -> None:
     with serving([slow, says("fine")]) as served:
         answers: list[dict[str, Any]] = []
         threads = []
+
+        def waits(count: int) -> bool:
+            return bool(served.app.state.host.model.load.waiting == count)
+
         for waiting in (0, 1):
             thread = threading.Thread(target=lambda: answers.append(served.chat().json()))
             thread.start()
             threads.append(thread)
-            wait_until(lambda waiting=waiting: served.app.state.host.model.load.waiting == waiting)
+            wait_until(partial(waits, waiting))
             wait_until(lambda: len(served.engine.requests) == 1)
         time.sleep(0.3)
         gate.set()
