@@ -17,6 +17,7 @@ from ...batch.file import Record, answer_parsed, parse_line
 from ...batch.runner import BatchRequest, waiting_options
 from ...errors import ArtifactError, GenerationError, OptionError, Phi3OVError, PromptError
 from ...loading import load_model
+from ...model import Phi3Model
 from ...runtime.config import RuntimeConfig
 from ...runtime.limits import RequestLimits
 from ...runtime.lora import LoraAdapter
@@ -97,7 +98,7 @@ class ModelActor:
             Phi3OVError: As `phi3ov.load_model`.
         """
         arguments = load.on_cores(assigned_cores())
-        self.model = load_model(
+        self.model: Phi3Model = load_model(
             path,
             engine="worker",
             revision=arguments.revision,
@@ -108,7 +109,7 @@ class ModelActor:
             cache_bytes=arguments.cache_bytes,
             adapter=arguments.adapter,
         )
-        self.options = options
+        self.options: GenerationOptions = options
         if fingerprint is not None:
             try:
                 fingerprint.require(self.model.fingerprint)
