@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -171,3 +172,36 @@ def test_a_checkpoint_belongs_to_one_job(tmp_path: Path, monkeypatch: pytest.Mon
     for change in ({"source": "june"}, {"max_new_tokens": 3}, {"id_column": "line"}):
         with pytest.raises(OptionError, match="was begun with different"):
             claim_checkpoint(tmp_path / "new", **claim | change)
+
+
+def test_a_block_that_comes_twice_is_recorded_once() -> None:
+    """Ray answers a block again where it lost the result; lines with a record stay as they are."""
+    from phi3ov.integrations.ray.job import collect_records
+
+    def block(*lines: int) -> Any:
+        columns = {"data": [b"%d" % line for line in lines], "failed": [False] * len(lines)}
+        return pa.table({"line": list(lines), **columns})
+
+    records = collect_records([block(1, 2), block(3), block(2, 1), block(9, 4)], done={9})
+    assert [(record.line, record.data) for record in records] == [
+        *((1, b"1"), (2, b"2"), (3, b"3"), (4, b"4")),
+    ]
+
+
+def test_a_cluster_that_is_not_there_is_an_error_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray itself tries to connect for minutes."""
+    pytest.importorskip("ray.data")
+    from phi3ov.integrations.ray.job import RayCluster, answer_lines_on_ray
+
+    monkeypatch.setattr(dataset, "find_artifact", lambda _path, revision: make_artifact())
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"prompt": "hi"}\n', encoding="utf-8")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))  # bound, but nothing listens
+        nowhere = RayCluster(address=f"127.0.0.1:{probe.getsockname()[1]}")
+        with pytest.raises(OptionError, match="there is no Ray cluster"):
+            answer_lines_on_ray(
+                "model", source, tmp_path / "out.jsonl", GenerationOptions(), cluster=nowhere
+            )

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Iterator
+import socket
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 BLOCKS_PER_ACTOR = 4
 """Blocks per actor for a short input, so that all actors end at about the same time."""
+
+_CONNECT_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +115,9 @@ def answer_lines_on_ray(
                 batch_size=None,
                 **pool_arguments(actors=actors, cores=cores),
             )
-            yield from _collect(dataset, done)
+            with _translated():
+                blocks = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+                yield from collect_records(blocks, done)
 
     end = record_answers(target, job, answer, total=total, report=report)
     if end.done != total:
@@ -180,15 +185,19 @@ def read_range(part: pyarrow.Table) -> pyarrow.Table:
     )
 
 
-def _collect(dataset: Dataset, done: Collection[int]) -> Iterator[Record]:
-    """Yield the records of each block as it arrives, each line once."""
+def collect_records(blocks: Iterable[pyarrow.Table], done: Collection[int]) -> Iterator[Record]:
+    """Yield the records of each block as it arrives, each line once.
+
+    Args:
+        blocks: What `AnswerLines` returned. Ray answers a block again when it loses the result.
+        done: Lines that have a record already.
+    """
     seen: set[int] = set()
-    with _translated():
-        for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            for row in block.to_pylist():
-                if row["line"] not in seen and row["line"] not in done:
-                    seen.add(row["line"])
-                    yield Record(line=row["line"], data=row["data"], failed=row["failed"])
+    for block in blocks:
+        for row in block.to_pylist():
+            if row["line"] not in seen and row["line"] not in done:
+                seen.add(row["line"])
+                yield Record(line=row["line"], data=row["data"], failed=row["failed"])
 
 
 def _share(cluster: RayCluster) -> tuple[int, int]:
@@ -216,6 +225,7 @@ def _connected(address: str) -> Iterator[None]:
 
     owns = not ray.is_initialized()
     if owns:
+        _require_reachable(address)
         try:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -235,6 +245,20 @@ def _connected(address: str) -> Iterator[None]:
         logger.setLevel(level)
         if owns:
             ray.shutdown()
+
+
+def _require_reachable(address: str) -> None:
+    """Connect to ``HOST:PORT`` once: Ray itself tries for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise OptionError(
+            f"Nothing listens at {address!r} ({error}), so there is no Ray cluster. Start one with "
+            "'ray start --head', or use 'local'."
+        ) from error
 
 
 @contextmanager
