@@ -65,17 +65,20 @@ def profile(artifact: phi3ov.Artifact, prompt: list[int], threads: int | None) -
     model = open_paged(artifact, config)
     model.reserve(PROMPT_TOKENS + 64, keep=0)
     model.read(prompt, past=0)
-    passes: list[dict[str, float]] = []
-    counts: dict[str, int] = defaultdict(int)
+    least: dict[str, float] = {}  # of each layer, over the passes: what nothing has disturbed
+    kind_of: dict[str, str] = {}
     for place in range(48):
         model.read([prompt[place]], past=PROMPT_TOKENS + place)
-        taken: dict[str, float] = defaultdict(float)
         for layer in model.layer_times():
             if layer.status == openvino.ProfilingInfo.Status.EXECUTED:
-                taken[f"{layer.node_type} ({layer.exec_type})"] += layer.real_time.total_seconds()
-                counts[f"{layer.node_type} ({layer.exec_type})"] += place == 0
-        passes.append(taken)
-    kinds = {name: median(each.get(name, 0.0) for each in passes[8:]) for name in counts}
+                seconds = layer.real_time.total_seconds()
+                least[layer.node_name] = min(seconds, least.get(layer.node_name, seconds))
+                kind_of[layer.node_name] = f"{layer.node_type} ({layer.exec_type})"
+    kinds: dict[str, float] = defaultdict(float)
+    counts: dict[str, int] = defaultdict(int)
+    for name, seconds in least.items():
+        kinds[kind_of[name]] += seconds
+        counts[kind_of[name]] += 1
     total = sum(kinds.values())
     print("| operation (kernel) | layers | ms per token | share |\n|---|--:|--:|--:|")
     for name, seconds in sorted(kinds.items(), key=lambda item: -item[1]):
