@@ -16,6 +16,7 @@ import openvino
 import openvino_genai
 
 from ..errors import DeviceError, GenerationError, PromptError
+from ..runtime.huge_pages import use_huge_pages
 from ..runtime.lora import AdapterFile, read_adapter
 from ..runtime.properties import compiling, device_settings
 from ..runtime.settings import Setting, passed_properties
@@ -197,8 +198,11 @@ class _Runner:
             self.cache.follow(sequence, answer_ids[:-1])
         if streamer.error is not None:
             raise streamer.error
-        if next(self._answers) % ANSWERS_PER_DROP == 0:
+        number = next(self._answers)
+        if number % ANSWERS_PER_DROP == 0:
             self._model.drop_pages()
+        if number == 0 and self._setup.device == "CPU":  # its weights have been repacked now
+            use_huge_pages()
 
 
 def adapter_properties(adapter: AdapterFile | None, config: Phi3Config) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import shutil
 import signal
@@ -21,6 +22,7 @@ from msgspec.structs import replace
 from ... import errors
 from ...answer.token_stream import TokenRequest, TokenStream
 from ...errors import EngineCrashedError, GenerationError, OptionError, Phi3OVError
+from ...runtime.huge_pages import child_environment
 from ...runtime.limits import RequestLoad
 from ..pinned import temporary_folder
 from .interpreter import find_interpreter
@@ -139,6 +141,7 @@ class WorkerChild:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 cwd=packages,  # the current folder may have been removed
+                env=child_environment(os.environ),
             )
         except OSError as error:
             raise EngineCrashedError(f"The worker process could not be started: {error}") from error
