@@ -48,6 +48,7 @@ from reference_artifact import make_reference_artifact
 
 import phi3ov
 from phi3ov.server import ServerSettings, create_app
+from phi3ov.server.running import SWITCH_SECONDS
 
 NAP_SECONDS = 0.005
 PATH = "/v1/chat/completions"
@@ -74,6 +75,7 @@ def main() -> None:
     elif options.raw:
         run_raw(options)
     else:
+        sys.setswitchinterval(SWITCH_SECONDS)  # as phi3ov.server.serve does
         make_reference_artifact(options.artifact)
         asyncio.run(measure_all(options))
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from phi3ov.server.running import SWITCH_SECONDS
-from tests.unit.fakes import REFERENCE
+from phi3ov.server import ListenSettings, create_app, serve
+from phi3ov.server.running import SWITCH_SECONDS, DrainingServer
+from tests.unit.fakes import REFERENCE, FakeEngine, make_model
 
 from .serving import says, serving
 
@@ -106,3 +107,16 @@ def test_a_prompt_of_the_whole_context_holds_up_no_other_request(
             found.append(statistics.quantiles(late, n=100)[-1])
             print(path, len(late), found[-1], max(late))
         assert min(found) <= BAR_MILLISECONDS, found
+
+
+def test_threads_take_short_turns_while_the_server_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`serve` sets the interval, and afterwards it is what it was."""
+    seen: list[float] = []
+    monkeypatch.setattr(
+        DrainingServer, "run", lambda *_args, **_kwargs: seen.append(sys.getswitchinterval())
+    )
+    sys.setswitchinterval(0.004)
+    app = create_app("no-such-folder", load=lambda: make_model(FakeEngine([])))
+    serve(app, listen=ListenSettings(port=0))
+    assert seen == [pytest.approx(SWITCH_SECONDS)]
+    assert sys.getswitchinterval() == pytest.approx(0.004)
