@@ -26,6 +26,7 @@ CONTEXT: dict[str, Any] = {
     "max_position_embeddings": 4096,
     "original_max_position_embeddings": 4096,
 }
+ExecuteNotebook = Callable[[str], list[dict[str, Any]]]
 EXAMPLES = {
     "minimal_chat.py": ("The capital of France is Paris.", "Berlin"),
     "lasting_chat.py": ("The capital of France is Paris.", "[3 messages in chat.json]"),
@@ -219,42 +220,70 @@ def test_example_runs(
         assert ElementTree.parse(picture).getroot().tag.endswith("svg")
 
 
-def test_notebook_runs(hub: LocalHub, run_python: RunPython, tmp_path: Path) -> None:
-    """Every cell of the notebook runs in a kernel of its own, and every code cell shows something.
+@pytest.fixture
+def execute(hub: LocalHub, run_python: RunPython, tmp_path: Path) -> ExecuteNotebook:
+    """Run a notebook in a kernel of its own; return its code cells with what they show.
 
-    The model is a tiny checkpoint under the name that the notebook uses.
+    The model is a tiny checkpoint under the name that the notebooks use. A notebook is committed
+    without outputs.
     """
-    name = "e2e_openvino_chat_phi3.ipynb"
-    program = tmp_path / "execute.py"
-    program.write_text(
-        "import nbformat, nbclient, sys\n"
-        "notebook = nbformat.read(sys.argv[1], as_version=4)\n"
-        "nbclient.NotebookClient(notebook, timeout=300, kernel_name='python3').execute()\n"
-        "nbformat.write(notebook, 'out.ipynb')\n",
-        encoding="utf-8",
-    )
-    done = run_python(
-        program,
-        REPOSITORY / "examples" / name,
-        HF_ENDPOINT=hub.url,
-        HF_HOME=str(tmp_path / "hf"),
-        JUPYTER_PLATFORM_DIRS="1",
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    cells = json.loads((tmp_path / "out.ipynb").read_text(encoding="utf-8"))["cells"]
-    code = [cell for cell in cells if cell["cell_type"] == "code"]
+
+    def run(name: str) -> list[dict[str, Any]]:
+        committed = json.loads((REPOSITORY / "examples" / name).read_text(encoding="utf-8"))
+        assert not any(cell.get("outputs") for cell in committed["cells"]), "commit no outputs"
+        program = tmp_path / "execute.py"
+        program.write_text(
+            "import nbformat, nbclient, sys\n"
+            "notebook = nbformat.read(sys.argv[1], as_version=4)\n"
+            "nbclient.NotebookClient(notebook, timeout=500, kernel_name='python3').execute()\n"
+            "nbformat.write(notebook, 'out.ipynb')\n",
+            encoding="utf-8",
+        )
+        done = run_python(
+            program,
+            REPOSITORY / "examples" / name,
+            timeout=900,
+            HF_ENDPOINT=hub.url,
+            HF_HOME=str(tmp_path / "hf"),
+            JUPYTER_PLATFORM_DIRS="1",
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        cells = json.loads((tmp_path / "out.ipynb").read_text(encoding="utf-8"))["cells"]
+        code = [cell for cell in cells if cell["cell_type"] == "code"]
+        assert all(cell["outputs"] for cell in code), "every code cell shows something"
+        return code
+
+    return run
+
+
+def shown(cell: dict[str, Any], kind: str) -> list[str]:
+    """Return the outputs of a cell that are of one kind, such as ``text/html``."""
+    found = [output.get("data", {}).get(kind) for output in cell["outputs"]]
+    return ["".join(output) for output in found if output is not None]
+
+
+def test_notebook_runs(execute: ExecuteNotebook) -> None:
+    """Every cell of the first notebook runs, and its picture has a bar for each weight matrix."""
+    code = execute("e2e_openvino_chat_phi3.ipynb")
     assert len(code) == 7
-    assert all(cell["outputs"] for cell in code)
-    pictures = [
-        output["data"]["image/svg+xml"]
-        for cell in code
-        for output in cell["outputs"]
-        if "image/svg+xml" in output.get("data", {})
-    ]
-    [drawn] = pictures
-    assert "".join(drawn).count("<rect") >= 10, "a bar for each weight matrix"
-    committed = json.loads((REPOSITORY / "examples" / name).read_text(encoding="utf-8"))["cells"]
-    assert not any(cell.get("outputs") for cell in committed), "commit the notebook without outputs"
+    [drawn] = [picture for cell in code for picture in shown(cell, "image/svg+xml")]
+    assert drawn.count("<rect") >= 10
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_notebook_with_pictures_runs(execute: ExecuteNotebook) -> None:
+    """Layers, quality and settings are drawn, tokens coloured, and the widgets there."""
+    _exports, layers, quality, tuned, tokens, widgets = execute("see_it.ipynb")
+    for cell in (layers, quality):
+        assert len(shown(cell, "image/png")) == 1
+    [table] = shown(tuned, "text/html")
+    assert table.count("<tr>") > 2
+    assert "OpenVINO's own" in table.replace("&#x27;", "'")
+    [coloured] = shown(tokens, "text/html")
+    assert coloured.count("<span") == 32
+    assert "rgba(" in coloured
+    assert shown(widgets, "application/vnd.jupyter.widget-view+json")
 
 
 def test_every_example_is_in_the_index_and_tested() -> None:
