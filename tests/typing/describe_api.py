@@ -33,7 +33,13 @@ MODULES = {
     "phi3ov.exporter.progress": ("ProgressCallback",),
     "phi3ov.answer.reply": ("FinishReason",),
     "phi3ov.runtime.rope": ("ContextChoice", "RopeFactors"),
-    "phi3ov.runtime.config": ("InferencePrecision", "KVCachePrecision", "PerformanceHint"),
+    "phi3ov.runtime.config": (
+        "InferencePrecision",
+        "KVCachePrecision",
+        "CoarsePrecision",
+        "KeyScales",
+        "PerformanceHint",
+    ),
     "phi3ov.runtime.speculation": ("Speculation",),
 }
 """Public names that are not imported by the package itself; types that signatures name."""
