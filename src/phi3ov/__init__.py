@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from .runtime.settings import Setting
     from .runtime.speculation import DraftModel, PromptLookup
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Artifact",
