@@ -75,11 +75,11 @@ class UntilToken(Rest):
         """End with ``token_id``; an answer that lacks it ends in this stage."""
         super().__init__()
         self._last = token_id
-        self.stop_ids = frozenset({token_id})
+        self.stop_ids: frozenset[int] = frozenset({token_id})
 
     def add(self, token_id: int) -> Sequence[int]:
         """Return the id, and end the stage if it is the given token."""
-        self.is_over = token_id == self._last
+        self.is_over: bool = token_id == self._last
         return (token_id,)
 
 
@@ -186,7 +186,7 @@ class Thoughts:
             self._end(self._splitter.closing_text())
 
     def _end(self, text: str) -> None:
-        self.is_over = True
+        self.is_over: bool = True
         self.forced_ids = (*self._tokenizer.encode_text(text), *self._next_ids)
 
 

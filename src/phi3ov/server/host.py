@@ -51,7 +51,7 @@ class ModelHost:
         """Hold a loaded model, which its owner closes, or a function that loads a model."""
         self._events_per_second = events_per_second
         self.running: set[Answers] = set()
-        self.scoring = 0
+        self.scoring: int = 0
         self.failure: Exception | None = None
         self._load = load
         self._model = model
@@ -129,7 +129,7 @@ class ModelHost:
 
     def note_scored(self) -> None:
         """Count a request that is no longer `scoring`."""
-        self.scoring -= 1
+        self.scoring = self.scoring - 1
 
     def note_duration(self, seconds: float) -> None:
         """Record the duration of an answer, for `retry_after_seconds`."""

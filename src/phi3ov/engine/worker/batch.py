@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..genai.draft import SpeculationPlan
 from ..genai.pace import AnswerPace, Pacer
-from ..genai.prefix_cache import CachedSequence, follow_cache
+from ..genai.prefix_cache import CachedSequence, PrefixCache, UnfollowedCache, follow_cache
 from .protocol import Cancel, Command, Forget, Progress, ProtocolError, Submit
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Batch:
     def _forget(self) -> None:
         self.pipeline: Any = None  # free the old one first
         self.pipeline = self._open_pipeline()
-        self.cache = follow_cache(self._pool)
+        self.cache: PrefixCache | UnfollowedCache = follow_cache(self._pool)
 
     @property
     def idle(self) -> bool:
