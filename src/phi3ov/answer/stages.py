@@ -121,7 +121,7 @@ class Thoughts:
             next_ids: Ids with which the part after the thoughts begins.
         """
         self.max_tokens = max_tokens
-        self.is_over = False
+        self.is_over: bool = False
         self.forced_ids: tuple[int, ...] = ()
         self._tokenizer = tokenizer
         self._tags = tokenizer.thought_tags
@@ -186,7 +186,7 @@ class Thoughts:
             self._end(self._splitter.closing_text())
 
     def _end(self, text: str) -> None:
-        self.is_over: bool = True
+        self.is_over = True
         self.forced_ids = (*self._tokenizer.encode_text(text), *self._next_ids)
 
 
