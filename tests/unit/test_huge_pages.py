@@ -38,6 +38,7 @@ def test_large_mappings_that_are_in_memory_are_moved() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="huge pages are asked for on Linux")
 def test_the_content_of_moved_memory_stays() -> None:
     """Whether or not the kernel has huge pages to give."""
+    assert sys.platform == "linux"  # tells mypy that the flags below exist
     with mmap.mmap(-1, 64 * MEBIBYTE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         content = os.urandom(MEBIBYTE)
         for start in range(0, len(memory), MEBIBYTE):
