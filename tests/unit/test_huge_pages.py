@@ -6,8 +6,6 @@ import mmap
 import os
 import sys
 
-import pytest
-
 from phi3ov.runtime.huge_pages import child_environment, collapse_pages, dense_mappings
 
 MEBIBYTE = 1024**2
@@ -35,22 +33,25 @@ def test_large_mappings_that_are_in_memory_are_moved() -> None:
     assert list(dense_mappings("")) == []
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="huge pages are asked for on Linux")
-def test_the_content_of_moved_memory_stays() -> None:
-    """Whether or not the kernel has huge pages to give."""
-    assert sys.platform == "linux"  # tells mypy that the flags below exist
-    with mmap.mmap(-1, 64 * MEBIBYTE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
-        content = os.urandom(MEBIBYTE)
-        for start in range(0, len(memory), MEBIBYTE):
-            memory[start : start + MEBIBYTE] = content
-        assert collapse_pages() >= 0
-        assert all(
-            memory[start : start + MEBIBYTE] == content for start in range(0, len(memory), MEBIBYTE)
-        )
+if sys.platform == "linux":  # only there are huge pages asked for
 
+    def test_the_content_of_moved_memory_stays() -> None:
+        """Whether or not the kernel has huge pages to give."""
+        with mmap.mmap(-1, 64 * MEBIBYTE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+            content = os.urandom(MEBIBYTE)
+            for start in range(0, len(memory), MEBIBYTE):
+                memory[start : start + MEBIBYTE] = content
+            assert collapse_pages() >= 0
+            assert all(
+                memory[start : start + MEBIBYTE] == content
+                for start in range(0, len(memory), MEBIBYTE)
+            )
 
-def test_a_childs_allocator_asks_for_huge_pages() -> None:
-    """What the caller has set stays; nothing of this process changes."""
-    assert child_environment({"A": "b"}) == {"A": "b", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-    own = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}
-    assert child_environment(own) == own
+    def test_a_childs_allocator_asks_for_huge_pages() -> None:
+        """What the caller has set stays; nothing of this process changes."""
+        assert child_environment({"A": "b"}) == {
+            "A": "b",
+            "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+        }
+        own = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}
+        assert child_environment(own) == own
