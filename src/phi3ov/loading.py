@@ -145,6 +145,7 @@ def load_model(
         tokenizer=tokenizer,
         engine=running,
         config=config,
+        adapter=adapter,
         load_timings=LoadTimings(
             read_seconds=read - started,
             compile_seconds=compiled - read,

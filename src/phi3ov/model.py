@@ -43,6 +43,7 @@ from .prompt.tools import ToolSource, read_tools
 from .runtime.config import RuntimeConfig
 from .runtime.devices import DeviceChoice
 from .runtime.limits import RequestLoad
+from .runtime.lora import LoraAdapter
 from .runtime.rope import ContextChoice
 from .runtime.settings import Setting
 from .validation import require_integer
@@ -60,6 +61,7 @@ class Phi3Model:
         context: Its context in tokens, and the LongRoPE factors in force.
         tokenizer: Encodes messages to ids, and decodes ids.
         config: The OpenVINO settings that it was loaded with.
+        adapter: The LoRA adapter that it was loaded with, or None.
         load_timings: Durations of loading.
     """
 
@@ -72,6 +74,7 @@ class Phi3Model:
         tokenizer: ChatTokenizer,
         engine: Engine,
         config: RuntimeConfig,
+        adapter: LoraAdapter | None = None,
         load_timings: LoadTimings = LoadTimings(),  # noqa: B008 - immutable
     ) -> None:
         """Assemble the parts; use `load_model` instead."""
@@ -80,6 +83,7 @@ class Phi3Model:
         self.context = context
         self.tokenizer = tokenizer
         self.config = config
+        self.adapter = adapter
         self.load_timings = load_timings
         self._engine = engine
 

@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from phi3ov import Artifact, GenerationError, GenerationOptions, Message, OptionError, Phi3Model
+from phi3ov import (
+    Artifact,
+    GenerationError,
+    GenerationOptions,
+    LoraAdapter,
+    Message,
+    OptionError,
+    Phi3Model,
+)
 from phi3ov.answer.token_stream import TokenRequest
 from phi3ov.artifact.fingerprint import ModelFingerprint
 from phi3ov.batch import file as module
@@ -160,9 +168,9 @@ def test_a_garbled_last_line_is_cut_off(model: Phi3Model, tmp_path: Path) -> Non
     assert target.read_bytes() == whole
 
 
-@pytest.mark.parametrize("what", ["input", "options", "context", "model"])
+@pytest.mark.parametrize("what", ["input", "options", "context", "adapter", "model"])
 def test_records_of_two_jobs_are_never_mixed(what: str, model: Phi3Model, tmp_path: Path) -> None:
-    """With another input, other options, another context or model nothing is done."""
+    """With another input, other options, another context, adapter or model nothing is done."""
     source, target = write_lines(tmp_path / "in.jsonl", [{"prompt": "a"}]), tmp_path / "out.jsonl"
     run_batch_file(model, source, target, OPTIONS)
     before, options = target.read_bytes(), OPTIONS
@@ -172,6 +180,10 @@ def test_records_of_two_jobs_are_never_mixed(what: str, model: Phi3Model, tmp_pa
         options = replace(OPTIONS, max_new_tokens=21)
     elif what == "context":
         model.context = replace(model.context, tokens=50)
+    elif what == "adapter":
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            (tmp_path / name).write_text("{}", encoding="utf-8")
+        model.adapter = LoraAdapter(path=tmp_path)
     else:
         other = replace(model.artifact.manifest, chat_format="phi4")
         model = make_model(FakeEngine(echo), artifact=replace(model.artifact, manifest=other))

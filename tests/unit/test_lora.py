@@ -228,3 +228,15 @@ def test_an_adapter_for_one_answer_is_refused_with_the_way_out() -> None:
     """Openvino-genai's prefix cache would mix adapters."""
     with pytest.raises(OptionError, match=r"Did you mean load_model\(adapter=\.\.\.\)"):
         GenerationOptions().changed({"adapter": "poet"})  # type: ignore[typeddict-unknown-key]
+
+
+def test_a_fingerprint_tells_adapters_and_weights_apart(tmp_path: Path) -> None:
+    """Equal files and weights give the same one, wherever they lie."""
+    for folder, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "adapter_config.json").write_bytes(b"{}")
+        (tmp_path / folder / "adapter_model.safetensors").write_bytes(content)
+    first, same, other = (LoraAdapter(path=tmp_path / name).fingerprint() for name in "abc")
+    half = LoraAdapter(path=tmp_path / "a", weight=0.5).fingerprint()
+    assert first == same
+    assert len({first, other, half}) == 3

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from ..answer.options import Options
     from ..artifact.fingerprint import ModelFingerprint
     from ..model import Phi3Model
+    from ..runtime.lora import LoraAdapter
     from ..runtime.rope import ContextChoice
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
@@ -106,7 +107,9 @@ def answer_lines(
     """Do the work of `run_batch_file`; the caller must hold `locked_output`."""
     with source.open("rb") as lines:
         total, checksum = survey_input(lines)
-        job = describe_job(model.fingerprint, model.context, options, checksum)
+        job = describe_job(
+            model.fingerprint, model.context, options, checksum, adapter=model.adapter
+        )
 
         def answer(done: Collection[int]) -> Iterator[Record]:
             for line, outcome in _answer(model, lines, done, options):
@@ -290,6 +293,8 @@ def describe_job(
     context: ContextChoice,
     options: GenerationOptions,
     checksum: str,
+    *,
+    adapter: LoraAdapter | None,
 ) -> dict[str, Any]:
     """Return the inputs that determine the answers; device, engine and limits may change.
 
@@ -298,12 +303,14 @@ def describe_job(
         context: Its context and rope factors.
         options: Options of every conversation.
         checksum: Checksum of the input, from `survey_input`.
+        adapter: The LoRA adapter that the model was loaded with.
     """
     return {
         "input": checksum,
         "options": _describe_options(options),
         "model": fingerprint.to_values(),
         "context": asdict(context),
+        "adapter": None if adapter is None else adapter.fingerprint(),
     }
 
 

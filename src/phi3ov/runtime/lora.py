@@ -9,6 +9,7 @@ and values of another adapter (`test_upstream_genai_mixes_adapters_in_its_cache`
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..artifact.folder import hash_file
 from ..errors import OptionError
 from ..family import Phi3Config
 from ..validation import is_integer, is_number
@@ -75,6 +77,15 @@ class LoraAdapter:
     def __post_init__(self) -> None:
         if not is_number(self.weight) or not 0 < self.weight <= 100:
             raise OptionError(f"weight={self.weight!r} must be a number above 0 and at most 100.")
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 over both files and the weight: equal adapters give equal answers.
+
+        Raises:
+            OSError: A file cannot be read.
+        """
+        parts = [hash_file(Path(self.path) / name) for name in (_CONFIG, _WEIGHTS)]
+        return hashlib.sha256(" ".join([*parts, repr(float(self.weight))]).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

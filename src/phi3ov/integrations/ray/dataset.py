@@ -177,7 +177,7 @@ def model_job(
     artifact = find_artifact(path, revision=load.revision)
     fingerprint = ModelFingerprint.of(artifact)
     context = choose_context(artifact.config, load.context_tokens)
-    return describe_job(fingerprint, context, options, source), fingerprint
+    return describe_job(fingerprint, context, options, source, adapter=load.adapter), fingerprint
 
 
 def import_ray_data() -> Any:
