@@ -90,7 +90,9 @@ def test_an_adapter_equals_merged_weights(
         assert model.complete(prompt, max_new_tokens=12).token_ids == truth
 
 
-def unfuse(folder: Path, checkpoint: Path, left_out: set[str], dtype: torch.dtype) -> Tensors:
+def unfuse(
+    folder: Path, checkpoint: Path, left_out: tuple[str, ...], dtype: torch.dtype
+) -> Tensors:
     """Write an adapter as an unfused copy's training gives it; return it for the fused layers."""
     made = make_adapter(folder, checkpoint, seed=2)
     config = load_truth(checkpoint).config
@@ -126,10 +128,10 @@ def unfuse(folder: Path, checkpoint: Path, left_out: set[str], dtype: torch.dtyp
 
 @pytest.mark.parametrize("engine", ["pipeline", "worker"])
 @pytest.mark.parametrize(
-    "case", [(set(), torch.float32), ({"k_proj", "up_proj"}, torch.bfloat16)], ids=str
+    "case", [((), torch.float32), (("k_proj", "up_proj"), torch.bfloat16)], ids=str
 )
 def test_an_adapter_of_an_unfused_copy_equals_merged_weights(
-    case: tuple[set[str], torch.dtype],
+    case: tuple[tuple[str, ...], torch.dtype],
     engine: EngineName,
     zoo: Zoo,
     load: LoadModel,
