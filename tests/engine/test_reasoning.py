@@ -152,5 +152,5 @@ def test_engines_without_grammars_refuse_a_shape_before_the_thoughts(
 ) -> None:
     """By name, and not when the thoughts are over."""
     model = load(artifact, engine=engine)
-    with pytest.raises(OptionError, match="does not support json_schema, regex and choices"):
+    with pytest.raises(OptionError, match="json_schema, regex and choices are not supported"):
         model.stream(QUESTION, json_schema=SHAPE, max_new_tokens=100)

@@ -243,7 +243,7 @@ def test_bias_and_alternatives_are_refused_where_they_cannot_be_had(
 ) -> None:
     """Before anything is generated, with the engine that has them."""
     model = load(zoo.artifact(ROW), engine=engine)
-    with pytest.raises(OptionError, match=r"does not support.*engine='(worker' or ')?paged'"):
+    with pytest.raises(OptionError, match=r"not supported.*engine='(worker' or ')?paged'"):
         model.complete(PROMPT, max_new_tokens=2, **options)
 
 

@@ -40,7 +40,9 @@ def test_an_option_needs_no_change_on_its_way() -> None:
 
 def test_an_engine_refuses_it_until_its_table_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """No engine ignores an option that it does not know."""
-    with pytest.raises(OptionError, match=r"engine='worker' does not support toy=0.5. Leave toy"):
+    with pytest.raises(
+        OptionError, match=r"toy=0.5 is not supported by engine='worker'. Leave toy"
+    ):
         check_request(request(toy=0.5), "worker")
     takes = {"worker": engine_sampling.TAKES["worker"] | {"toy"}}
     monkeypatch.setattr(engine_sampling, "TAKES", engine_sampling.TAKES | takes)

@@ -49,17 +49,17 @@ def check_request(request: TokenRequest, engine: EngineName) -> None:
         >>> check_request(request, "pipeline")
         Traceback (most recent call last):
             ...
-        phi3ov.errors.OptionError: engine='pipeline' does not support logprobs=True. Load the \
-model with engine='worker' or engine='paged', or leave logprobs out.
+        phi3ov.errors.OptionError: logprobs=True is not supported by engine='pipeline'. Load \
+the model with engine='worker' or engine='paged', or leave logprobs out.
     """
     refused = {name: each for name, each in request.asked().items() if name not in TAKES[engine]}
     for name, value in refused.items():
         able = [f"engine={other!r}" for other, takes in TAKES.items() if name in takes]
         way_out = f"Load the model with {' or '.join(able)}, or leave" if able else "Leave"
         is_grammar = name == "grammar"
-        asked = "json_schema, regex and choices" if is_grammar else f"{name}={value!r}"
+        asked = "json_schema, regex and choices are" if is_grammar else f"{name}={value!r} is"
         named = "them" if is_grammar else name
-        raise OptionError(f"engine={engine!r} does not support {asked}. {way_out} {named} out.")
+        raise OptionError(f"{asked} not supported by engine={engine!r}. {way_out} {named} out.")
 
 
 def configure_genai(config: openvino_genai.GenerationConfig, sampling: Sampling) -> None:
