@@ -109,10 +109,10 @@ def test_sixteen_clients_get_the_answers_they_would_get_alone(app: Any) -> None:
 
 def test_a_client_that_goes_away_ends_its_answer(app: Any) -> None:
     """The engine is free again long before the answer would have ended."""
-    with serve(app) as url:
+    with serve(app) as address:
         child = child_of(app.state.model)
         body = {"messages": conversation(prompt_text(20)), "max_new_tokens": 900}
-        with httpx.stream("POST", url, json=body, timeout=60) as response:
+        with httpx.stream("POST", f"{address}/chat", json=body, timeout=60) as response:
             next(response.iter_text())
             (stream,) = child.streams.values()
         wait_until(
