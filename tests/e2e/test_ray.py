@@ -141,6 +141,7 @@ def test_a_node_that_dies_loses_and_doubles_nothing(
     wait_until(lambda: not any(process.is_running() for process in ended[0]))
 
 
+@pytest.mark.slow
 def test_a_file_goes_on_on_a_cluster_and_back(
     cluster: Cluster, reference_export: Path, tmp_path: Path
 ) -> None:
@@ -293,6 +294,7 @@ def test_rays_checkpoint_goes_on_and_refuses_another_job(
         cluster.remove_node(room)
 
 
+@pytest.mark.slow
 def test_the_command_answers_on_a_cluster(
     cluster: Cluster, reference_export: Path, run_python: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -49,6 +49,7 @@ def test_a_model_says_what_is_in_force(engine: EngineName, reference_export: Pat
     assert {"INFERENCE_PRECISION_HINT", "DYNAMIC_QUANTIZATION_GROUP_SIZE"} <= said.keys()
 
 
+@pytest.mark.slow
 def test_tuning_finds_settings_and_loading_takes_them(
     reference_export: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
