@@ -8,9 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from .conftest import RunPython
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_it_goes_on_where_it_stopped(
     reference_export: Path, run_python: RunPython, tmp_path: Path
 ) -> None:

@@ -77,10 +77,10 @@ DOCUMENTS = [
 
 
 SLOW = {
-    *("docs/recipes.md", "docs/guides/export.md", "export_and_measure.py"),
+    *("docs/recipes.md", "docs/guides/export.md", "export_and_measure.py", "demo.py"),
     *("docs/guides/ray.md", "ray_batch.py"),
 }
-"""Pages and examples that export with several recipes, or start Ray."""
+"""Pages and examples that export in their run, or start Ray."""
 
 NEEDS = {"docs/guides/ray.md": "ray.data", "ray_batch.py": "ray.data"}
 """Modules without which a page or an example is left out."""

@@ -20,6 +20,7 @@ BUDGET = 0.01
 """Most that the default's arithmetic may add, in nats: a 20th of what int4 weights cost here."""
 
 
+@pytest.mark.slow
 @pytest.mark.export
 def test_the_default_stays_within_its_budget(reference_export: Path) -> None:
     """KL(exact || default) of the export with itself, over 1 020 predictions."""
