@@ -104,7 +104,7 @@ async def ask_all(url: str, options: argparse.Namespace) -> None:
     first_seconds: list[float] = []
     characters = 0
 
-    async def one(client: httpx.AsyncClient, number: int) -> None:
+    async def item(client: httpx.AsyncClient, number: int) -> None:
         nonlocal characters
         for turn in range(options.requests):
             question = f"Story {number} of {turn}: write about a lighthouse."
@@ -124,7 +124,7 @@ async def ask_all(url: str, options: argparse.Namespace) -> None:
     started = time.perf_counter()
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(timeout=300, limits=limits) as client:
-        await asyncio.gather(*(one(client, number) for number in range(options.clients)))
+        await asyncio.gather(*(item(client, number) for number in range(options.clients)))
     seconds = time.perf_counter() - started
     result = {
         "answers": len(first_seconds),
@@ -143,7 +143,7 @@ def report(idle: list[float], busy: list[float], said: dict[str, Any]) -> None:
     print("|---|---|---|---|---|")
     for name, late in (("without clients", idle), ("with clients", busy)):
         p99 = statistics.quantiles(late, n=100)[-1]
-        row = [len(late), *(round(one, 1) for one in (statistics.median(late), p99, max(late)))]
+        row = [len(late), *(round(item, 1) for item in (statistics.median(late), p99, max(late)))]
         result[name] = dict(zip(("naps", "median_ms", "p99_ms", "longest_ms"), row, strict=True))
         print(f"| {name} | " + " | ".join(map(str, row)) + " |")
     print(json.dumps(result))

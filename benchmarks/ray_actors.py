@@ -146,7 +146,7 @@ def measure_child(model: str, conversations: int, tokens: int, *, pinned: bool) 
         batch = [[phi3ov.Message("user", prompt)] for prompt in prompts(conversations)]
         results = list(loaded.iter_batch(batch, max_new_tokens=tokens))
         seconds = time.monotonic() - began
-    print(rate(sum(one.reply.usage.completion_tokens for one in results), seconds), flush=True)
+    print(rate(sum(item.reply.usage.completion_tokens for item in results), seconds), flush=True)
 
 
 def two_processes(model: str, arguments: argparse.Namespace, *, pinned: bool) -> float:

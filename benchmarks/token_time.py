@@ -35,7 +35,7 @@ from phi3ov.runtime.rope import choose_context
 PROMPT_TOKENS = 64
 Clock = Callable[[], float]
 Decode = Callable[[int], float]
-"""Decodes so many tokens and returns the seconds per token after the first."""
+"""Decodes a given number of tokens and returns the seconds per token after the first."""
 
 
 def main() -> None:

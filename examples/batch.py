@@ -9,7 +9,7 @@ import phi3ov
 
 
 def main(folder: str) -> None:
-    """Answer three conversations, of which one is none."""
+    """Answer three conversations, one of which is malformed."""
     conversations = [
         [phi3ov.Message("user", "What is the capital of France?")],
         [],

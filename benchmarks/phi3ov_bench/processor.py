@@ -17,7 +17,7 @@ def processor_features() -> frozenset[str]:
 
 
 def _first(field: str) -> str:
-    """Return the first value of a field in ``/proc/cpuinfo``; empty if there is none."""
+    """Return the first value of a field in ``/proc/cpuinfo``; empty if the field is missing."""
     information = Path("/proc/cpuinfo")
     if not information.is_file():
         return ""

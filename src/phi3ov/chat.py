@@ -73,7 +73,7 @@ class Phi3Chat:
                 message. Its answers are encoded from their text.
             tools: Tools that the model may call; `Reply.tool_calls` holds its calls. Needs a model
                 that was trained with tools (Phi-4-mini). The system message describes them; an
-                empty one is added if there is none.
+                empty one is added if it is missing.
             options: Options of every turn.
 
         Raises:

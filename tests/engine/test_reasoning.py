@@ -135,7 +135,7 @@ def test_thoughts_and_answer_come_apart_at_every_limit(
 def test_a_structured_answer_begins_behind_the_thoughts(
     artifact: Path, load: LoadModel, engine: EngineName
 ) -> None:
-    """The thoughts are free, and the grammar applies from the tag on, whoever wrote it."""
+    """The thoughts are free, and the grammar applies after the tag, also one that phi3ov wrote."""
     model = load(artifact, engine=engine)
     reply = ask(model, json_schema=SHAPE)
     assert (reply.reasoning, reply.parsed in ({"n": 2}, {"n": 3})) == ("one\n", True)

@@ -117,7 +117,7 @@ class GrammarSampler:
             return 1 + self._depths[node[1]]
         if kind == "repeat":
             return self._depth(node[1]) if node[2] else 0
-        inner = [self._depth(one) for one in node[1]]
+        inner = [self._depth(item) for item in node[1]]
         return min(inner) if kind == "either" else max(inner, default=0)
 
     def draw(self, chance: random.Random, *, fuel: int = 40) -> str:
@@ -133,11 +133,11 @@ class GrammarSampler:
         if kind == "rule":
             return self._draw(self.rules[node[1]], chance, fuel - 1)
         if kind == "all":
-            return "".join(self._draw(one, chance, fuel) for one in node[1])
+            return "".join(self._draw(item, chance, fuel) for item in node[1])
         if kind == "either":
-            fits = [one for one in node[1] if self._depth(one) <= fuel]
-            one = chance.choice(fits) if fits else min(node[1], key=self._depth)
-            return self._draw(one, chance, fuel)
+            fits = [item for item in node[1] if self._depth(item) <= fuel]
+            item = chance.choice(fits) if fits else min(node[1], key=self._depth)
+            return self._draw(item, chance, fuel)
         _, inner, least, most = node
         more = chance.choice((0, 0, 1, 2)) if self._depth(inner) <= fuel else 0
         count = least + more if most is None else min(most, least + more)
@@ -168,11 +168,11 @@ class GrammarSampler:
         if kind == "rule":
             return set(self._ends(self.rules[node[1]], text, at, known))
         if kind == "either":
-            return set[int]().union(*(self._ends(one, text, at, known) for one in node[1]))
+            return set[int]().union(*(self._ends(item, text, at, known) for item in node[1]))
         if kind == "all":
             ends = {at}
-            for one in node[1]:
-                ends = set[int]().union(*(self._ends(one, text, end, known) for end in ends))
+            for item in node[1]:
+                ends = set[int]().union(*(self._ends(item, text, end, known) for end in ends))
             return ends
         _, inner, least, most = node
         ends, found, count = {at}, {at} if least == 0 else set[int](), 0

@@ -326,7 +326,7 @@ class WithMeta:
 
 @pytest.mark.parametrize("kind", [Bounded, WithField, Holder, WithMeta])
 def test_constraints_of_annotated_are_enforced(kind: Any) -> None:
-    """Whoever defines them; once those of pydantic's dataclasses had no effect."""
+    """Constraints of every kind of class count, those of pydantic's dataclasses included."""
     shape = shape_of(kind)
     sampler = GrammarSampler(shape.grammar)
     for seed in range(40):

@@ -108,7 +108,7 @@ def test_every_answer_fits_or_is_refused(
     schema: Any = given if kind is None else {"type": kind} | given
     try:
         shape = after(schema)
-    except OptionError:  # malformed, too large, without a value, or with a reference that is none
+    except OptionError:  # malformed, too large, without a value, or with a broken reference
         return
     text = GrammarSampler(shape.grammar).draw(chance)
     try:

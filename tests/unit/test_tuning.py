@@ -202,29 +202,29 @@ def processor(features: set[str], **changes: Any) -> Processor:
 def test_precisions_and_groups_are_tried_together() -> None:
     """No larger group than the weights', and none where the processor rounds nothing."""
     pairs = [
-        (one.inference_precision, one.dynamic_quantization_group_size)
-        for one in arithmetic_candidates(processor(ZEN_4), INT4, "bf16")
+        (item.inference_precision, item.dynamic_quantization_group_size)
+        for item in arithmetic_candidates(processor(ZEN_4), INT4, "bf16")
     ]
     groups = (None, 64, 128)
     assert pairs == [*((None, size) for size in groups), *(("f32", size) for size in groups)]
     small = tuple(replace(kind, group_size=64) for kind in INT4)
     tried = arithmetic_candidates(processor(ZEN_4), small, "f32")
-    assert [one.dynamic_quantization_group_size for one in tried] == [None, 64]
+    assert [item.dynamic_quantization_group_size for item in tried] == [None, 64]
     assert arithmetic_candidates(processor(HASWELL), INT4, "f32") == [OWN]
 
 
 def test_threads_and_cache_are_tried_on_the_best() -> None:
     """Each change by itself; a quota counts as that many processors."""
     found = refinements(FAST, processor(set(), cpus=8), "f16")
-    assert [(one.threads, one.kv_cache_precision) for one in found] == [
+    assert [(item.threads, item.kv_cache_precision) for item in found] == [
         (None, None),
         (None, "u8"),
         (4, None),
         (8, None),
     ]
-    assert all(one.dynamic_quantization_group_size == 64 for one in found)
+    assert all(item.dynamic_quantization_group_size == 64 for item in found)
     limited = refinements(FAST, processor(set(), cpus=8, quota=2.0), None)
-    assert [one.threads for one in limited] == [None, 1]
+    assert [item.threads for item in limited] == [None, 1]
     hybrid = refinements(FAST, processor(set(), cpus=12, fast_cpus=4), None)
     assert [settings.threads for settings in hybrid] == [None, 4, 6, 12]
 
@@ -312,7 +312,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
         monkeypatch.setattr("phi3ov.machine.tuner.time.perf_counter", lambda: machine.now)
         monkeypatch.setattr(tuner, "find_artifact", lambda _path, revision: artifact)
         monkeypatch.setattr(TuningKey, "of", lambda *_: KEY)
-        monkeypatch.setattr(tuner._Judge, "divergence", lambda _self, one: divergence(one))
+        monkeypatch.setattr(tuner._Judge, "divergence", lambda _self, item: divergence(item))
         return tune(tmp_path, progress=False, **options)
 
     return on

@@ -130,7 +130,7 @@ NEW = {MANIFEST_NAME: "new", "openvino_model.bin": "new weights"}
 def test_an_existing_folder_stays_the_one_it_is(
     kind: str, before: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever stands in it, or has mounted it, sees the export."""
+    """A shell whose current folder it is, or a mount, sees the export."""
     folder = tmp_path / "out"
     folder.mkdir()
     if before == "an artifact":

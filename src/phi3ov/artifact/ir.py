@@ -143,7 +143,7 @@ _VERSION_KEYS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """What an IR records of its making; nobody has checked it.
+    """The recipe and tool versions that an IR records; they are not verified.
 
     Attributes:
         recipe: NNCF's options of the weight compression; empty if the IR does not say.

@@ -139,15 +139,15 @@ def test_thoughts_are_an_item_of_a_response(tokens: int) -> None:
     else:
         assert (reasoning["status"], body["status"], others) == ("incomplete", "incomplete", [])
         assert body["usage"]["output_tokens_details"]["reasoning_tokens"] == tokens
-    deltas = [one["delta"] for one in payloads if one["type"] == "response.reasoning_text.delta"]
+    deltas = [item["delta"] for item in payloads if item["type"] == "response.reasoning_text.delta"]
     assert "".join(deltas) == reasoning["content"][0]["text"]
-    done = [one["item"] for one in payloads if one["type"] == "response.output_item.done"]
-    assert [one["type"] for one in done] == [one["type"] for one in body["output"]]
-    assert [one.get("content") for one in done] == [one["content"] for one in body["output"]]
-    added = [one for one in payloads if one["type"] == "response.output_item.added"]
-    assert [one["output_index"] for one in added] == list(range(len(body["output"])))
+    done = [item["item"] for item in payloads if item["type"] == "response.output_item.done"]
+    assert [item["type"] for item in done] == [item["type"] for item in body["output"]]
+    assert [item.get("content") for item in done] == [item["content"] for item in body["output"]]
+    added = [item for item in payloads if item["type"] == "response.output_item.added"]
+    assert [item["output_index"] for item in added] == list(range(len(body["output"])))
     final = payloads[-1]["response"]["output"]
-    assert [one["content"] for one in final] == [one["content"] for one in body["output"]]
+    assert [item["content"] for item in final] == [item["content"] for item in body["output"]]
 
 
 def test_a_response_streams_typed_events(served: Served) -> None:
@@ -159,7 +159,7 @@ def test_a_response_streams_typed_events(served: Served) -> None:
         payload["type"] for payload in payloads
     ]
     assert [payload["sequence_number"] for payload in payloads] == list(range(len(payloads)))
-    deltas = [one["delta"] for one in payloads if one["type"] == "response.output_text.delta"]
+    deltas = [item["delta"] for item in payloads if item["type"] == "response.output_text.delta"]
     assert "".join(deltas) == "one two three"
     assert payloads[-1]["type"] == "response.completed"
     assert payloads[-1]["response"]["output"][0]["content"][0]["text"] == "one two three"

@@ -117,7 +117,7 @@ def token_bytes(definition: dict[str, Any], *, ending: Collection[int | str] = (
 def _byte_letters() -> dict[int, int]:
     """Return, by code point, the byte of each letter of byte-level vocabularies (GPT-2's table).
 
-    A letter that stands for no byte leads to a code point that is none either.
+    A letter without a byte leads to a code point that has no byte either.
     """
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in shown]
