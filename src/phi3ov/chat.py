@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, overload
 
@@ -18,6 +19,7 @@ from .answer.reply import Parsed, Reply
 from .answer.stream import ReplyStream
 from .atomic_file import replace_file
 from .errors import OptionError, PromptError, RestoreError, StateError
+from .prompt.chat_tokenizer import ChatTokenizer
 from .prompt.detokenizer import AnswerText
 from .prompt.dictionaries import read_messages
 from .prompt.messages import Message
@@ -177,8 +179,8 @@ class Phi3Chat:
         """
         question = self._read_question(message)
         with self._open_turn() as turn:
-            question_ids = (*self._encode(*question), *self.model.tokenizer.opening)
-            return self._start(self._turns, question, turn, options, question_ids=question_ids)
+            opened = self._openings(question)[0]
+            return self._start(self._turns, question, turn, options, opened=opened)
 
     @overload
     async def agenerate(
@@ -212,19 +214,11 @@ class Phi3Chat:
         with self._open_turn() as turn:
             if not self._turns or self._turns[-1].answer.tool_calls:
                 raise StateError("There is no answer to continue. Take a turn first.")
-            last, tokenizer = self._turns[-1], self.model.tokenizer
-            question_ids = (*self._encode(*last.question), *tokenizer.opening)
-            end = len(last.token_ids) - len(tokenizer.closing)
-            answer_ids = last.token_ids[len(question_ids) : end]
-            before = self._turns[:-1]
-            return self._start(
-                before,
-                last.question,
-                turn,
-                options,
-                question_ids=question_ids,
-                answer_ids=answer_ids,
-            )
+            last, before = self._turns[-1], self._turns[:-1]
+            readings = self._readings(last)
+            fitting = (each for each in readings if each.is_answer(last))
+            opened = next(fitting, readings[0])
+            return self._start(before, last.question, turn, options, opened=opened)
 
     def _start(
         self,
@@ -233,8 +227,7 @@ class Phi3Chat:
         turn: _OpenTurn,
         options: Options,
         *,
-        question_ids: tuple[int, ...],
-        answer_ids: tuple[int, ...] = (),
+        opened: _OpenedAnswer,
     ) -> ReplyStream:
         """Start the answer to a question after the turns ``before``; the stream closes the turn."""
         exchanges = _exchanges(before)
@@ -244,17 +237,19 @@ class Phi3Chat:
                 tuple(token_id for taken in exchange for token_id in taken.token_ids)
                 for exchange in exchanges
             ),
-            ending=question_ids,
-            answer=answer_ids,
+            ending=opened.question_ids,
+            answer=(*opened.start_ids, *opened.answer_ids),
         )
         stream = self.model.stream_ids(prompt, tools=self._tools, options=self.options, **options)
 
         def end_turn(kept: Reply | None) -> None:
             if kept is not None:
-                known = len(prompt.joined(dropped_turns=kept.dropped_turns)) - len(answer_ids)
+                known = len(prompt.joined(dropped_turns=kept.dropped_turns))
+                known -= len(opened.answer_ids)
                 begun_ids = kept.prompt_ids[known:]  # includes the token that opens a required call
                 left = [taken for group in exchanges[kept.dropped_turns :] for taken in group]
-                self._turns = [*left, self._turn(question, question_ids, begun_ids, kept)]
+                begun = replace(opened, answer_ids=begun_ids)
+                self._turns = [*left, self._turn(question, begun, kept)]
                 self._candidates = kept.candidates
             turn.close()
 
@@ -282,12 +277,14 @@ class Phi3Chat:
                     f"{len(self._candidates)} candidates. Take one from its reply.candidates."
                 )
             last = self._turns[-1]
-            question_ids = (*self._encode(*last.question), *self.model.tokenizer.opening)
             before = (token_id for turn in self._turns[:-1] for token_id in turn.token_ids)
-            known = len(self._beginning_ids) + len(tuple(before)) + len(question_ids)
-            begun_ids = candidate.prompt_ids[known:]
-            chosen = self._turn(last.question, question_ids, begun_ids, candidate)
-            self._turns = [*self._turns[:-1], chosen]
+            known = len(self._beginning_ids) + len(tuple(before))
+            begun = next(
+                replace(opened, answer_ids=candidate.prompt_ids[known + len(opened.token_ids) :])
+                for opened in self._openings(last.question)
+                if candidate.prompt_ids[known:][: len(opened.token_ids)] == opened.token_ids
+            )
+            self._turns = [*self._turns[:-1], self._turn(last.question, begun, candidate)]
 
     def reset(self) -> None:
         """Remove all turns; the system message stays.
@@ -405,18 +402,16 @@ class Phi3Chat:
             [message for turn in saved.turns for message in turn.messages], ends_with="history"
         )
         for number, turn in enumerate(saved.turns):
-            before = (*self._encode(*turn.question), *tokenizer.opening)
-            after = tuple(tokenizer.closing)
-            answer_ids = turn.token_ids[len(before) : len(turn.token_ids) - len(after)]
-            if turn.token_ids != before + answer_ids + after:
+            readings = self._readings(turn)
+            if not readings:
                 raise ValueError(f"token_ids of turn {number} are not those of its message.")
             if not all(
                 0 <= token_id < vocabulary_size and token_id not in tokenizer.stop_tokens
-                for token_id in answer_ids
+                for token_id in readings[0].answer_ids
             ):
                 raise ValueError(f"token_ids of turn {number} hold an id that no answer can hold.")
-            text = AnswerText.of(tokenizer, answer_ids, offered=self._offered)
-            if not text.startswith(turn.answer.content):  # a stop string may have cut it off
+            written = self._encode(*turn.question, turn.answer)
+            if turn.token_ids != written and not any(each.is_answer(turn) for each in readings):
                 raise ValueError(f"token_ids of turn {number} are not those of its answer.")
 
     @property
@@ -444,25 +439,61 @@ class Phi3Chat:
         encode = self.model.tokenizer.encode_message
         return tuple(token_id for message in messages for token_id in encode(message))
 
-    def _turn(
-        self,
-        question: tuple[Message, ...],
-        question_ids: tuple[int, ...],
-        answer_ids: tuple[int, ...],
-        reply: Reply,
-    ) -> Turn:
-        """Return the finished turn; ``reply`` continues ``answer_ids``."""
-        text = reply.text
-        if answer_ids:
-            before = AnswerText.of(self.model.tokenizer, answer_ids, offered=self._offered)
-            whole_ids = (*answer_ids, *reply.token_ids)
-            whole = AnswerText.of(self.model.tokenizer, whole_ids, offered=self._offered)
-            text = whole if len(whole) >= len(before) else before
+    def _openings(self, question: tuple[Message, ...]) -> list[_OpenedAnswer]:
+        """Return the ways in which a prompt or a turn opens the answer to ``question``.
+
+        The first is that of a new answer. An answer in the history follows it in the second way
+        if the chat format writes other texts there.
+        """
+        tokenizer = self.model.tokenizer
+        question_ids, start = self._encode(*question), tuple(tokenizer.answer_start)
+        opening, history_opening = tokenizer.opening, tokenizer.history_opening
+        header = opening[: len(opening) - len(start)]
+        found = [self._opened((*question_ids, *header), start)]
+        if history_opening != opening:
+            found.append(self._opened((*question_ids, *history_opening), ()))
+        return found
+
+    def _opened(self, question_ids: tuple[int, ...], start: tuple[int, ...]) -> _OpenedAnswer:
+        return _OpenedAnswer(self.model.tokenizer, self._offered, question_ids, start)
+
+    def _readings(self, turn: Turn) -> list[_OpenedAnswer]:
+        """Return the ways in which the ids of a turn can be read as its question and an answer."""
+        closing = tuple(self.model.tokenizer.closing)
+        readings = []
+        for opened in self._openings(turn.question):
+            end = len(turn.token_ids) - len(closing)
+            answer_ids = turn.token_ids[len(opened.token_ids) : end]
+            if turn.token_ids == (*opened.token_ids, *answer_ids, *closing):
+                readings.append(replace(opened, answer_ids=answer_ids))
+        if not readings and turn.token_ids == self._encode(*turn.question, turn.answer):
+            # The text before an answer in the history may share a token with it.
+            header, answer = self.model.tokenizer.split_open(turn.answer, with_start=True)
+            question_ids = (*self._encode(*turn.question), *header)
+            readings.append(replace(self._opened(question_ids, ()), answer_ids=tuple(answer)))
+        return readings
+
+    def _turn(self, question: tuple[Message, ...], begun: _OpenedAnswer, reply: Reply) -> Turn:
+        """Return the finished turn; ``reply`` continues what ``begun`` holds.
+
+        A complete answer stands in the history as the chat format writes it there. One that was
+        cut off keeps its exact ids, so that it can be continued.
+        """
+        tokenizer, text = self.model.tokenizer, reply.text
+        whole = replace(begun, answer_ids=(*begun.answer_ids, *reply.token_ids))
+        if begun.answer_ids:
+            text = max(whole.text, begun.text, key=len)
         answer = Message("assistant", text, tool_calls=reply.tool_calls)
-        if reply.reasoning and reply.finish_reason == "stop":  # prompts never contain thoughts
-            return Turn(question, answer, (*self._encode(*question, answer),))
-        closing = self.model.tokenizer.closing
-        token_ids = (*question_ids, *answer_ids, *reply.token_ids, *closing)
+        if reply.finish_reason != "stop":
+            return Turn(question, answer, (*whole.token_ids, *tokenizer.closing))
+        added = tokenizer.format.extension
+        has_thoughts = reply.reasoning or (added.opens_thoughts and begun.start_ids)
+        # Behind another text, the first token of the answer may be another one.
+        moves = begun.start_ids and added.history_start != added.answer_start
+        if (has_thoughts or moves) and not tokenizer.drops_part_of(answer):
+            return Turn(question, answer, self._encode(*question, answer))  # without thoughts
+        history = self._openings(question)[-1]
+        token_ids = (*history.token_ids, *whole.answer_ids, *tokenizer.closing)
         return Turn(question, answer, token_ids)
 
     def _open_turn(self) -> _OpenTurn:
@@ -489,6 +520,50 @@ class Phi3Chat:
             "A Phi3Chat cannot be pickled, because its loaded model cannot. Write it with "
             "chat.save(path), and read it with Phi3Chat.restore(model, path)."
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenedAnswer:
+    """The ids of a question and of an answer so far.
+
+    Attributes:
+        tokenizer: Tokenizer of the model.
+        offered: Names of the tools whose calls are parsed from the answer.
+        question_ids: Ids of the question and of the header of the answer.
+        start_ids: Ids of the text with which the chat format begins a new answer.
+        answer_ids: Ids of the answer so far.
+    """
+
+    tokenizer: ChatTokenizer
+    offered: Sequence[str]
+    question_ids: tuple[int, ...]
+    start_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...] = ()
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """All ids."""
+        return (*self.question_ids, *self.start_ids, *self.answer_ids)
+
+    @property
+    def text(self) -> str:
+        """The text of the answer, without thoughts and calls."""
+        return self._read(self.start_ids)
+
+    def is_answer(self, turn: Turn) -> bool:
+        """Whether the ids are those of the answer of ``turn``; a stop string may have cut it.
+
+        A model generated them after the text of a new answer, which decides about a leading
+        space; the ids of an answer that the caller gave stand alone.
+        """
+        content = turn.answer.content
+        return any(
+            self._read(before).startswith(content)
+            for before in (self.start_ids, self.tokenizer.answer_start)
+        )
+
+    def _read(self, before: Sequence[int]) -> str:
+        return AnswerText.of(self.tokenizer, self.answer_ids, offered=self.offered, before=before)
 
 
 class _OpenTurn:

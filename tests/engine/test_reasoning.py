@@ -6,6 +6,7 @@ limit of its thoughts is another token boundary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -57,13 +58,12 @@ def lines(tokenizer: ChatTokenizer) -> list[tuple[list[int], int]]:
     return learned
 
 
-def train(folder: Path, tokenizer: ChatTokenizer) -> None:
+def train(folder: Path, tokenizer: ChatTokenizer, learned: Sequence[tuple[list[int], int]]) -> None:
     """Teach the checkpoint in ``folder`` the lines by heart."""
     torch.manual_seed(0)
     config = Phi3Config.from_pretrained(folder)
     model = Phi3ForCausalLM(config)
     prompt = tokenizer.encode_prompt(QUESTION)
-    learned = lines(tokenizer)
     width = len(prompt) + max(len(line) for line, _ in learned)
     ids = torch.zeros((len(learned), width), dtype=torch.long)
     labels = torch.full_like(ids, -100)
@@ -98,7 +98,8 @@ def artifact(made_once: MadeOnce) -> Path:
             max_position_embeddings=CONTEXT,
             original_max_position_embeddings=CONTEXT,
         )
-        train(folder, ChatTokenizer.from_folder(folder, FORMAT))
+        tokenizer = ChatTokenizer.from_folder(folder, FORMAT)
+        train(folder, tokenizer, lines(tokenizer))
 
     def export(folder: Path) -> None:
         checkpoint = made_once("reasoning", build)

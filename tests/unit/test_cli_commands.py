@@ -79,7 +79,8 @@ JSON_KEYS: dict[str, set[str]] = {
     "batch": {"output", "done", "failed", "total"},
     "info": {
         *("source", "revision", "commit", "recipe", "bits_per_weight", "source_bytes"),
-        *("artifact_bytes", "chat_format", "system_messages", "stop_tokens", "context_tokens"),
+        *("artifact_bytes", "chat_format", "system_messages", "chat_extension", "stop_tokens"),
+        "context_tokens",
         *("most_context_tokens", "longrope", "versions", "notes", "weights", "layers"),
     },
     "verify": {"path", "files", "problems"},

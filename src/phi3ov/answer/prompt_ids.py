@@ -20,7 +20,8 @@ class PromptIds:
         beginning: Ids before the first turn, such as the system message; always kept.
         turns: Ids of each finished turn, oldest first; may be dropped.
         ending: Ids after the last turn: the new message and the assistant header; always kept.
-        answer: Ids of a partial answer that the model continues; always kept.
+        answer: Ids of a partial answer that the model continues, also of the text with which the
+            chat format begins every answer; always kept.
     """
 
     beginning: tuple[int, ...] = ()
@@ -120,10 +121,11 @@ def conversation_ids(
         except PromptError as error:
             raise PromptError(f"messages[{number}]: {error}") from error
     *finished, question = turns
-    opening, answer = tokenizer.opening, list[int]()
     if continue_last:
-        opened = tokenizer.encode_open(messages[-1])
-        opening, answer = opened[: len(opening)], opened[len(opening) :]
+        opening, answer = tokenizer.split_open(messages[-1])
+    else:
+        opening, answer = tokenizer.opening, tokenizer.answer_start
+        opening = opening[: len(opening) - len(answer)]
     return PromptIds(
         beginning=tuple(tokenizer.encode_beginning(system, tools=tools)),
         turns=tuple(map(tuple, finished)),

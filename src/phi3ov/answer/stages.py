@@ -187,7 +187,7 @@ class Thoughts:
 
     def _end(self, text: str) -> None:
         self.is_over = True
-        self.forced_ids = (*self._tokenizer.encode_text(text), *self._next_ids)
+        self.forced_ids = (*self._tokenizer.encode_continuation(text), *self._next_ids)
 
 
 def require_stages(

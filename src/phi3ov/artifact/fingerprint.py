@@ -28,7 +28,8 @@ class ModelFingerprint:
     Attributes:
         weights: SHA-256 over the graph, the weights and the checkpoint's config.
         tokenizer: SHA-256 over tokenizer and stop tokens.
-        chat_format: Name of the chat format, and its treatment of system messages.
+        chat_format: Name of the chat format, its treatment of system messages, and the texts that
+            the checkpoint's own template adds to it.
     """
 
     weights: str
@@ -43,10 +44,12 @@ class ModelFingerprint:
             OSError: The folder has no manifest, and one of its files cannot be read.
         """
         manifest = artifact.manifest
+        added = f", {dict(manifest.chat_extension)}" if manifest.chat_extension else ""
         return cls(
             weights=_digest(artifact, _WEIGHTS),
             tokenizer=_digest(artifact, _TOKENIZER),
-            chat_format=f"{manifest.chat_format}, system messages {manifest.system_messages}",
+            chat_format=f"{manifest.chat_format}, system messages {manifest.system_messages}"
+            + added,
         )
 
     @classmethod

@@ -12,12 +12,13 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import ArtifactError, UnsupportedModelError
 from ..family import Phi3Config
+from ..prompt.extension import Extension
 from ..prompt.formats import FORMATS, ChatFormat
 from .foreign import UNKNOWN, describe_layers, describe_limits, render_format
 from .ir import (
@@ -69,6 +70,8 @@ class Manifest:
         versions: Versions of the tools that made the export.
         files: Every other file of the folder, by its path with forward slashes.
         layers: Every weight of the model, one by one.
+        chat_extension: Texts that the checkpoint's own template adds to that format, by name; see
+            `phi3ov.prompt.extension.Extension`. The file leaves an empty one out.
         notes: Files that the folder lacks, the reason, and who needs them; a sentence each.
         format_version: Version of this manifest's format.
     """
@@ -85,11 +88,15 @@ class Manifest:
     files: Mapping[str, FileRecord]
     layers: tuple[WeightLayer, ...] = ()
     notes: tuple[str, ...] = ()
+    chat_extension: Mapping[str, str | bool] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
         """Return the text of ``phi3ov.json``, which is the same for the same content."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        values = asdict(self)
+        if not self.chat_extension:  # earlier versions refuse a field that they do not know
+            del values["chat_extension"]
+        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -111,7 +118,8 @@ class Manifest:
             values["layers"] = tuple(WeightLayer(**entry) for entry in values.get("layers", ()))
             values["files"] = {name: FileRecord(**one) for name, one in values["files"].items()}
             values["notes"] = tuple(map(str, values.get("notes", ())))
-            unknown = values.keys() - {field.name for field in fields(cls)}
+            Extension.from_values(values.get("chat_extension", {}))
+            unknown = values.keys() - {known.name for known in fields(cls)}
             if unknown:
                 raise TypeError(f"unknown fields {sorted(unknown)}")
             return cls(**values)
@@ -191,17 +199,21 @@ checkpoint into it first: phi3ov.export_model(source, 'models/no-such-folder').
 
     @property
     def chat_format(self) -> ChatFormat:
-        """The chat format that the manifest names.
+        """The chat format that the manifest names, with the texts that its template adds.
 
         Raises:
-            ArtifactError: This version of phi3ov does not know the chat format.
+            ArtifactError: This version of phi3ov does not know the chat format, or cannot write
+                the texts.
         """
+        extension = Extension.from_values(self.manifest.chat_extension)
         for chat_format in FORMATS:
             if (chat_format.name, chat_format.system_messages) == (
                 self.manifest.chat_format,
                 self.manifest.system_messages,
             ):
-                return chat_format
+                if problem := extension.find_problem(chat_format.own_tokens):
+                    raise ArtifactError(f"{MANIFEST_NAME}: chat_extension: {problem}.")
+                return chat_format.extended(extension)
         raise ArtifactError(
             f"chat_format={self.manifest.chat_format!r} with system_messages="
             f"{self.manifest.system_messages!r} is unknown to this phi3ov. Install a newer one."
@@ -297,6 +309,7 @@ def _describe_foreign(folder: Path, *, needs_chat: bool) -> Manifest:
         layers=layers,
         chat_format=UNKNOWN if chat_format is None else chat_format.name,
         system_messages=UNKNOWN if chat_format is None else chat_format.system_messages,
+        chat_extension={} if chat_format is None else chat_format.extension.to_values(),
         versions=origin.versions,
         files={},
         notes=notes,

@@ -70,7 +70,8 @@ def render_format(folder: Path) -> ChatFormat:
         return recognize_format(
             lambda messages: str(
                 tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-            )
+            ),
+            template=str(tokenizer.chat_template),
         )
     except Phi3OVError:
         raise

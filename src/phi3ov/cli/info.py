@@ -41,6 +41,9 @@ def run(
     if as_json:
         print_json(facts)
         return
+    added = facts.pop("chat_extension")
+    if added:
+        facts["chat_extension"] = {name: repr(value) for name, value in added.items()}
     weights, layers, settings = (facts.pop(name, ()) for name in ("weights", "layers", "settings"))
     write_facts({name.replace("_", " "): flatten(value) for name, value in facts.items()})
     print()
@@ -103,6 +106,7 @@ def _gather_info(artifact: Artifact) -> dict[str, Any]:
         "artifact_bytes": artifact.size_bytes,
         "chat_format": manifest.chat_format,
         "system_messages": manifest.system_messages,
+        "chat_extension": dict(manifest.chat_extension),
         "stop_tokens": {str(token_id): text for token_id, text in tokenizer.stop_tokens.items()},
         "context_tokens": artifact.config.original_max_position_embeddings,
         "most_context_tokens": artifact.config.max_position_embeddings,

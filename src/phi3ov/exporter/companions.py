@@ -114,7 +114,8 @@ def recognize_chat_format(tokenizer: Any) -> ChatFormat:
     return recognize_format(
         lambda messages: str(
             tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        )
+        ),
+        template=str(tokenizer.chat_template),
     )
 
 

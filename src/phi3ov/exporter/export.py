@@ -285,6 +285,7 @@ class _Export:
             layers=layers,
             chat_format=self.chat_format.name,
             system_messages=self.chat_format.system_messages,
+            chat_extension=self.chat_format.extension.to_values(),
             versions={tool: metadata.version(tool) for tool in _TOOLS},
             files=record_files(self.made),
             notes=self.notes,

@@ -354,6 +354,12 @@ def _notes(
         )
     if tokenizer.thought_tags is not None:
         notes.append("OVMS's parser 'qwen3' reads this model's thoughts, which have the same tags.")
+    if tokenizer.format.extension.opens_thoughts:
+        notes.append(
+            "The checkpoint's template opens the thoughts in the prompt, so answers hold only the "
+            "closing tag. Check with a request that OVMS tells thoughts and answer apart; phi3ov "
+            "has not tried it."
+        )
     if artifact.chat_format.system_messages not in ("kept", "kept unless empty"):
         notes.append(
             "The checkpoint's template does not write system messages; OVMS does not say so."

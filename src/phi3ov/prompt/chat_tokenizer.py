@@ -7,10 +7,12 @@ content can become a control token. ``formats.py`` defines the text around a mes
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import PromptError, UnsupportedModelError
+from .extension import THINK
 from .formats import CONTROL_TOKEN, ChatFormat
 from .messages import Message, check_order
 from .text_tokenizer import TextTokenizer
@@ -55,8 +57,12 @@ class ChatTokenizer(TextTokenizer):
             tokenizer_json, ending=(*stop_ids, *named), words=chat_format.thoughts or ()
         )
         self.format = chat_format
+        self._control_texts = re.compile(
+            "|".join(map(re.escape, sorted(self.control, key=len, reverse=True))) or "(?!)"
+        )
         self._check_format_tokens()
         self._check_segments()
+        self._check_extension()
         self.stop_tokens: dict[int, str] = self._find_stop_tokens(stop_ids, eos_token)
 
     @classmethod
@@ -174,7 +180,8 @@ class ChatTokenizer(TextTokenizer):
 
         Raises:
             PromptError: The message is a system message with text or tools, and the format's own
-                template drops it; or the model was trained without tools.
+                template drops it; it is an answer with thoughts, and the template drops those; or
+                the model was trained without tools.
         """
         described = self._tool_segments(tools)
         if message.role == "system" and self.format.system_messages == "replaces messages":
@@ -198,9 +205,11 @@ class ChatTokenizer(TextTokenizer):
                 "the model was not trained to follow one. Put the text into the first user "
                 "message; phi3ov does not drop it."
             )
-        footer = self._segments(self.format.footer)
+        is_answer = message.role == "assistant"
+        footer = self.format.footer + (self.format.extension.answer_end if is_answer else "")
+        ending = self._segments(footer)
         return self.encode_segments(
-            [*self._open_segments(message), *described, *self._call_segments(message), *footer]
+            [*self._open_segments(message), *described, *self._call_segments(message), *ending]
         )
 
     def encode_open(self, message: Message) -> list[int]:
@@ -223,13 +232,50 @@ class ChatTokenizer(TextTokenizer):
 
     @property
     def opening(self) -> list[int]:
-        """The ids that open the assistant's turn."""
-        return self.encode_segments(self._segments(self.format.header.format(role="assistant")))
+        """The ids that open the answer, with the text that the format begins it with."""
+        return self.encode_segments(self._segments(self.format.opening))
+
+    @property
+    def history_opening(self) -> list[int]:
+        """The ids before the content of an answer in the history."""
+        added = self.format.extension.history_start
+        return self.encode_segments(self._segments(self.format.assistant_header + added))
+
+    @property
+    def answer_start(self) -> list[int]:
+        """The ids at the end of `opening` that the answer continues; empty for most formats."""
+        if not self.format.extension.answer_start:
+            return []
+        header = self.format.extension.question_end + self.format.assistant_header
+        return self.opening[_shared(self.opening, self.encode_segments(self._segments(header))) :]
+
+    def split_open(
+        self, message: Message, *, with_start: bool = False
+    ) -> tuple[list[int], list[int]]:
+        """Return the ids of `encode_open` as header and beginning of the answer.
+
+        Args:
+            message: The assistant message.
+            with_start: Whether the header includes the text that the format writes there.
+
+        Raises:
+            PromptError: As for `encode_open`.
+        """
+        opened = self.encode_open(message)
+        header = self.encode_segments(self._segments(self.format.assistant_header))
+        border = _shared(opened, self.history_opening if with_start else header)
+        return opened[:border], opened[border:]
+
+    def drops_part_of(self, message: Message) -> bool:
+        """Whether the checkpoint's own template drops thoughts from this earlier answer."""
+        drops = self.format.extension.drops_thoughts and message.role == "assistant"
+        return drops and THINK[1] in message.content
 
     @property
     def closing(self) -> list[int]:
         """The ids that close the assistant's turn."""
-        return self.encode_segments(self._segments(self.format.footer))
+        footer = self.format.footer + self.format.extension.answer_end
+        return self.encode_segments(self._segments(footer))
 
     def _open_segments(self, message: Message) -> list[int | str]:
         """Return header and content segments of a message."""
@@ -241,9 +287,18 @@ class ChatTokenizer(TextTokenizer):
                 "result into a user message."
             )
         content = message.content
+        added = ""
         if message.role == "system":
             content = self.format.system_content(content)
-        return [*self._segments(self.format.header.format(role=role)), content]
+        elif message.role == "assistant":
+            added = self.format.extension.history_start
+            if self.drops_part_of(message):
+                raise PromptError(
+                    f"The content of the assistant message holds {THINK[1]!r}, and this "
+                    "checkpoint's own chat template drops thoughts from earlier answers. Give "
+                    "the text that follows them (`Reply.text`)."
+                )
+        return [*self._segments(self.format.header.format(role=role) + added), content]
 
     def _tool_segments(self, tools: str | None) -> list[int | str]:
         if tools is None:
@@ -285,20 +340,16 @@ class ChatTokenizer(TextTokenizer):
         """Split a format's text into control ids and the text between them."""
         segments: list[int | str] = []
         position = 0
-        for match in CONTROL_TOKEN.finditer(text):
+        for match in self._control_texts.finditer(text):
             segments += [text[position : match.start()], self.control[match.group()]["id"]]
             position = match.end()
         return [*segments, text[position:]]
 
     def _check_format_tokens(self) -> None:
-        needed = {
-            token
-            for role in self.format.roles
-            for token in CONTROL_TOKEN.findall(
-                self.format.prefix + self.format.header.format(role=role) + self.format.footer
-            )
-        }
-        needed.update(self.format.tool_list or (), self.format.tool_call or ())
+        needed = {*self.format.own_tokens, *(self.format.tool_list or ())}
+        needed.update(self.format.tool_call or ())
+        for text in self.format.extension.texts.values():
+            needed.update(CONTROL_TOKEN.findall(text))
         missing = sorted(needed - self.control.keys())
         if missing:
             raise UnsupportedModelError(
@@ -326,15 +377,38 @@ class ChatTokenizer(TextTokenizer):
                     "itself (a prefix that is added to the first segment only)."
                 )
 
+    def _check_extension(self) -> None:
+        """Check that a conversation encodes message by message as the rendered text does."""
+        if not self.format.extension.texts:
+            return
+        messages = [Message("user", "a b"), Message("assistant", "c "), Message("user", "d")]
+        rendered = self.format.render(
+            [{"role": message.role, "content": message.content} for message in messages]
+        )
+        if self.encode_raw(rendered) != self.encode_prompt(messages):
+            raise UnsupportedModelError(
+                f"tokenizer.json encodes the texts {self.format.extension.texts} that the chat "
+                "template adds together with the messages beside them, and messages could not be "
+                "encoded one by one."
+            )
+
     def _find_stop_tokens(self, stop_ids: Sequence[int], eos_token: str | None) -> dict[int, str]:
         """Combine the configured stop ids with the tokens that end a message or start the next."""
         names = {"<|endoftext|>", eos_token or ""} & self.control.keys()
         for role in self.format.roles:
             names.update(CONTROL_TOKEN.findall(self.format.header.format(role=role)))
         names.update(CONTROL_TOKEN.findall(self.format.footer))
+        names.update(self._control_texts.findall(self.format.extension.answer_end))
         stops = {self.control[name]["id"]: name for name in names}
         for token_id in stop_ids:
             text = self.token_text(token_id)
             if text is not None:
                 stops[token_id] = text
         return dict(sorted(stops.items()))
+
+
+def _shared(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return the length of the longest beginning that both lists have."""
+    pairs = enumerate(zip(first, second, strict=False))
+    differing = (number for number, (left, right) in pairs if left != right)
+    return next(differing, min(len(first), len(second)))

@@ -202,10 +202,15 @@ class AnswerText:
 
     @classmethod
     def of(
-        cls, decoder: TokenDecoder, token_ids: Sequence[int], *, offered: Collection[str] = ()
+        cls,
+        decoder: TokenDecoder,
+        token_ids: Sequence[int],
+        *,
+        offered: Collection[str] = (),
+        before: Sequence[int] = (),
     ) -> str:
-        """Return the text of a whole answer."""
-        answer = cls(decoder, offered=offered)
+        """Return the text of a whole answer; ``before`` as in the constructor."""
+        answer = cls(decoder, offered=offered, before=before)
         for token_id in token_ids:
             answer.add(token_id)
         answer.finish()

@@ -127,6 +127,19 @@ class TextTokenizer:
             )
         return ids
 
+    def encode_continuation(self, text: str) -> list[int]:
+        """Return the ids of ``text`` that continues other text.
+
+        Llama's normalizer puts a space before every text; one that continues has none.
+
+        Raises:
+            PromptError: As for `encode_text`.
+        """
+        if not self.byte_values:
+            return self.encode_text(text)
+        line_break = self.encode_text("\n")  # a byte token, which merges with nothing
+        return self.encode_text("\n" + text)[len(line_break) :]
+
     def encode_segments(self, segments: Sequence[int | str]) -> list[int]:
         """Encode segments: control ids stay, adjacent texts are joined and encoded.
 

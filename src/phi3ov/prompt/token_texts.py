@@ -27,11 +27,14 @@ class TokenTexts:
     def count_thoughts(self, token_ids: Sequence[int]) -> int:
         """Return how many tokens of an answer are thoughts, their closing tag included.
 
-        0 for a model without thoughts; all tokens if the tag has not come.
+        0 for a model without thoughts, and where the chat format itself closes them before the
+        answer; all tokens if the tag has not come.
         """
         if self._tokenizer.thought_tags is None:
             return 0
         closing = self._tokenizer.thought_tags[1]
+        if closing in self._tokenizer.format.extension.answer_start:
+            return 0
 
         def is_closed(count: int) -> bool:
             text = self._tokenizer.decode(token_ids[:count], skip_special_tokens=False)
