@@ -185,3 +185,18 @@ def test_upstream_openvino_reads_no_paged_model_back_from_its_cache(
             _offline_transformations.paged_attention_transformation(model)
         compiled = core.compile_model(model, "CPU", {"CACHE_DIR": str(tmp_path)})
     assert compiled.get_property("LOADED_FROM_CACHE") == (not paged)
+
+
+def test_upstream_genai_runs_more_requests_than_max_num_seqs(zoo: Zoo) -> None:
+    """Its limit has no effect while dynamic_split_fuse is on; phi3ov's batch limits itself."""
+    scheduler = openvino_genai.SchedulerConfig()
+    assert scheduler.dynamic_split_fuse
+    scheduler.max_num_seqs = 2
+    pipeline = openvino_genai.ContinuousBatchingPipeline(str(zoo.artifact(ROW)), scheduler, "CPU")
+    config = openvino_genai.GenerationConfig(max_new_tokens=4, ignore_eos=True)
+    prompts = [openvino.Tensor(np.array([[5 + n, 6, 7]], dtype=np.int64)) for n in range(6)]
+    handles = [
+        pipeline.add_request(number, prompt, config) for number, prompt in enumerate(prompts)
+    ]
+    pipeline.step()
+    assert pipeline.get_metrics().scheduled_requests == len(handles)

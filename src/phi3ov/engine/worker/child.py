@@ -173,7 +173,6 @@ def _open_pipeline(command: Load, speculation: SpeculationPlan, prompt_tokens: i
     artifact = Artifact.open(command.folder)
     answer_tokens = command.max_running * (1 + command.candidate_tokens)
     scheduler = scheduler_config(command.blocks, prompt_tokens + answer_tokens)
-    scheduler.max_num_seqs = command.max_running
     context = ContextChoice(tokens=command.context_tokens, factors=command.factors)
     inside = command.work_folder or None
     with ExitStack() as stack:
