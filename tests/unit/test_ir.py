@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from phi3ov.artifact.ir import WeightLayer, WeightSummary, bits_per_weight, read_weights, summarize
+from phi3ov.artifact.ir import (
+    WeightLayer,
+    WeightSummary,
+    bits_per_weight,
+    is_router,
+    read_weights,
+    summarize,
+)
 
 DOWN = "model.layers.0.mlp.down_proj.weight"
 QKV = "model.layers.0.self_attn.qkv_proj.weight"
@@ -73,6 +80,26 @@ def test_int8_per_row(tmp_path: Path) -> None:
     assert (layer.parameters, layer.size_bytes) == (16384, 16384 + 64 + 128)
 
 
+EXPERTS = "model.layers.0.mlp.experts.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("element_type", "shape", "scale", "group_size"),
+    [("i4", "16, 64, 2, 128", "16, 64, 2, 1", 128), ("i8", "16, 64, 256", "16, 64, 1", 0)],
+)
+def test_stacked_experts_have_a_dimension_more(
+    tmp_path: Path, element_type: str, shape: str, scale: str, group_size: int
+) -> None:
+    """Three dimensions are one scale per row there, and four are groups."""
+    (layer,) = read(
+        tmp_path,
+        constant(f"self.{EXPERTS}", element_type, shape, 131072),
+        constant(f"self.{EXPERTS}/scale", "f16", scale, 4096),
+    )
+    assert (layer.name, layer.group_size, layer.symmetric) == (EXPERTS, group_size, True)
+    assert (layer.parameters, layer.size_bytes) == (16 * 64 * 256, 131072 + 4096)
+
+
 @pytest.mark.parametrize(
     ("element_type", "precision"), [("f16", "fp16"), ("bf16", "bf16"), ("f32", "fp32")]
 )
@@ -101,6 +128,13 @@ def test_floating_point_weights_by_both_names(
 def test_other_constants_are_no_weights(tmp_path: Path, other: str) -> None:
     """Norms, helper constants and integers are not counted."""
     assert read(tmp_path, other) == ()
+
+
+def test_a_router_is_known_by_any_of_its_names() -> None:
+    """The expert's own matrices are not routers."""
+    for name in ("model.layers.7.mlp.router", "self.model.layers.7.mlp.router.weight"):
+        assert is_router(name)
+    assert not is_router(EXPERTS)
 
 
 def layer_of(parameters: int, size_bytes: int, *, group_size: int = 128) -> WeightLayer:

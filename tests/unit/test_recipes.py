@@ -14,7 +14,7 @@ from phi3ov.artifact.ir import WeightLayer
 from phi3ov.errors import CompressionError, OptionError
 from phi3ov.exporter.calibration import cut_samples, default_texts, evaluation_text, hash_texts
 from phi3ov.exporter.checkpoint import Checkpoint
-from phi3ov.exporter.recipes import Int4Compression, read_recipe
+from phi3ov.exporter.recipes import Compression, Int4Compression, read_recipe
 from phi3ov.prompt.chat_tokenizer import ChatTokenizer
 from phi3ov.prompt.formats import FORMATS
 
@@ -202,6 +202,28 @@ def test_the_rest_must_be_in_the_precision_asked_for(
     with pytest.raises(CompressionError) as caught:
         read_recipe(recipe).verify(layers)
     assert caught.value.layers == (rest.name,)
+
+
+ROUTER = "model.layers.0.mlp.router"
+
+
+@pytest.mark.parametrize(
+    ("compression", "compressed"),
+    [
+        (Int4Compression(ratio=1.0), layer("a")),
+        ("int8", layer("a", "int8")),
+        ("fp16", layer("a", "fp16")),
+    ],
+    ids=str,
+)
+def test_a_router_stays_as_it_is(compression: Compression, compressed: WeightLayer) -> None:
+    """Every recipe refuses an export whose router was rounded, and accepts one in float."""
+    recipe = read_recipe(compression)
+    recipe.verify((compressed, layer(ROUTER, "fp32")))
+    for precision in ("int8", "int4"):
+        with pytest.raises(CompressionError) as caught:
+            recipe.verify((compressed, layer(ROUTER, precision)))
+        assert caught.value.layers == (f"{ROUTER}.weight",)
 
 
 @pytest.fixture(scope="module")

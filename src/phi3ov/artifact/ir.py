@@ -31,6 +31,12 @@ _PRECISIONS: dict[str, Precision] = {
 _WEIGHT_NAME = re.compile(r"\.(_openvino_orig_)?weight$")
 """Weight names of openvino's PyTorch frontend; the longer form is for 16-bit checkpoints."""
 
+_EXPERTS = ".mlp.experts."
+"""Part of the names of stacked experts' weights, which have three dimensions."""
+
+_ROUTER = ".mlp.router"
+"""End of the layer name of a router, which chooses the experts of each token."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightLayer:
@@ -88,6 +94,7 @@ def read_weights(model_xml: Path) -> tuple[WeightLayer, ...]:
 
     NNCF stores a compressed matrix of shape [rows, columns] as [rows, groups, group_size]
     when it is grouped, with ``<name>/scale`` and ``<name>/zero_point`` constants next to it.
+    The stacked matrices of experts have one dimension more, before the others.
 
     Example:
         >>> read_weights(Path("phi3-int4/openvino_model.xml"))[0].precision  # doctest: +SKIP
@@ -102,12 +109,13 @@ def read_weights(model_xml: Path) -> tuple[WeightLayer, ...]:
         if not is_weight(name, constant.shape) or constant.element_type not in _PRECISIONS:
             continue
         companions = [constants.get(f"{name}/{part}") for part in ("scale", "zero_point")]
-        grouped = len(constant.shape) == 3 and companions[0] is not None
+        plain = 3 if _EXPERTS in name else 2
+        grouped = len(constant.shape) == plain + 1 and companions[0] is not None
         layers.append(
             WeightLayer(
                 name=f"{layer_name(name)}.weight",
                 precision=_PRECISIONS[constant.element_type],
-                group_size=constant.shape[2] if grouped else 0,
+                group_size=constant.shape[-1] if grouped else 0,
                 symmetric=companions[1] is None,
                 parameters=math.prod(constant.shape),
                 size_bytes=constant.size_bytes
@@ -239,6 +247,19 @@ def layer_name(name: str) -> str:
 def is_weight(name: str, shape: Iterable[int]) -> bool:
     """Whether a constant of an IR is a weight matrix, not a norm's vector or another constant."""
     return bool(_WEIGHT_NAME.search(name)) and len([size for size in shape if size > 1]) >= 2
+
+
+def is_router(name: str) -> bool:
+    """Whether a layer or weight chooses experts; no recipe compresses it.
+
+    A rounded router sends tokens to other experts. It holds less than a thousandth of the
+    parameters.
+
+    Example:
+        >>> is_router("model.layers.0.mlp.router.weight")
+        True
+    """
+    return layer_name(name).endswith(_ROUTER)
 
 
 def summarize(layers: Iterable[WeightLayer]) -> tuple[WeightSummary, ...]:

@@ -15,7 +15,7 @@ import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ..artifact.ir import is_weight
+from ..artifact.ir import is_router, is_weight
 from ..errors import CompressionError
 from ..thirdparty.overrides import replaced
 from .calibration import decoder_inputs
@@ -74,7 +74,7 @@ class GraphWeights:
         for node in self._phases.follow(_weights(self._model), "Rounding to fp16"):
             name = node.get_friendly_name()
             stored = node.get_element_type().get_type_name()
-            if stored not in ("f32", "bf16"):
+            if stored not in ("f32", "bf16") or is_router(name):
                 continue
             with np.errstate(over="ignore"):
                 values = node.get_data(dtype=np.float32).astype(np.float16)
@@ -86,12 +86,20 @@ class GraphWeights:
             for user in users:
                 user.replace_source_output(source.output(0))
 
-    def compress_to_int8(self) -> None:
-        """Compress the weight matrices to 8 bits with zero points."""
+    def compress_to_int8(self, *, ignores: Callable[[str], bool]) -> None:
+        """Compress the weight matrices to 8 bits with zero points.
+
+        Args:
+            ignores: Returns whether to skip the weight of this name.
+        """
         import nncf
 
         with self._watched_passes():
-            nncf.compress_weights(self._model, mode=nncf.CompressWeightsMode.INT8_ASYM)
+            nncf.compress_weights(
+                self._model,
+                mode=nncf.CompressWeightsMode.INT8_ASYM,
+                ignored_scope=nncf.IgnoredScope(names=list(self._ignored_nodes(ignores))),
+            )
 
     def compress_to_int4(
         self,

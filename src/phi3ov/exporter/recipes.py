@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from ..artifact.ir import WeightLayer, layer_name
+from ..artifact.ir import WeightLayer, is_router, layer_name
 from ..errors import CompressionError, OptionError
 from ..validation import is_integer, is_number, require_choice
 from .calibration import Calibration, default_texts, hash_texts
@@ -201,7 +201,7 @@ class Int4Compression:
 
     def ignores(self, name: str) -> bool:
         """Whether the recipe keeps the layer or weight ``name`` uncompressed."""
-        return any(
+        return is_router(name) or any(
             fnmatchcase(layer_name(name), layer_name(pattern)) for pattern in self.ignored_layers
         )
 
@@ -234,9 +234,9 @@ class Int4Compression:
 
     def _check_divisible(self, config: Phi3Config) -> None:
         misfits = {
-            name: width
-            for name, (_, width) in config.linear_shapes().items()
-            if width % self.group_size and not self.ignores(name)
+            name: shape[-1]
+            for name, shape in config.linear_shapes().items()
+            if shape[-1] % self.group_size and not self.ignores(name)
         }
         if misfits:
             shown = ", ".join(f"{name} ({width})" for name, width in list(misfits.items())[:4])
@@ -373,7 +373,7 @@ class Int8Compression:
 
     def apply(self, weights: GraphWeights) -> None:
         """Rewrite a graph's weights by NNCF."""
-        weights.compress_to_int8()
+        weights.compress_to_int8(ignores=is_router)
 
     def verify(self, layers: Sequence[WeightLayer]) -> None:
         """Check that every layer is int8.
@@ -462,7 +462,11 @@ def read_recipe(compression: Compression) -> Recipe:
 
 
 def _require_precision(layers: Sequence[WeightLayer], precision: str) -> None:
-    wrong = tuple(layer.name for layer in layers if layer.precision != precision)
+    wrong = tuple(
+        layer.name
+        for layer in layers
+        if layer.precision not in (_FLOATS if is_router(layer.name) else (precision,))
+    )
     if wrong or not layers:
         raise CompressionError(
             f"{len(wrong)} of {len(layers)} layers are not {precision} as asked.", layers=wrong
