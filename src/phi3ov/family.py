@@ -1,5 +1,8 @@
 """Validates that a ``config.json`` describes a Phi-3, and parses the model's dimensions.
 
+Two architectures belong to the family: ``phi3``, and ``phimoe``, in which a mixture of experts
+takes the place of each block's MLP.
+
 `Phi3Config` is read once, when a checkpoint or an exported folder is opened. All code that needs a
 size, a head count or a rope type uses it; no other module parses ``config.json`` for those.
 """
@@ -7,13 +10,14 @@ size, a head count or a rope type uses it; no other module parses ``config.json`
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from .errors import UnsupportedModelError
-from .validation import is_integer
+from .validation import is_integer, is_number
 
 RopeType = Literal["default", "longrope"]
 """Type of rotary position embedding; "su", LongRoPE's first name, is read as "longrope"."""
@@ -25,15 +29,25 @@ _ROPE_TYPES: Mapping[str, RopeType] = {
 }
 REFUSED_TYPES = {
     "phi3small": "Phi-3-small is another architecture (block-sparse attention)",
-    "phimoe": "Phi-3.5-MoE is a mixture of experts, which no recipe and no rope pin covers yet "
-    "(decision 54)",
     "phi3_v": "Phi-3-vision reads pictures as well",
     "phi4mm": "Phi-4-multimodal reads pictures and sound as well",
     "phi4_multimodal": "Phi-4-multimodal reads pictures and sound as well",
     "phi": "Phi-1 and Phi-2 are another architecture",
 }
+_ARCHITECTURES: Mapping[str, tuple[str, ...]] = {
+    "phi3": ("Phi3ForCausalLM",),
+    "phimoe": ("PhiMoEForCausalLM", "PhimoeForCausalLM"),
+}
+"""Supported values of ``model_type``, and their classes: Microsoft's name, then transformers'."""
+
 _DEFAULT_VOCABULARY = 32064
 """Default ``vocab_size`` of transformers' ``Phi3Config``, used if config.json has none."""
+
+_DEFAULT_EXPERTS = 16
+"""Default ``num_local_experts`` of transformers' ``PhimoeConfig``."""
+
+_EXPERTS_PER_TOKEN = 2
+"""Number of experts that the router of ``phimoe`` (sparsemixer) chooses for every token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +68,13 @@ class Phi3Config:
         rope_type: Type of rotary position embedding.
         sliding_window: Attention window in tokens; None for full attention.
         tie_word_embeddings: Whether the output layer shares the embedding matrix.
+        num_local_experts: Number of experts per block; 0 without a mixture of experts.
+        num_experts_per_tok: Number of experts that each token uses; 0 without a mixture.
+        attention_bias: Whether the linear layers of the attention add a bias.
+        lm_head_bias: Whether the output layer adds a bias.
+        short_mscale: Factor of sines and cosines beside LongRoPE's short factors; None if it
+            follows from the context lengths.
+        long_mscale: The same beside the long factors.
     """
 
     hidden_size: int
@@ -68,6 +89,12 @@ class Phi3Config:
     rope_type: RopeType
     sliding_window: int | None
     tie_word_embeddings: bool
+    num_local_experts: int = 0
+    num_experts_per_tok: int = 0
+    attention_bias: bool = False
+    lm_head_bias: bool = False
+    short_mscale: float | None = None
+    long_mscale: float | None = None
 
     @classmethod
     def parse(cls, values: object) -> Phi3Config:
@@ -101,6 +128,7 @@ is another architecture (block-sparse attention).
             nested = {"original_max_position_embeddings": longest} | _rope_parameters(values)
             key = "original_max_position_embeddings"
             original = _count(nested | ({key: values[key]} if values.get(key) else {}), key)
+        mixture = _mixture(values, rope) if values["model_type"] == "phimoe" else {}
         key_value_heads = _count(values, "num_key_value_heads", default=heads)
         if heads % key_value_heads:
             raise UnsupportedModelError(
@@ -121,6 +149,7 @@ is another architecture (block-sparse attention).
             rope_type=rope,
             sliding_window=None if window is None else _count(values, "sliding_window"),
             tie_word_embeddings=bool(values.get("tie_word_embeddings")),
+            **mixture,
         )
 
     @classmethod
@@ -140,48 +169,126 @@ is another architecture (block-sparse attention).
         """Whether the model has two sets of rotary factors, short and long."""
         return self.rope_type == "longrope"
 
-    def linear_shapes(self) -> dict[str, tuple[int, int]]:
-        """Return (outputs, inputs) of every linear layer of the blocks, by layer name."""
-        query, key_or_value = (
-            heads * self.head_dim for heads in (self.num_attention_heads, self.num_key_value_heads)
-        )
-        parts = {
-            "self_attn.qkv_proj": (query + 2 * key_or_value, self.hidden_size),
-            "self_attn.o_proj": (self.hidden_size, query),
-            "mlp.gate_up_proj": (2 * self.intermediate_size, self.hidden_size),
-            "mlp.down_proj": (self.hidden_size, self.intermediate_size),
-        }
+    @property
+    def has_experts(self) -> bool:
+        """Whether a mixture of experts takes the place of each block's MLP."""
+        return self.num_local_experts > 0
+
+    def linear_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every linear layer of the blocks, by layer name.
+
+        The shape is (outputs, inputs). The experts of a block are stacked: (experts, outputs,
+        inputs).
+        """
+        parts = self._mixture_parts() if self.has_experts else self._dense_parts()
         return {
             f"model.layers.{index}.{part}": shape
             for index in range(self.num_hidden_layers)
             for part, shape in parts.items()
         }
 
-    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every tensor of a checkpoint, by its name."""
-        shapes: dict[str, tuple[int, ...]] = {
-            f"{name}.weight": shape for name, shape in self.linear_shapes().items()
+    def _dense_parts(self) -> dict[str, tuple[int, ...]]:
+        query, key_or_value = self._attention_widths()
+        return {
+            "self_attn.qkv_proj": (query + 2 * key_or_value, self.hidden_size),
+            "self_attn.o_proj": (self.hidden_size, query),
+            "mlp.gate_up_proj": (2 * self.intermediate_size, self.hidden_size),
+            "mlp.down_proj": (self.hidden_size, self.intermediate_size),
         }
-        for index in range(self.num_hidden_layers):
-            for norm in ("input_layernorm", "post_attention_layernorm"):
-                shapes[f"model.layers.{index}.{norm}.weight"] = (self.hidden_size,)
-        shapes["model.norm.weight"] = (self.hidden_size,)
+
+    def _mixture_parts(self) -> dict[str, tuple[int, ...]]:
+        query, key_or_value = self._attention_widths()
+        experts, hidden, inner = self.num_local_experts, self.hidden_size, self.intermediate_size
+        return {
+            "self_attn.q_proj": (query, hidden),
+            "self_attn.k_proj": (key_or_value, hidden),
+            "self_attn.v_proj": (key_or_value, hidden),
+            "self_attn.o_proj": (hidden, query),
+            "mlp.router": (experts, hidden),
+            "mlp.experts.gate_proj": (experts, inner, hidden),
+            "mlp.experts.up_proj": (experts, inner, hidden),
+            "mlp.experts.down_proj": (experts, hidden, inner),
+        }
+
+    def _attention_widths(self) -> tuple[int, int]:
+        """Return the width of all queries, and that of all keys."""
+        return self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor of a checkpoint, by its name.
+
+        A checkpoint with experts stores each of them on its own; `exporter.experts` has those
+        names.
+        """
+        shapes = {f"{name}.weight": shape for name, shape in self.linear_shapes().items()}
+        if self.attention_bias:
+            shapes |= {
+                f"{name}.bias": shape[:1]
+                for name, shape in self.linear_shapes().items()
+                if ".self_attn." in name
+            }
+        norms = ["model.norm"] + [
+            f"model.layers.{index}.{norm}"
+            for index in range(self.num_hidden_layers)
+            for norm in ("input_layernorm", "post_attention_layernorm")
+        ]
+        for norm in norms:
+            shapes[f"{norm}.weight"] = (self.hidden_size,)
+            if self.has_experts:  # LayerNorm, where a dense Phi-3 has RMSNorm
+                shapes[f"{norm}.bias"] = (self.hidden_size,)
         shapes["model.embed_tokens.weight"] = (self.vocab_size, self.hidden_size)
         if not self.tie_word_embeddings:
             shapes["lm_head.weight"] = (self.vocab_size, self.hidden_size)
+        if self.lm_head_bias:
+            shapes["lm_head.bias"] = (self.vocab_size,)
         return shapes
 
 
 def _check_architecture(values: Mapping[str, Any]) -> None:
     model_type = values.get("model_type")
-    if model_type != "phi3":
+    if not isinstance(model_type, str) or model_type not in _ARCHITECTURES:
         why = REFUSED_TYPES.get(str(model_type), "phi3ov runs the Phi-3 architecture only")
         raise UnsupportedModelError(f"config.json: model_type={model_type!r}: {why}.")
-    architectures = values.get("architectures") or ["Phi3ForCausalLM"]
-    if "Phi3ForCausalLM" not in architectures:
+    known = _ARCHITECTURES[model_type]
+    architectures = values.get("architectures") or known
+    if not any(name in architectures for name in known):
         raise UnsupportedModelError(
-            f"config.json: architectures={architectures!r} does not name Phi3ForCausalLM."
+            f"config.json: architectures={architectures!r} does not name {known[0]}."
         )
+
+
+def _mixture(values: Mapping[str, Any], rope: RopeType) -> dict[str, Any]:
+    """Return the fields that only a mixture of experts has."""
+    experts = _count(values, "num_local_experts", default=_DEFAULT_EXPERTS)
+    chosen = _count(values, "num_experts_per_tok", default=_EXPERTS_PER_TOKEN)
+    if chosen != _EXPERTS_PER_TOKEN or experts < _EXPERTS_PER_TOKEN:
+        raise UnsupportedModelError(
+            f"config.json: num_experts_per_tok={chosen} of num_local_experts={experts}: the router "
+            f"of phimoe always chooses {_EXPERTS_PER_TOKEN} experts per token."
+        )
+    scales = {}
+    if rope == "longrope":
+        parameters = _rope_parameters(values)
+        key = "original_max_position_embeddings"
+        inner, outer = parameters.get(key), values.get(key)
+        if inner and outer and inner != outer:
+            raise UnsupportedModelError(
+                f"config.json: {key}={outer!r} contradicts {inner!r} in the rope's own fields."
+            )
+        for name in ("short_mscale", "long_mscale"):
+            value = parameters.get(name)
+            if not is_number(value) or not 0 < value < math.inf:
+                raise UnsupportedModelError(
+                    f"config.json: {name}={value!r} of the rope must be a number above 0."
+                )
+            scales[name] = float(value)
+    return {
+        "num_local_experts": experts,
+        "num_experts_per_tok": chosen,
+        "attention_bias": bool(values.get("attention_bias")),
+        "lm_head_bias": bool(values.get("lm_head_bias")),
+        **scales,
+    }
 
 
 def _rope_parameters(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,8 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import Phi3Config, Phi3ForCausalLM
+from transformers import Phi3Config, Phi3ForCausalLM, PhimoeConfig, PhimoeForCausalLM
+from transformers.core_model_loading import revert_weight_conversion
 
 HIDDEN = 128
 INTERMEDIATE = 256
@@ -149,6 +150,37 @@ def _longrope(*, rotary: int = HEAD) -> dict[str, Any]:
 
 _GQA = {"num_key_value_heads": HEADS // 2}
 
+EXPERTS = 16
+
+
+def _mixture(code: str) -> dict[str, Any]:
+    """Return the fields that the three mixtures of experts share; ``code`` is in `auto_map`."""
+    return {
+        "architectures": ["PhiMoEForCausalLM"],
+        "attention_bias": True,
+        "auto_map": {
+            "AutoConfig": f"configuration_{code}.PhiMoEConfig",
+            "AutoModelForCausalLM": f"modeling_{code}.PhiMoEForCausalLM",
+        },
+        "hidden_dropout": 0.0,
+        "input_jitter_noise": 0.01,
+        "lm_head_bias": True,
+        "model_type": "phimoe",
+        "num_experts_per_tok": 2,
+        "num_key_value_heads": HEADS // 4,
+        "num_local_experts": EXPERTS,
+        "output_router_logits": False,
+        "router_aux_loss_coef": 0.0,
+        "router_jitter_noise": 0.01,
+    }
+
+
+_MSCALES = {"short_mscale": 1.25, "long_mscale": 1.5}
+"""The real ones are both 1.243163121016122; these tell the two apart."""
+
+_MOE_ROPE = _longrope()
+_MOE_ROPE["rope_scaling"] |= {"original_max_position_embeddings": BORDER, **_MSCALES}
+
 FAMILY: dict[str, Row] = {
     "phi-3-mini-4k": Row(template=MINI_TEMPLATE),
     "phi-3-mini-128k": Row(template=MINI_TEMPLATE, config=_longrope(), seed=1),
@@ -183,6 +215,21 @@ FAMILY: dict[str, Row] = {
             "sliding_window": None,
         },
         seed=6,
+    ),
+    "phi-3.5-moe": Row(
+        template=MINI_TEMPLATE,
+        config=_mixture("phimoe") | _MOE_ROPE | {"intermediate_size": 192},
+        seed=7,
+    ),
+    "phi-mini-moe": Row(
+        template=MINI_TEMPLATE,
+        config=_mixture("slimmoe") | {"intermediate_size": 64},
+        seed=8,
+    ),
+    "phi-tiny-moe": Row(
+        template=MINI_TEMPLATE,
+        config=_mixture("slimmoe") | {"intermediate_size": 64, "head_dim": HEAD // 2},
+        seed=9,
     ),
 }
 """Every row of the family table, by its name."""
@@ -303,18 +350,24 @@ def _write_tokenizer(folder: Path, row: Row) -> None:
 def _draw_weights(config: dict[str, Any], seed: int) -> dict[str, torch.Tensor]:
     """Draw weights that bf16, fp16 and fp32 hold exactly, and that never speak control tokens."""
     model_fields = {key: value for key, value in config.items() if key != "auto_map"}
-    model = Phi3ForCausalLM(Phi3Config(**model_fields))
+    if config["model_type"] == "phimoe":
+        mixture = PhimoeForCausalLM(PhimoeConfig(**model_fields))
+        state = revert_weight_conversion(mixture, mixture.state_dict())
+    else:
+        state = Phi3ForCausalLM(Phi3Config(**model_fields)).state_dict()
     generator = torch.Generator().manual_seed(seed)
     weights = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in state.items():
         if name == "lm_head.weight" and config["tie_word_embeddings"]:
             continue
         drawn = torch.randn(tensor.shape, generator=generator)
-        drawn = 1 + 0.1 * drawn if "norm" in name else 0.2 * drawn
+        drawn = 1 + 0.1 * drawn if name.endswith("norm.weight") else 0.2 * drawn
         if name == "lm_head.weight" or (
             name == "model.embed_tokens.weight" and config["tie_word_embeddings"]
         ):
             drawn[FIRST_CONTROL_ID:] *= 2**-7
+        if name == "lm_head.bias":
+            drawn[FIRST_CONTROL_ID:] = -4
         weights[name] = drawn.to(torch.bfloat16).to(torch.float16).to(torch.bfloat16)
     return weights
 

@@ -27,6 +27,9 @@ def load_truth(checkpoint: Path, pin: Pin | None = None) -> Any:
     if pin is not None:
         factors = copy.copy(config.rope_parameters[f"{pin}_factor"])
         config.rope_parameters["short_factor"] = config.rope_parameters["long_factor"] = factors
+        if "long_mscale" in config.rope_parameters:
+            scale = config.rope_parameters[f"{pin}_mscale"]
+            config.rope_parameters["short_mscale"] = config.rope_parameters["long_mscale"] = scale
     model = AutoModelForCausalLM.from_pretrained(checkpoint, config=config, dtype=torch.float32)
     return model.eval()
 

@@ -453,6 +453,17 @@ SMALL_CONFIG: dict[str, Any] = {
 }
 
 
+SMALL_MIXTURE: dict[str, Any] = SMALL_CONFIG | {
+    "model_type": "phimoe",
+    "attention_bias": True,
+    "intermediate_size": 32,
+    "lm_head_bias": True,
+    "num_experts_per_tok": 2,
+    "num_key_value_heads": 2,
+    "num_local_experts": 4,
+}
+
+
 def make_model(
     engine: SerialEngine,
     *,

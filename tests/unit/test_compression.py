@@ -105,6 +105,10 @@ def test_indivisible_layers_are_named() -> None:
     )
     assert "model.layers.0.self_attn.qkv_proj (576)" in str(caught.value)
     assert "and 2 more" in str(caught.value)
+    assert "a group size that does (group_size=64 does)" in str(caught.value)
+    Int4Compression(group_size=64).check(checkpoint(576))
+    with pytest.raises(CompressionError, match="none fits them all"):
+        Int4Compression(group_size=100).check(checkpoint(576))
     with pytest.raises(CompressionError) as caught:
         Int4Compression().check(checkpoint(576, layers=1))
     assert "more" not in str(caught.value)

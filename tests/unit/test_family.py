@@ -11,7 +11,7 @@ import pytest
 from phi3ov.errors import UnsupportedModelError
 from phi3ov.family import Phi3Config
 
-from .fakes import SMALL_CONFIG, make_config
+from .fakes import SMALL_CONFIG, SMALL_MIXTURE, make_config
 
 LONGROPE = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
 
@@ -67,6 +67,91 @@ def test_tensor_shapes_are_those_of_transformers(changes: dict[str, Any]) -> Non
     if values.get("tie_word_embeddings"):
         del theirs["lm_head.weight"]  # a checkpoint stores the matrix once
     assert make_config(vocab_size=96, **changes).tensor_shapes() == theirs
+
+
+@pytest.mark.export
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"head_dim": 8},
+        {"attention_bias": False},
+        {"lm_head_bias": False},
+        {"tie_word_embeddings": True},
+    ],
+    ids=str,
+)
+def test_stored_shapes_of_a_mixture_are_those_of_transformers(changes: dict[str, Any]) -> None:
+    """Name by name, for a checkpoint that transformers saves of the same config.json."""
+    import torch
+    import transformers
+    from transformers.core_model_loading import revert_weight_conversion
+
+    from phi3ov.exporter.experts import stored_shapes
+
+    values = SMALL_MIXTURE | {"vocab_size": 96, "pad_token_id": 0} | changes
+    with torch.device("meta"):
+        model = transformers.PhimoeForCausalLM(transformers.PhimoeConfig(**values))
+    state = revert_weight_conversion(model, model.state_dict())
+    theirs = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if values.get("tie_word_embeddings"):
+        del theirs["lm_head.weight"]
+    assert stored_shapes(Phi3Config.parse(values)) == theirs
+
+
+def test_a_mixture_has_its_sizes() -> None:
+    """Experts are stacked, and the defaults are those of the architecture."""
+    config = Phi3Config.parse(SMALL_MIXTURE)
+    assert (config.num_local_experts, config.num_experts_per_tok) == (4, 2)
+    assert (config.attention_bias, config.lm_head_bias, config.long_mscale) == (True, True, None)
+    shapes = config.linear_shapes()
+    assert shapes["model.layers.1.mlp.experts.down_proj"] == (4, 64, 32)
+    assert shapes["model.layers.0.mlp.router"] == (4, 64)
+    bare = {name: SMALL_MIXTURE[name] for name in SMALL_CONFIG}
+    assert Phi3Config.parse(bare).num_local_experts == 16
+    assert not make_config().has_experts
+
+
+MSCALES = {"short_mscale": 1.25, "long_mscale": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_experts_per_tok": 4}, "num_experts_per_tok=4 .*always chooses 2"),
+        ({"num_local_experts": 1}, "num_local_experts=1.*always chooses 2"),
+        ({"num_local_experts": 0}, "num_local_experts=0 must be a positive"),
+        ({"architectures": ["Phi3ForCausalLM"]}, "does not name PhiMoEForCausalLM"),
+        ({"rope_scaling": LONGROPE}, "short_mscale=None of the rope"),
+        *(
+            ({"rope_scaling": LONGROPE | MSCALES | {"long_mscale": value}}, "long_mscale=.*above 0")
+            for value in (0, -1, "1", True, float("inf"), float("nan"))
+        ),
+        (
+            {
+                "rope_scaling": LONGROPE | MSCALES | {"original_max_position_embeddings": 64},
+                "original_max_position_embeddings": 128,
+            },
+            "original_max_position_embeddings=128 contradicts 64",
+        ),
+    ],
+    ids=str,
+)
+def test_a_mixture_that_would_answer_otherwise_is_refused(
+    changes: dict[str, Any], message: str
+) -> None:
+    """What transformers would ignore or read otherwise is named with its value."""
+    with pytest.raises(UnsupportedModelError, match=message):
+        Phi3Config.parse(SMALL_MIXTURE | changes)
+
+
+@pytest.mark.parametrize("name", ["PhiMoEForCausalLM", "PhimoeForCausalLM"])
+def test_a_mixture_with_longrope_has_two_scales(name: str) -> None:
+    """Under Microsoft's name of the class and under that of transformers."""
+    rope = {"rope_scaling": LONGROPE | MSCALES, "original_max_position_embeddings": 64}
+    config = Phi3Config.parse(SMALL_MIXTURE | rope | {"architectures": [name]})
+    assert (config.short_mscale, config.long_mscale) == (1.25, 1.5)
+    assert config.original_max_position_embeddings == 64
 
 
 def test_a_config_travels() -> None:

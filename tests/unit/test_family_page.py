@@ -74,7 +74,7 @@ def test_every_format_and_every_tiny_checkpoint_stands_in_the_table() -> None:
 def test_real_files_are_those_of_the_tests(row: dict[str, str]) -> None:
     """A template called real is compared with transformers, under the row's format."""
     kind, _, folder = row["template tested"].partition(": ")
-    if kind == "copy":
+    if kind in ("copy", "card"):
         assert (folder, row["vocabulary tested"]) == ("", "stand-in")
         return
     [real] = [each for each in ROWS if each.folder == folder.strip("`")]

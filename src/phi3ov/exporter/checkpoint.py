@@ -18,6 +18,7 @@ from typing import Any
 from ..artifact.download import download, is_hub_id
 from ..errors import ExportError, UnsupportedModelError
 from ..family import Phi3Config
+from .experts import stored_shapes, write_stacked
 from .llama import as_phi3, is_llama, tensor_shapes, write_phi3
 from .tensors import EMBEDDING, HEAD, CheckpointTensors
 
@@ -136,8 +137,7 @@ class Checkpoint:
             UnsupportedModelError: A tensor is quantized already.
         """
         tensors = self.tensors
-        shapes = self.config.tensor_shapes() if not self.llama else tensor_shapes(self.config)
-        tensors.check(shapes)
+        tensors.check(self._stored_shapes())
         tensors.check_values()
         if not self.config.tie_word_embeddings or not tensors.has_own_head():
             return self
@@ -148,10 +148,23 @@ class Checkpoint:
         )  # fmt: skip
         return replace(self, config=replace(self.config, tie_word_embeddings=False))
 
-    def write_phi3(
+    def _stored_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor that the files must hold, by its name."""
+        if self.llama:
+            return tensor_shapes(self.config)
+        if self.config.has_experts:
+            return stored_shapes(self.config)
+        return self.config.tensor_shapes()
+
+    @property
+    def is_restacked(self) -> bool:
+        """Whether the export writes the weights again first, with matrices joined to one."""
+        return self.llama or self.config.has_experts
+
+    def write_restacked(
         self, folder: Path, follow: Callable[[Iterable[str], str], Iterable[str]]
     ) -> None:
-        """Convert a checkpoint in Llama's layout to Phi-3's layout.
+        """Write the checkpoint with joined matrices: Phi-3's layout, or stacked experts.
 
         Args:
             folder: An existing, empty folder to write the result to.
@@ -160,11 +173,13 @@ class Checkpoint:
         for name in TRAVELLING_FILES:
             if name != "config.json" and (self.path / name).is_file():
                 shutil.copyfile(self.path / name, folder / name)
-        write_phi3(self.tensors, self.phi3_values(), self.config, folder, follow)
+        write = write_phi3 if self.llama else write_stacked
+        write(self.tensors, self.phi3_values(), self.config, folder, follow)
 
     def phi3_values(self) -> dict[str, Any]:
-        """Return the config.json of a checkpoint in Llama's layout, converted to Phi-3's."""
-        return as_phi3(json.loads((self.path / "config.json").read_text(encoding="utf-8")))
+        """Return the content of config.json; that of Llama's layout is converted to Phi-3's."""
+        values: dict[str, Any] = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+        return as_phi3(values) if self.llama else values
 
 
 def _read_config(path: Path) -> tuple[Phi3Config, bool]:

@@ -46,6 +46,7 @@ from .companions import (
 )
 from .compress import GraphWeights
 from .convert import convert
+from .experts import traceable_experts
 from .mapped_weights import MappedConstants
 from .progress import Phases, ProgressCallback
 from .recipes import Compression, Int4Compression, Recipe, read_recipe
@@ -231,8 +232,8 @@ class _Export:
 
     @property
     def checkpoint_folder(self) -> Path:
-        """The checkpoint in Phi-3's layout."""
-        return self.work / "phi3" if self.checkpoint.llama else self.checkpoint.path
+        """The checkpoint in the layout that is converted."""
+        return self.work / "phi3" if self.checkpoint.is_restacked else self.checkpoint.path
 
     @property
     def converted(self) -> Path:
@@ -248,10 +249,13 @@ class _Export:
         """Write the compressed model."""
         self.phases.begin("convert")
         folder = self.checkpoint_folder
-        if self.checkpoint.llama:
+        if self.checkpoint.is_restacked:
             folder.mkdir()
-            self.checkpoint.write_phi3(folder, self.phases.follow)
-        with contextlib.closing(MappedConstants(self.work / "compressed.bin")) as mapped:
+            self.checkpoint.write_restacked(folder, self.phases.follow)
+        experts = (
+            traceable_experts if self.checkpoint.config.has_experts else contextlib.nullcontext
+        )
+        with contextlib.closing(MappedConstants(self.work / "compressed.bin")) as mapped, experts():
             convert(folder, self.converted, functools.partial(self._rewrite, mapped))
 
     def _rewrite(self, mapped: MappedConstants, model: Any) -> None:

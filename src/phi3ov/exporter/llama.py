@@ -8,13 +8,13 @@ Stacking the rows again gives the same model, bit for bit.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import UnsupportedModelError
 from ..family import Phi3Config
+from .restacking import write_config, write_joined
 from .tensors import HEAD, CheckpointTensors
 
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
@@ -45,8 +45,6 @@ _STACKED = {
     "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
 }
 """Phi-3's fused matrices, and the Llama matrices whose rows they stack, in order."""
-
-_SHARD_BYTES = 10**9
 
 
 def is_llama(values: object) -> bool:
@@ -112,36 +110,17 @@ def write_phi3(
         follow: Reports progress: takes the items and a name of the pass, and yields the items.
     """
     import torch
-    from safetensors import safe_open
-    from safetensors.torch import save_file
 
-    text = json.dumps(values, indent=2) + "\n"
-    (folder / "config.json").write_text(text, encoding="utf-8", newline="\n")
-    index: dict[str, str] = {}
-    shard: dict[str, Any] = {}
-
-    def flush() -> None:
-        name = f"model-{len(set(index.values())) + 1:05}.safetensors"
-        save_file(shard, folder / name, metadata={"format": "pt"})
-        index.update(dict.fromkeys(shard, name))
-        shard.clear()
-
-    def load(name: str) -> Any:
-        with safe_open(tensors.files[name], framework="pt") as opened:
-            return opened.get_tensor(name)
-
+    write_config(values, folder)
     names = [*config.tensor_shapes()]
     names += {HEAD} - {*names}  # a tied matrix may be stored under either name
-    for name in follow(names, "Stacking projections"):
-        parts = [part for part in _parts_of(name) if part in tensors.files]
-        if not parts:
-            continue
-        shard[name] = torch.cat([load(part) for part in parts]) if parts[1:] else load(parts[0])
-        if sum(tensor.nbytes for tensor in shard.values()) >= _SHARD_BYTES:
-            flush()
-    flush()
-    text = json.dumps({"metadata": {}, "weight_map": index}, indent=2) + "\n"
-    (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8", newline="\n")
+    write_joined(
+        tensors,
+        {name: _parts_of(name) for name in names},
+        folder,
+        join=torch.cat,
+        follow=lambda new: follow(new, "Stacking projections"),
+    )
 
 
 def _parts_of(name: str) -> tuple[str, ...]:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 _NEVER_INT4 = ("embed_tokens", "lm_head")
 """NNCF keeps embeddings and the output layer in the backup precision."""
 
+_LEAST_GROUP = 16
+"""Smallest group size that an error message recommends; scales of smaller ones cost a bit each."""
+
 _FLOATS = ("fp16", "bf16", "fp32")
 
 
@@ -241,9 +244,13 @@ class Int4Compression:
         if misfits:
             shown = ", ".join(f"{name} ({width})" for name, width in list(misfits.items())[:4])
             more = f" and {len(misfits) - 4} more" if len(misfits) > 4 else ""
+            common = math.gcd(self.group_size, *misfits.values())
+            fitting = (
+                f"group_size={common} does" if common >= _LEAST_GROUP else "none fits them all"
+            )
             raise CompressionError(
                 f"group_size={self.group_size} does not divide the width of {shown}{more}. "
-                "Choose a group size that does, or on_indivisible='adjust'.",
+                f"Choose a group size that does ({fitting}), or on_indivisible='adjust'.",
                 layers=tuple(misfits),
             )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -199,9 +200,10 @@ def disk_needed(checkpoint: Checkpoint, recipe: Recipe) -> int:
     """Return the peak disk usage of an export in bytes, reached at its end.
 
     The disk then holds the compressed model twice: the mapped file of single weights, and the
-    model that OpenVINO writes. The checkpoint is copied only if it is in Llama's layout.
+    model that OpenVINO writes. The checkpoint is copied only if matrices must be joined first: in
+    Llama's layout, and for a mixture of experts.
     """
-    restacked = checkpoint.weights_bytes if checkpoint.llama else 0  # written in Phi-3's layout
+    restacked = checkpoint.weights_bytes if checkpoint.is_restacked else 0
     written = checkpoint.parameters * recipe.bits(checkpoint) / 8
     return int(2 * written) + restacked + 64 * 2**20
 
@@ -214,7 +216,7 @@ def memory_needed(checkpoint: Checkpoint, recipe: Recipe) -> int:
     as float32.
     """
     config = checkpoint.config
-    linear = 4 * config.hidden_size * 2 * config.intermediate_size  # float32 bytes: gate_up_proj
+    linear = 4 * max(map(math.prod, config.linear_shapes().values()))  # bytes as float32
     embedding = 4 * config.hidden_size * config.vocab_size
     needed = _TOOLS_BYTES + max(_COPIES_OF_LINEAR * linear, _COPIES_OF_EMBEDDING * embedding)
     if recipe.calibration is not None:

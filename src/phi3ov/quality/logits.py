@@ -36,11 +36,17 @@ class SourceModel:
                 folder,
                 dtype=torch.float32 if small else "auto",
                 attn_implementation="sdpa",
+                experts_implementation="eager",  # one expert at a time
                 local_files_only=True,
             ).eval()
         for module in () if small else self._model.modules():
-            if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
+            if type(module) in (torch.nn.Linear, torch.nn.Embedding):
                 module.forward = _widened(module)
+            elif type(module).__name__ == "PhimoeExperts":
+                _widen_experts(module)
+            else:  # norms and routers, which are small
+                for parameter in module.parameters(recurse=False):
+                    parameter.data = parameter.data.float()
 
     def logits(self, ids: Sequence[int]) -> Logits:
         """Return the logits after each of ``ids``, starting from an empty context."""
@@ -83,3 +89,21 @@ def _widened(module: Any) -> Callable[[Any], Any]:
         return output if module.bias is None else output + module.bias.float()
 
     return linear
+
+
+class _WidenedExperts:
+    """Stacked weights of experts, each of which is widened to float32 when it is read."""
+
+    def __init__(self, stacked: Any) -> None:
+        self._stacked = stacked
+
+    def __getitem__(self, expert: Any) -> Any:
+        return self._stacked[expert].float()
+
+
+def _widen_experts(module: Any) -> None:
+    """Let transformers' experts read their weights in float32, one expert at a time."""
+    for name in ("gate_up_proj", "down_proj"):
+        stacked = getattr(module, name).data
+        delattr(module, name)
+        setattr(module, name, _WidenedExperts(stacked))

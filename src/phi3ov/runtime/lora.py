@@ -106,6 +106,8 @@ class AdapterFile:
         Raises:
             OSError: The file cannot be read.
         """
+        if config.has_experts:  # its projections are not fused
+            return None
         return fold_adapter(self.weights, config, prefix=_PREFIX)
 
 
@@ -162,18 +164,37 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
+def _adaptable_shapes(config: Phi3Config) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every layer that an adapter may change, by its name.
+
+    In a mixture of experts these are the layers of the attention.
+    """
+    shapes = config.linear_shapes()
+    if not config.has_experts:
+        return shapes | unfused_shapes(config)
+    return {name: shape for name, shape in shapes.items() if ".self_attn." in name}
+
+
 def _check_shapes(
     folder: Path, shapes: Mapping[str, tuple[int, ...]], rank: int, config: Phi3Config
 ) -> None:
     """Refuse matrices that genai would skip: without a matching layer, or without their pair."""
     if not shapes:
         raise OptionError(f"The adapter {folder} holds no matrices, so it changes nothing.")
-    layers = config.linear_shapes() | unfused_shapes(config)
+    layers = _adaptable_shapes(config)
     modules = {name.removeprefix(_PREFIX).rpartition(".lora_")[0] for name in shapes}
     for name, shape in shapes.items():
         module, _, part = name.removeprefix(_PREFIX).rpartition(".lora_")
         if part not in ("A.weight", "B.weight") or module not in layers:
-            raise OptionError(f"The adapter {folder} holds {name}, which fits no layer.")
+            most = (
+                ""
+                if not config.has_experts
+                else (
+                    " An adapter of a mixture of experts may change the attention alone "
+                    "(q_proj, k_proj, v_proj, o_proj)."
+                )
+            )
+            raise OptionError(f"The adapter {folder} holds {name}, which fits no layer.{most}")
         outputs, inputs = layers[module]
         expected = (rank, inputs) if part == "A.weight" else (outputs, rank)
         if shape != expected:

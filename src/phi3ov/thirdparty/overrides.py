@@ -40,6 +40,10 @@ class _Switch:
         """Bind like a function, for a switch that replaces a method."""
         return self if instance is None else MethodType(self, instance)
 
+    def __instancecheck__(self, instance: Any) -> bool:
+        """Make ``isinstance(instance, switch)`` ask for the original, where that is a class."""
+        return isinstance(instance, self.original)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.original, name)
 

@@ -172,6 +172,8 @@ def _page_attention(model: Any) -> None:
 
     _offline_transformations.paged_attention_transformation(model)
     head = model.output("logits").node.input_value(0).get_node()
+    if head.get_type_name() == "Add":  # the bias of a mixture of experts' output layer
+        head = head.input_value(0).get_node()
     if head.get_type_name() != "MatMul":
         raise UnsupportedModelError(
             f"The IR's logits come from a {head.get_type_name()}; engine='paged' knows exports "
