@@ -209,12 +209,8 @@ def build_checkpoint(folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from phi3ov.reference.build import build_reference
-
     folder.mkdir(parents=True)
-    small = build_reference(folder.parent / "reference", overwrite=True)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copyfile(small / name, folder / name)
+    write_tokenizer(folder)
     torch.manual_seed(0)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -273,8 +269,40 @@ def build_checkpoint(folder: Path) -> None:
         "eos_token_id": 0,
         "pad_token_id": 0,
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 2, 16]}))
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+TOKENS = ("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>")
+TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Write a tokenizer of 256 bytes and the control tokens, with Phi-3's chat format."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: index for index, letter in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False, rstrip=True) for token in TOKENS]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    ends = [tokenizer.token_to_id(token) for token in ("<|endoftext|>", "<|end|>")]
+    for name, values in {
+        "tokenizer_config.json": {
+            "eos_token": "<|endoftext|>",
+            "tokenizer_class": "PreTrainedTokenizerFast",
+        },
+        "generation_config.json": {"eos_token_id": ends},
+    }.items():
+        (folder / name).write_text(json.dumps(values, indent=2), encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
 
 
 if __name__ == "__main__":
