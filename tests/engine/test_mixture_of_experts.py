@@ -28,6 +28,7 @@ from phi3ov import (
     load_model,
 )
 from phi3ov.artifact.folder import MODEL_XML
+from phi3ov.cli import main
 from phi3ov.engine.protocol import EngineName
 from phi3ov.exporter.recipes import Compression
 from phi3ov.quality import compare
@@ -298,6 +299,14 @@ def test_quality_is_measured(widened: bool, zoo: Zoo, monkeypatch: pytest.Monkey
     )
     assert report.mean_kl < 1e-6
     assert report.top1_agreement == 1.0
+
+
+def test_info_names_the_experts(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
+    """How many there are and how many a token uses, and each kind of their weights."""
+    assert main(["info", str(zoo.artifact(ROW))]) == 0
+    printed = capsys.readouterr().out
+    assert f"{EXPERTS} per block, 2 per token" in printed
+    assert all(f"{name}_proj" in printed for name in ("gate", "up", "down"))
 
 
 @pytest.mark.parametrize("row", ROWS)

@@ -80,7 +80,7 @@ JSON_KEYS: dict[str, set[str]] = {
     "info": {
         *("source", "revision", "commit", "recipe", "bits_per_weight", "source_bytes"),
         *("artifact_bytes", "chat_format", "system_messages", "chat_extension", "stop_tokens"),
-        "context_tokens",
+        *("context_tokens", "experts"),
         *("most_context_tokens", "longrope", "versions", "notes", "weights", "layers"),
     },
     "verify": {"path", "files", "problems"},

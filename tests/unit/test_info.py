@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from phi3ov.artifact.ir import Precision, WeightLayer
 from phi3ov.cli.info import draw_layers
 
@@ -33,3 +35,15 @@ def test_a_terminal_that_has_bars_gets_bars() -> None:
     assert "▂▂▄" in draw_layers(LAYERS, "utf-8")
     for encoding in ("cp1252", "no-such-encoding"):
         assert "448" in draw_layers(LAYERS, encoding)
+
+
+def test_experts_have_a_row_for_each_of_their_matrices() -> None:
+    """They are stacked, so a block has a mark in each."""
+    parts = {"router": "fp32", "experts.gate_proj": "int4", "experts.up_proj": "int8"}
+    layers = [
+        _layer(f"model.layers.{index}.mlp.{part}.weight", precision)
+        for index in range(2)
+        for part, precision in cast("dict[str, Precision]", parts).items()
+    ]
+    rows = [line.split() for line in draw_layers(layers, "ascii").splitlines()]
+    assert rows[:3] == [["gate_proj", "44"], ["router", "FF"], ["up_proj", "88"]]

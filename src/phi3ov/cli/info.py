@@ -111,6 +111,7 @@ def _gather_info(artifact: Artifact) -> dict[str, Any]:
         "context_tokens": artifact.config.original_max_position_embeddings,
         "most_context_tokens": artifact.config.max_position_embeddings,
         "longrope": _describe_longrope(artifact),
+        "experts": _describe_experts(artifact),
         "versions": dict(manifest.versions),
         "notes": list(manifest.notes),
         "weights": [asdict(kind) for kind in manifest.weights],
@@ -130,11 +131,18 @@ def _describe_longrope(artifact: Artifact) -> str:
     )
 
 
+def _describe_experts(artifact: Artifact) -> str:
+    config = artifact.config
+    if not config.has_experts:
+        return "no"
+    return f"{config.num_local_experts} per block, {config.num_experts_per_tok} per token"
+
+
 _BARS: Mapping[Precision, str] = dict(
     zip(("int4", "int8", "fp16", "bf16", "fp32"), "▂▄▆▆█", strict=True)
 )
 _LETTERS: Mapping[Precision, str] = dict(zip(_BARS, "48ffF", strict=True))
-_BLOCK = re.compile(r"layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)")
+_BLOCK = re.compile(r"layers\.(\d+)\.(?:self_attn|mlp\.experts|mlp)\.(\w+)")
 
 
 def draw_layers(layers: Sequence[WeightLayer], encoding: str) -> str:
