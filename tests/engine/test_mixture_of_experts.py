@@ -38,6 +38,7 @@ from .checkpoints import BORDER, EXPERTS, FAMILY, LONGEST
 from .conftest import EXACT, LoadModel, Zoo
 from .test_field_checkpoints import changed_copy
 from .test_lora import make_adapter, merged_greedy
+from .test_published_folders import publish
 from .truth import greedy, prompt_text
 
 ROW = "phi-mini-moe"
@@ -299,6 +300,43 @@ def test_quality_is_measured(widened: bool, zoo: Zoo, monkeypatch: pytest.Monkey
     )
     assert report.mean_kl < 1e-6
     assert report.top1_agreement == 1.0
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_folder_that_optimum_made_loads_with_a_note(
+    bits: int, zoo: Zoo, tmp_path: Path, load: LoadModel
+) -> None:
+    """All its experts are counted, and its compressed routers are named."""
+    recipe = {"bits": bits, "sym": True, "group_size": 64 if bits == 4 else -1, "ratio": 1.0}
+    publish(zoo.checkpoint(ROW), tmp_path / "made", recipe)
+    artifact = Artifact.open(tmp_path / "made")
+    counted = {layer.name: layer for layer in artifact.manifest.layers}
+    assert {f"{name}.weight" for name in artifact.config.linear_shapes()} <= counted.keys()
+    experts = [layer for name, layer in counted.items() if ".experts." in name]
+    assert {layer.group_size for layer in experts} == {64 if bits == 4 else 0}
+    (note,) = artifact.manifest.notes
+    assert f"routers are compressed (int{bits})" in note
+    assert load(tmp_path / "made").complete("Hello", max_new_tokens=4).token_ids
+
+
+def test_a_rounded_router_chooses_other_experts(zoo: Zoo) -> None:
+    """Four bits change the pair of every sixth token, and eight bits that of some."""
+    model = AutoModelForCausalLM.from_pretrained(zoo.checkpoint(ROW), dtype=torch.float32).eval()
+    router = model.model.layers[0].mlp.router
+    ids = torch.randint(64, 250, (1, 400), generator=torch.Generator().manual_seed(0))
+    pairs: list[torch.Tensor] = []
+    router.register_forward_hook(lambda *call: pairs.append(call[2][2].sort(-1).values))
+    weight = router.weight.data
+    for levels in (None, 127, 7):  # float32, 8 bits, 4 bits in groups of 64
+        if levels is not None:
+            groups = weight.reshape(EXPERTS, -1, 64)
+            scale = groups.abs().amax(-1, keepdim=True) / levels
+            router.weight.data = ((groups / scale).round() * scale).reshape(weight.shape)
+        with torch.inference_mode():
+            model(ids, use_cache=False)
+    exact, eight, four = pairs
+    assert 0 < (exact != eight).any(-1).float().mean() < 0.03
+    assert 0.1 < (exact != four).any(-1).float().mean() < 0.25
 
 
 def test_info_names_the_experts(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:

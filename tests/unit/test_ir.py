@@ -101,6 +101,26 @@ def test_stacked_experts_have_a_dimension_more(
 
 
 @pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("self.model.layers.0.mlp.experts.down_proj", "down_proj"),
+        ("__module.model.layers.0.mlp.experts/prim::ListUnpack/VariadicSplit.0", "gate_proj"),
+        ("__module.model.layers.0.mlp.experts/prim::ListUnpack/VariadicSplit.1", "up_proj"),
+    ],
+)
+def test_experts_of_optimums_own_exports_are_found(tmp_path: Path, name: str, part: str) -> None:
+    """They have names of operations there, and count among the weights all the same."""
+    (layer,) = read(
+        tmp_path,
+        constant(name, "u4", "16, 64, 2, 128", 131072),
+        constant(f"{name}/zero_point", "u4", "16, 64, 2, 1", 1024),
+        constant(f"{name}/scale", "f16", "16, 64, 2, 1", 4096),
+    )
+    assert layer.name == f"model.layers.0.mlp.experts.{part}.weight"
+    assert (layer.group_size, layer.symmetric) == (128, False)
+
+
+@pytest.mark.parametrize(
     ("element_type", "precision"), [("f16", "fp16"), ("bf16", "bf16"), ("f32", "fp32")]
 )
 @pytest.mark.parametrize("suffix", [".weight", "._openvino_orig_weight"])

@@ -16,7 +16,7 @@ from ..errors import ArtifactError, Phi3OVError, UnsupportedModelError
 from ..family import Phi3Config
 from ..prompt.formats import ChatFormat, recognize_format
 from .download import is_hub_id
-from .ir import WeightLayer, chooses_factors, find_unknown_types, read_weights
+from .ir import WeightLayer, chooses_factors, find_unknown_types, is_router, read_weights
 
 UNKNOWN = "unknown"
 _NEEDED = ("openvino_model.xml", "openvino_model.bin", "config.json", "tokenizer.json")
@@ -102,6 +102,16 @@ def describe_limits(folder: Path) -> tuple[str, ...]:
         limits.append(
             f"phi3ov does not know the type of some weights ({named}): the sizes and bits per "
             "weight that it reports leave them out."
+        )
+    rounded = {
+        layer.precision
+        for layer in read_weights(model_xml)
+        if is_router(layer.name) and layer.precision.startswith("int")
+    }
+    if rounded:
+        limits.append(
+            f"Its routers are compressed ({', '.join(sorted(rounded))}), so some tokens go to "
+            "other experts than in the original. phi3ov's exports keep routers in float32."
         )
     return tuple(limits)
 

@@ -31,6 +31,12 @@ _PRECISIONS: dict[str, Precision] = {
 _WEIGHT_NAME = re.compile(r"\.(_openvino_orig_)?weight$")
 """Weight names of openvino's PyTorch frontend; the longer form is for 16-bit checkpoints."""
 
+_TRACED_EXPERTS = re.compile(
+    r"^(?:self|__module)\.(.+\.mlp\.experts)"
+    r"(?:\.(down_proj)|/prim::ListUnpack/VariadicSplit\.([01]))$"
+)
+"""Names of stacked experts in the graphs that optimum-intel makes on its own."""
+
 _EXPERTS = ".mlp.experts."
 """Part of the names of stacked experts' weights, which have three dimensions."""
 
@@ -109,7 +115,7 @@ def read_weights(model_xml: Path) -> tuple[WeightLayer, ...]:
         if not is_weight(name, constant.shape) or constant.element_type not in _PRECISIONS:
             continue
         companions = [constants.get(f"{name}/{part}") for part in ("scale", "zero_point")]
-        plain = 3 if _EXPERTS in name else 2
+        plain = 3 if _EXPERTS in f"{layer_name(name)}." else 2
         grouped = len(constant.shape) == plain + 1 and companions[0] is not None
         layers.append(
             WeightLayer(
@@ -241,12 +247,17 @@ def layer_name(name: str) -> str:
         >>> layer_name("self.model.layers.0.mlp.down_proj._openvino_orig_weight")
         'model.layers.0.mlp.down_proj'
     """
+    if traced := _TRACED_EXPERTS.match(name):
+        part = traced[2] or ("gate_proj", "up_proj")[int(traced[3])]
+        return f"{traced[1]}.{part}"
     return _WEIGHT_NAME.sub("", name.removeprefix("self."))
 
 
 def is_weight(name: str, shape: Iterable[int]) -> bool:
     """Whether a constant of an IR is a weight matrix, not a norm's vector or another constant."""
-    return bool(_WEIGHT_NAME.search(name)) and len([size for size in shape if size > 1]) >= 2
+    if not (_WEIGHT_NAME.search(name) or _TRACED_EXPERTS.match(name)):
+        return False
+    return len([size for size in shape if size > 1]) >= 2
 
 
 def is_router(name: str) -> bool:
