@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,11 +22,13 @@ from phi3ov.exporter.workplace import (
     check_target,
     disk_needed,
     free_memory,
+    memory_needed,
     open_workplace,
     put_into_place,
 )
+from phi3ov.family import Phi3Config
 
-from .fakes import make_config
+from .fakes import SMALL_MIXTURE, make_config
 
 
 @pytest.fixture
@@ -242,6 +245,23 @@ def test_the_room_for_a_float32_source_is_not_counted_twice(tmp_path: Path) -> N
         ignored = disk_needed(checkpoint, Int4Compression(ignored_layers=["lm_head"]))
         assert min(none, ignored) > needed[-1][0]
     assert needed[0] == needed[1] == sorted(needed[0])
+
+
+def test_a_mixture_of_experts_needs_room_for_a_second_copy(tmp_path: Path) -> None:
+    """Its experts are stacked in a file first; the largest stack sets the memory."""
+    config = Phi3Config.parse(SMALL_MIXTURE | {"vocab_size": 96})
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        parameters = Checkpoint(path=tmp_path, config=config, source="x").parameters
+        file.truncate(parameters * 2)
+    checkpoint = Checkpoint(path=tmp_path, config=config, source="x")
+    recipe = read_recipe("fp16")
+    assert checkpoint.is_restacked
+    assert disk_needed(checkpoint, recipe) == 3 * 2 * parameters + 64 * 2**20
+    wider = replace(config, num_local_experts=2 * config.num_local_experts)
+    least, most = (
+        memory_needed(replace(checkpoint, config=each), recipe) for each in (config, wider)
+    )
+    assert most - least == 4.5 * 4 * 4 * 32 * 64  # four more experts of 32 rows in float32
 
 
 def test_an_output_under_a_file_is_refused_by_name(tmp_path: Path) -> None:
