@@ -27,7 +27,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from presets import RECIPES
+from quality_at_size.recipes import RECIPES
 
 import phi3ov
 from phi3ov.quality.report import compare

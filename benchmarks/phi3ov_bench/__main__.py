@@ -25,7 +25,7 @@ def main() -> None:
     settings.add_argument("--rounds", type=int, default=5)
     settings.add_argument("--json", type=Path, default=RESULTS / "settings.json")
     settings.set_defaults(do=_settings)
-    report = commands.add_parser("report", help="write docs/benchmarks.md from the JSON files")
+    report = commands.add_parser("report", help="write the pages of docs/ from the JSON files")
     report.set_defaults(do=_report)
     options = parser.parse_args()
     options.do(options)
@@ -96,9 +96,12 @@ def _settings(options: argparse.Namespace) -> None:
 
 
 def _report(_options: argparse.Namespace) -> None:
+    from quality_at_size.report import write_page
+
     from .report import write_report
 
     write_report()
+    write_page()
 
 
 if __name__ == "__main__":

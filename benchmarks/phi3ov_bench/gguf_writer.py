@@ -1,4 +1,4 @@
-"""A Phi-3 checkpoint as GGUF in float16, with the ``gguf`` package; llama.cpp quantizes it.
+"""A Phi-3 checkpoint as GGUF, with the ``gguf`` package; llama.cpp quantizes it.
 
 Names and metadata are those that llama.cpp's ``phi3`` architecture reads. There is no tokenizer in
 it: the benchmark gives token ids.
@@ -29,13 +29,21 @@ _OUTER_NAMES = {
 }
 
 
-def write_gguf(checkpoint: Path, target: Path) -> None:
-    """Write the checkpoint's tensors and metadata to ``target``."""
+def write_gguf(checkpoint: Path, target: Path, *, exact: bool = False) -> None:
+    """Write the checkpoint's tensors and metadata to ``target``.
+
+    Args:
+        checkpoint: A folder with ``config.json`` and safetensors files.
+        target: The file.
+        exact: Store matrices as float32, which holds bfloat16 without loss, instead of float16.
+    """
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     writer = gguf.GGUFWriter(target, "phi3", use_temp_file=False)
     _add_metadata(writer, config)
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32 if exact else gguf.LlamaFileType.MOSTLY_F16)
     for name, values in _tensors(checkpoint):
-        writer.add_tensor(_rename(name), values)
+        narrow = values.ndim > 1 and not exact
+        writer.add_tensor(gguf_name(name), values.astype(np.float16 if narrow else np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -58,11 +66,10 @@ def _add_metadata(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_sliding_window(config["sliding_window"] or 0)
     writer.add_vocab_size(config["vocab_size"])
     writer.add_tokenizer_model("none")
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
 
 
 def _tensors(checkpoint: Path) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
-    """Yield each tensor, mapped and widened or narrowed to what GGUF takes."""
+    """Yield each tensor, mapped, and bfloat16 widened to float32."""
     for file in sorted(checkpoint.glob("*.safetensors")):
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
@@ -77,11 +84,16 @@ def _tensors(checkpoint: Path) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
                 values = (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
             else:
                 values = raw.view({"F16": np.float16, "F32": np.float32}[entry["dtype"]])
-            values = values.reshape(entry["shape"])
-            yield name, values.astype(np.float32 if values.ndim == 1 else np.float16)
+            yield name, values.reshape(entry["shape"])
 
 
-def _rename(name: str) -> str:
+def gguf_name(name: str) -> str:
+    """Return what llama.cpp calls a tensor of the checkpoint.
+
+    Example:
+        >>> gguf_name("model.layers.3.self_attn.qkv_proj.weight")
+        'blk.3.attn_qkv.weight'
+    """
     if name in _OUTER_NAMES:
         return _OUTER_NAMES[name]
     _, _, number, rest = name.split(".", 3)

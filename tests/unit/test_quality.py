@@ -23,7 +23,7 @@ from phi3ov.quality.report import (
     KL_EDGES,
     QualityReport,
     SampleAnswer,
-    _Tally,
+    Tally,
 )
 
 
@@ -51,7 +51,7 @@ def test_figures_equal_the_formulae(tokens: int) -> None:
         losses[0].append(-math.log(p[ids[row + 1]]))
         losses[1].append(-math.log(q[ids[row + 1]]))
         agreed += p.index(max(p)) == q.index(max(q))
-    tally = _Tally()
+    tally = Tally()
     tally.add(np.array(source, np.float32), np.array(artifact, np.float32), ids)
     result = tally.result()
     place = 0.99 * (len(kl) - 1)
@@ -72,11 +72,11 @@ def test_windows_add_up() -> None:
     """Two windows count like two separate texts: no prediction reaches across."""
     source = np.array(draw_logits(8, 5, seed=3), np.float32)
     artifact = np.array(draw_logits(8, 5, seed=4), np.float32)
-    both, first = _Tally(), _Tally()
+    both, first = Tally(), Tally()
     both.add(source[:4], artifact[:4], [0, 1, 2, 3])
     both.add(source[4:], artifact[4:], [3, 2, 1, 0])
     first.add(source[:4], artifact[:4], [0, 1, 2, 3])
-    second = _Tally()
+    second = Tally()
     second.add(source[4:], artifact[4:], [3, 2, 1, 0])
     assert both.result()["tokens"] == 6
     assert both.result()["mean_kl"] == pytest.approx(

@@ -108,14 +108,38 @@ class Llama(Adapter):
                 following[sequence] = int(values.argmax())
         return following
 
-    def quantize(self, source: str, target: str, kind: str) -> None:
-        """Write ``target``, the GGUF ``source`` quantized by llama.cpp's own quantizer."""
+    def quantize(self, source: str, target: str, kind: str, importance: str | None = None) -> None:
+        """Write ``target``, the GGUF ``source`` quantized by llama.cpp's own quantizer.
+
+        Args:
+            source: A GGUF file in float16 or float32.
+            target: The file to write.
+            kind: Such as ``Q4_K_M``.
+            importance: An ``.npz`` file with the mean square of each column's activations, by
+                the tensor's name in the GGUF: the importance matrix. None quantizes without one.
+        """
         lib = self.llama_cpp
         parameters = lib.llama_model_quantize_default_params()
         parameters.ftype = getattr(lib, f"LLAMA_FTYPE_MOSTLY_{kind}")
         parameters.nthread = self.threads
+        if importance is not None:
+            parameters.imatrix = self._importance(importance)
         if lib.llama_model_quantize(source.encode(), target.encode(), parameters):
             raise RuntimeError(f"llama_model_quantize to {kind} failed")
+
+    def _importance(self, file: str) -> Any:
+        """Return an array of C structures that ends with an empty one; it owns its data."""
+        import ctypes
+
+        struct = self.llama_cpp.llama_model_imatrix_data
+        with self.numpy.load(file) as columns:
+            self.columns = {name: columns[name].astype(self.numpy.float32) for name in columns}
+        entries = (struct * (len(self.columns) + 1))()
+        for entry, (name, values) in zip(entries, self.columns.items(), strict=False):
+            entry.name = name.encode()
+            entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+            entry.size = values.size
+        return entries
 
 
 if __name__ == "__main__":

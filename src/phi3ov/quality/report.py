@@ -176,7 +176,7 @@ def compare(
     try:
         left = SourceModel(checkpoint.path)
         right = ExportedModel(exported.path, config or RuntimeConfig.exact())
-        tally = _Tally()
+        tally = Tally()
         for number, window in enumerate(windows, start=1):
             tally.add(left.logits(window), right.logits(window), window)
             if progress and sys.stderr is not None:  # None as under pythonw.exe
@@ -238,8 +238,16 @@ def _cut_windows(
     return [ids[at * window_tokens : (at + 1) * window_tokens] for at in range(count)]
 
 
-class _Tally:
-    """Accumulates windows of logits: keeps one float per prediction and no logits."""
+class Tally:
+    """Accumulates windows of logits: keeps one float per prediction and no logits.
+
+    Example:
+        >>> import numpy as np
+        >>> tally = Tally()
+        >>> tally.add(np.zeros((3, 5)), np.zeros((3, 5)), [0, 1, 2])
+        >>> tally.result()["tokens"], tally.result()["mean_kl"]
+        (2, 0.0)
+    """
 
     def __init__(self) -> None:
         self._kl: list[float] = []
@@ -260,9 +268,11 @@ class _Tally:
             self._agreed += int((p.argmax(axis=1) == q.argmax(axis=1)).sum())
 
     def summary(self) -> str:
+        """Return the mean divergence so far as text."""
         return f"KL {math.fsum(self._kl) / len(self._kl):.5f} over {len(self._kl)} predictions"
 
     def result(self) -> dict[str, Any]:
+        """Return the figures as the fields of `QualityReport` that they fill."""
         import numpy as np
 
         count = len(self._kl)
