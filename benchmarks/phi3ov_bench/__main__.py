@@ -96,12 +96,12 @@ def _settings(options: argparse.Namespace) -> None:
 
 
 def _report(_options: argparse.Namespace) -> None:
-    from quality_at_size.report import write_page
+    from quality_at_size.report import write_pages
 
     from .report import write_report
 
     write_report()
-    write_page()
+    write_pages()
 
 
 if __name__ == "__main__":

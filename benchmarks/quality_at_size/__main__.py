@@ -22,7 +22,7 @@ from phi3ov import Phi3OVError
 from .dequantize import read_gguf, tensor_names
 from .measure import SourceLogits, measure, open_export
 from .recipes import BASE
-from .report import RESULTS, write_page
+from .report import RESULTS, write_pages
 from .results import OtherTextError, Results
 from .rows import ROWS, Place, Row, dequantized
 from .speed import SpeedMeter
@@ -235,7 +235,7 @@ def _measure(options: argparse.Namespace) -> int:
 
 
 def _report(_options: argparse.Namespace) -> int:
-    write_page()
+    write_pages()
     return 0
 
 

@@ -12,6 +12,8 @@ BASE = "default"
 
 _ADJUSTED = Int4Compression(on_indivisible="adjust")  # 128 does not divide the reference's 576
 
+_ROWS = Int4Compression.npu(14_000_000_000)  # that of smaller models is `small` here
+
 RECIPES: dict[str, Compression] = {
     "fp16": "fp16",
     "int8": "int8",
@@ -22,9 +24,7 @@ RECIPES: dict[str, Compression] = {
     "small, calibrated": replace(
         Int4Compression.small(), on_indivisible="adjust", awq=True, scale_estimation=True
     ),
-    "npu": replace(Int4Compression.npu(), on_indivisible="adjust"),
-    "npu, calibrated": replace(
-        Int4Compression.npu(), on_indivisible="adjust", awq=True, scale_estimation=True
-    ),
+    "npu, rows": _ROWS,
+    "npu, rows, calibrated": replace(_ROWS, awq=True, scale_estimation=True),
 }
 """Recipes by the name of their row. To add one, add a line."""

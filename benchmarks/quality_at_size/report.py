@@ -1,4 +1,7 @@
-"""Writes ``docs/benchmarks/quality-at-size.md`` and its picture from the results file."""
+"""Writes ``docs/benchmarks/quality-at-size.md``, its picture, and the table of ``docs/recipes.md``.
+
+All three come from the results file.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,16 @@ from typing import Any
 from phi3ov_bench.peers import ROOT
 from phi3ov_bench.plot import SizedError, best_at_each_size, draw_front
 
+from .recipes import BASE, RECIPES
+
 RESULTS = ROOT / "benchmarks" / "results" / "quality_at_size.json"
 PAGE = ROOT / "docs" / "benchmarks" / "quality-at-size.md"
 PICTURE = PAGE.with_suffix(".svg")
+RECIPES_PAGE = ROOT / "docs" / "recipes.md"
+
+_BEGIN = "<!-- Written by `make bench-report`; do not edit. -->"
+_END = "<!-- End of what `make bench-report` writes. -->"
+"""Around the table in the page of recipes."""
 
 _SHOWN_ABOVE = 0.001
 """Files closer to their source than this are left out of the picture: 16 bits."""
@@ -20,8 +30,8 @@ _LOSS = 1.01
 """A file that is beaten by less than this is not listed as beaten."""
 
 
-def write_page() -> None:
-    """Write the page and its picture."""
+def write_pages() -> None:
+    """Write the page, its picture, and the table of recipes."""
     content = json.loads(RESULTS.read_text(encoding="utf-8"))
     texts, rows = content["texts"], content["rows"]
     main = next(iter(texts))
@@ -46,6 +56,37 @@ def write_page() -> None:
         _versions(content["versions"], rows),
     ]
     _write(PAGE, "\n\n".join(part for part in parts if part) + "\n")
+    before, _, rest = RECIPES_PAGE.read_text(encoding="utf-8").partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    _write(RECIPES_PAGE, f"{before}{_BEGIN}\n{_recipes(rows, texts)}\n{_END}{after}")
+
+
+def _recipes(rows: dict[str, Any], texts: dict[str, Any]) -> str:
+    """Return phi3ov's rows, in the order of the table of recipes, with both texts' divergence."""
+    main, *others = texts
+    own = [(name, row) for name in RECIPES if (row := rows.get(name))]
+    source = own[0][1]["texts"][main]["source_perplexity"]
+    more = "".join(f" KL mean, {text} |" for text in others)
+    lines = [
+        f"| recipe | MB | decoding | KL mean | KL p99 | perplexity (source {source:.2f}) | "
+        f"same first choice |{more} export, s |",
+        f"|---|--:|--:|--:|--:|--:|--:|{'--:|' * len(others)}--:|",
+    ]
+    for name, row in own:
+        figures = row["texts"][main]
+        cells = [
+            name,
+            f"{row['bytes'] / 1e6:.1f}",
+            "1×" if name == BASE else _speed(row),
+            f"{figures['mean_kl']:.4f}",
+            f"{figures['p99_kl']:.3f}",
+            f"{figures['perplexity']:.2f}",
+            f"{figures['same_first_choice']:.1%}",
+            *(f"{row['texts'][text]['mean_kl']:.4f}" for text in others),
+            f"{row['make_seconds']:.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _write(path: Path, text: str) -> None:
@@ -95,7 +136,7 @@ def _table(rows: dict[str, Any], texts: dict[str, Any], text: str, best: set[str
         row, figures = rows[name], rows[name]["texts"][text]
         title = f"**{row['title']}**" if first and name in best else row["title"]
         cells = [title, f"{row['bytes'] / 1e6:.1f}"]
-        cells += [_speed(row)] if first else []
+        cells += ["1×" if name == BASE else _speed(row)] if first else []
         cells += [
             f"{figures['mean_kl']:.4f}",
             f"{figures['p99_kl']:.3f}",

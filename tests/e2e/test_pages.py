@@ -148,7 +148,7 @@ def test_every_type_that_a_public_signature_names_is_on_the_api_page() -> None:
 
 
 def test_the_benchmark_page_is_what_the_results_say(tmp_path: Path) -> None:
-    """``make bench-report`` over the committed results leaves page and pictures as they are."""
+    """``make bench-report`` over the committed results leaves pages and pictures as they are."""
     for name in ("benchmarks", "docs"):
         shutil.copytree(REPOSITORY / name, tmp_path / name)
     for old in [tmp_path / "docs" / "benchmarks.md", *(tmp_path / "docs/benchmarks").iterdir()]:
@@ -162,7 +162,8 @@ def test_the_benchmark_page_is_what_the_results_say(tmp_path: Path) -> None:
         capture_output=True,
     )
     written = REPOSITORY / "docs"
-    for path in [written / "benchmarks.md", *(written / "benchmarks").iterdir()]:
+    pages = [written / "benchmarks.md", written / "recipes.md"]
+    for path in [*pages, *(written / "benchmarks").iterdir()]:
         again = tmp_path / path.relative_to(REPOSITORY)
         assert read(again) == read(path), f"{path.name}: run `make bench-report`"
 

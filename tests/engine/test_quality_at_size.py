@@ -6,7 +6,7 @@ import json
 import math
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class Fixed:
     def __init__(self, windows: list[np.ndarray[Any, Any]]) -> None:
         self._windows = iter(windows)
 
-    def logits(self, ids: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    def logits(self, ids: Sequence[int]) -> np.ndarray[Any, Any]:
         """Return the next window's."""
         return next(self._windows)
 
