@@ -65,7 +65,7 @@ def _recipes(rows: dict[str, Any], texts: dict[str, Any]) -> str:
     """Return phi3ov's rows, in the order of the table of recipes, with both texts' divergence."""
     main, *others = texts
     own = [(name, row) for name in RECIPES if (row := rows.get(name))]
-    source = own[0][1]["texts"][main]["source_perplexity"]
+    source = next(iter(rows.values()))["texts"][main]["source_perplexity"]
     more = "".join(f" KL mean, {text} |" for text in others)
     lines = [
         f"| recipe | MB | decoding | KL mean | KL p99 | perplexity (source {source:.2f}) | "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from .checkpoints import FAMILY
@@ -99,6 +101,19 @@ def test_a_gguf_in_float32_has_no_error(
     assert entry["texts"]["python"]["mean_kl"] == 0
     assert entry["texts"]["python"]["same_first_choice"] == 1
     assert entry["texts"]["python"]["predictions"] == 4 * 63
+
+
+def test_float32_holds_what_bfloat16_does(zoo: Zoo, tmp_path: Path) -> None:
+    """A checkpoint in bfloat16 has values that float16 cannot hold; none is rounded."""
+    from phi3ov_bench.gguf_writer import write_gguf
+    from quality_at_size.dequantize import read_gguf
+
+    values = torch.tensor([[1e-30, 3e30, -1.0, 0.0]], dtype=torch.bfloat16)
+    save_file({"model.embed_tokens.weight": values}, tmp_path / "model.safetensors")
+    shutil.copy(zoo.checkpoint(TIED) / "config.json", tmp_path)
+    write_gguf(tmp_path, tmp_path / "f32.gguf", exact=True)
+    found = read_gguf(tmp_path / "f32.gguf", ["model.embed_tokens.weight"])
+    np.testing.assert_array_equal(found["model.embed_tokens.weight"], values.float().numpy())
 
 
 def test_a_quantized_gguf_has_the_error_of_its_own_values(
@@ -273,7 +288,5 @@ def test_rows_on_another_text_are_not_mixed(
 
 def _state(checkpoint: Path) -> dict[str, Any]:
     """Return a checkpoint's tensors as float32."""
-    from safetensors.torch import load_file
-
     tensors = load_file(checkpoint / "model.safetensors")
     return {name: tensor.float().numpy() for name, tensor in tensors.items()}
