@@ -51,6 +51,7 @@ def write_pages() -> None:
         _best(best, drawn),
         *(_table(rows, texts, text, {names[point] for point in best}) for text in texts),
         _losses(points),
+        _GRID,
         _METHOD,
         _files(rows),
         _versions(content["versions"], rows),
@@ -179,6 +180,14 @@ def _losses(points: dict[str, SizedError]) -> str:
     heading = ["## Where phi3ov is behind", "", "Files that are no larger and have less error:", ""]
     return "\n".join([*heading, *lines])
 
+
+_GRID = """## What this model favours
+
+The reference's weights come from a GGUF in llama.cpp's Q4_1: in each block of 32 neighbours of a \
+row, the matrices of the blocks have at most 16 different values. A format whose blocks are the \
+same 32 values can hold them almost without loss, above all Q5_1, which Q5_K_M falls back to here. \
+So this table flatters llama.cpp's files and groups of 32. A model that was never quantized has no \
+such grid."""
 
 _METHOD = """## How it was measured
 
