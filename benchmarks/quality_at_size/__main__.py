@@ -20,9 +20,10 @@ from phi3ov_bench.session import PeerFailedError
 from phi3ov import Phi3OVError
 
 from .dequantize import read_gguf, tensor_names
+from .dither import write_dithered
 from .measure import SourceLogits, measure, open_export
 from .recipes import BASE
-from .report import RESULTS, write_pages
+from .report import DITHERED_RESULTS, RESULTS, write_pages
 from .results import OtherTextError, Results
 from .rows import ROWS, Place, Row, dequantized
 from .speed import SpeedMeter
@@ -77,8 +78,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", type=Path, help="the checkpoint; default the reference")
+    parser.add_argument(
+        "--dithered",
+        action="store_true",
+        help="the source without its grid (dither.py), with files and results of its own",
+    )
     parser.add_argument("--work", type=Path, default=WORK / "quality", help="where files are kept")
-    parser.add_argument("--json", type=Path, default=RESULTS, help="the results file")
+    parser.add_argument("--json", type=Path, help="the results file")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--texts", nargs="+", choices=TEXTS, default=list(TEXTS))
     parser.add_argument("--window-tokens", type=int, default=WINDOW_TOKENS)
@@ -94,8 +100,13 @@ def _place(options: argparse.Namespace) -> Place:
     if source is None:
         make_model("reference", "checkpoint", threads=options.threads)
         source = model_path("reference", "checkpoint")
-    options.work.mkdir(parents=True, exist_ok=True)
-    return Place(source, options.work, options.threads)
+    options.json = options.json or (DITHERED_RESULTS if options.dithered else RESULTS)
+    work = options.work / "dithered" if options.dithered else options.work
+    work.mkdir(parents=True, exist_ok=True)
+    if options.dithered:
+        write_dithered(source, work / "checkpoint")
+        source = work / "checkpoint"
+    return Place(source, work, options.threads)
 
 
 def _windows(options: argparse.Namespace, place: Place) -> list[Windows]:

@@ -15,6 +15,7 @@ from phi3ov_bench.plot import SizedError, best_at_each_size, draw_front
 from .recipes import BASE, RECIPES
 
 RESULTS = ROOT / "benchmarks" / "results" / "quality_at_size.json"
+DITHERED_RESULTS = RESULTS.with_name("quality_at_size_dithered.json")
 PAGE = ROOT / "docs" / "benchmarks" / "quality-at-size.md"
 PICTURE = PAGE.with_suffix(".svg")
 RECIPES_PAGE = ROOT / "docs" / "recipes.md"
@@ -51,7 +52,7 @@ def write_pages() -> None:
         _best(best, drawn),
         *(_table(rows, texts, text, {names[point] for point in best}) for text in texts),
         _losses(points),
-        _GRID,
+        _grid(rows, main),
         _METHOD,
         _files(rows),
         _versions(content["versions"], rows),
@@ -118,6 +119,40 @@ def _best(best: list[SizedError], drawn: list[SizedError]) -> str:
     )
 
 
+def _grid(rows: dict[str, Any], text: str) -> str:
+    """Return the same files made from the source without its grid, as far as measured."""
+    lines = [
+        "## What this model favours",
+        "",
+        "The reference's weights come from a GGUF in llama.cpp's Q4_1: in each block of 32 "
+        "neighbours of a row, the matrices of the layers have at most 16 different values. A "
+        "format whose blocks are the same 32 values can hold them almost without loss, above all "
+        "Q5_1, which Q5_K_M falls back to here. So the tables above flatter llama.cpp's files and "
+        "groups of 32. A model that was never quantized has no such grid.",
+    ]
+    if not DITHERED_RESULTS.is_file():
+        return "\n".join(lines)
+    others = json.loads(DITHERED_RESULTS.read_text(encoding="utf-8"))["rows"]
+    lines += [
+        "",
+        "Here is the mean divergence on the first text for files made from a copy without the "
+        "grid: each weight is moved at random by up to half its block's step (`dither.py`), and "
+        "each file is compared with the copy that it was made from. "
+        "`python -m quality_at_size run --dithered` measures it.",
+        "",
+        "| file | MB | KL mean, on the grid | KL mean, without |",
+        "|---|--:|--:|--:|",
+    ]
+    for name in sorted(others, key=lambda name: int(others[name]["bytes"])):
+        figures = others[name]["texts"][text]
+        same = f"{rows[name]['texts'][text]['mean_kl']:.4f}" if name in rows else ""
+        lines.append(
+            f"| {others[name]['title']} | {others[name]['bytes'] / 1e6:.1f} | {same} | "
+            f"{figures['mean_kl']:.4f} |"
+        )
+    return "\n".join(lines)
+
+
 def _table(rows: dict[str, Any], texts: dict[str, Any], text: str, best: set[str]) -> str:
     """Return the table of one text, from the smallest file to the largest; the first has speeds."""
     first = text == next(iter(texts))
@@ -180,14 +215,6 @@ def _losses(points: dict[str, SizedError]) -> str:
     heading = ["## Where phi3ov is behind", "", "Files that are no larger and have less error:", ""]
     return "\n".join([*heading, *lines])
 
-
-_GRID = """## What this model favours
-
-The reference's weights come from a GGUF in llama.cpp's Q4_1: in each block of 32 neighbours of a \
-row, the matrices of the blocks have at most 16 different values. A format whose blocks are the \
-same 32 values can hold them almost without loss, above all Q5_1, which Q5_K_M falls back to here. \
-So this table flatters llama.cpp's files and groups of 32. A model that was never quantized has no \
-such grid."""
 
 _METHOD = """## How it was measured
 

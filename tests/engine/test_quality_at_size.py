@@ -223,6 +223,29 @@ def test_importance_is_the_mean_square_of_what_enters_a_matrix(zoo: Zoo) -> None
     assert set(found) == {gguf_name(name) for name in matrices}
 
 
+def test_dithering_moves_weights_by_half_a_step_at_most(zoo: Zoo, tmp_path: Path) -> None:
+    """No value leaves its step, the mean stays, and vectors and embeddings are untouched."""
+    from quality_at_size.dither import write_dithered
+
+    checkpoint, target = zoo.checkpoint(UNTIED), tmp_path / "dithered"
+    write_dithered(checkpoint, target)
+    before, after = _state(checkpoint), _state(target)
+    assert set(before) == set(after)
+    for name, values in before.items():
+        if ".layers." not in name or values.ndim == 1:
+            np.testing.assert_array_equal(after[name], values)
+            continue
+        blocks = values.reshape(len(values), -1, 32)
+        step = (blocks.max(-1) - blocks.min(-1))[..., None] / 15
+        moved = (after[name] - values).reshape(blocks.shape) / step
+        assert np.abs(moved).max() <= 0.5 + 0.05  # bfloat16 rounds the result
+        assert abs(moved.mean()) < 0.01
+        assert moved.std() == pytest.approx(12**-0.5, rel=0.02)
+    kept = (target / "model.safetensors").stat().st_mtime_ns
+    write_dithered(checkpoint, target)
+    assert (target / "model.safetensors").stat().st_mtime_ns == kept
+
+
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12))
 def test_the_front_holds_what_nothing_beats(sizes: list[tuple[int, int]]) -> None:
     """Every point that is left out is met or beaten in both; no point of the front is."""
