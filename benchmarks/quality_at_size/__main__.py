@@ -135,6 +135,7 @@ def _run(options: argparse.Namespace) -> int:
     for name in options.only:
         row = ROWS[name]
         if name not in again and results.is_current(name, row.settings()):
+            results.rows[name]["title"] = row.title
             continue
         try:
             entry = _measure_row(row, place, source, windows)

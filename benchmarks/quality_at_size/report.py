@@ -24,6 +24,9 @@ _BEGIN = "<!-- Written by `make bench-report`; do not edit. -->"
 _END = "<!-- End of what `make bench-report` writes. -->"
 """Around the table in the page of recipes."""
 
+_STACKS = ("phi3ov", "llama.cpp", "onnxruntime-genai", "optimum-intel")
+"""In the order of the picture's colours."""
+
 _SHOWN_ABOVE = 0.001
 """Files closer to their source than this are left out of the picture: 16 bits."""
 
@@ -34,7 +37,8 @@ _LOSS = 1.01
 def write_pages() -> None:
     """Write the page, its picture, and the table of recipes."""
     content = json.loads(RESULTS.read_text(encoding="utf-8"))
-    texts, rows = content["texts"], content["rows"]
+    texts = content["texts"]
+    rows = dict(sorted(content["rows"].items(), key=lambda item: _STACKS.index(item[1]["stack"])))
     main = next(iter(texts))
     points = {name: _point(row, main) for name, row in rows.items()}
     drawn = [point for point in points.values() if point.divergence > _SHOWN_ABOVE]
