@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from phi3ov.answer.options import Sampling
 from phi3ov.answer.token_stream import TokenRequest
 from phi3ov.engine.genai.draft import SpeculationPlan
-from phi3ov.engine.genai.pace import Pacer, lookup_matches
+from phi3ov.engine.genai.pace import LOOK_TOKENS, WINDOW_TOKENS, Pacer, lookup_matches
 from phi3ov.runtime.speculation import candidate_cost
 
-BLOCK = 32
 LOOKUP = SpeculationPlan(candidate_tokens=5, ngram_tokens=3, candidate_cost=0.05)
 COSTLY_LOOKUP = SpeculationPlan(candidate_tokens=5, ngram_tokens=3, candidate_cost=0.4)
 DRAFT = SpeculationPlan(
@@ -68,8 +67,9 @@ def run(
     given: list[int] = []
     parts = []
     while (part := pace.next_part()) is not None:
-        end, passes = len(given) + part.new_tokens, 0
-        while len(given) < end:
+        begin, end, passes = len(given), len(given) + part.new_tokens, 0
+        assert end == asked.max_new_tokens
+        while len(given) < end and not pace.switching:
             right = 0
             if passes and part.candidates:
                 if accept is None:
@@ -89,8 +89,8 @@ def run(
             assert checked == (part.candidates if passes > 1 else 0)
             if tokens[-1] == STOP:
                 break
-        pace.end_part()
-        parts.append((part.new_tokens, part.candidates, passes))
+        parts.append((len(given) - begin, part.candidates, passes))
+    pace.end()
     assert given == list(answer)
     return parts
 
@@ -99,22 +99,20 @@ NEW = list(range(1000, 1400))
 REPEATED = list(range(300)) * 2
 
 
-def test_nothing_to_look_up_checks_one_candidate() -> None:
-    """Every pass of a text without repetitions, from the first."""
-    parts = run(Pacer(LOOKUP, block_tokens=BLOCK), request(range(50), NEW), NEW)
-    assert {candidates for _, candidates, _ in parts} == {1}
+def test_nothing_to_look_up_is_one_request_that_checks_one_candidate() -> None:
+    """A second request would read blocks of the cache again."""
+    parts = run(Pacer(LOOKUP), request(range(50), NEW), NEW)
+    assert [part[:2] for part in parts] == [(400, 1)]
 
 
 def test_a_repeated_prompt_turns_lookup_on_and_a_new_text_off_again() -> None:
-    """Within one answer, at the next end of a block; and on again."""
+    """Within one answer, and on again."""
     answer = [*REPEATED[:150], *NEW[:300], *REPEATED[:150]]
-    pacer = Pacer(LOOKUP, block_tokens=BLOCK)
+    pacer = Pacer(LOOKUP)
     parts = run(pacer, request(REPEATED[:300], answer), answer)
     candidates = [number for _, number, _ in parts]
-    assert candidates[0] == 1
-    assert candidates[1] == 5
-    off = candidates.index(1, 1)
-    assert 5 in candidates[off:]
+    assert candidates == [1, 5, 1, 5]
+    assert parts[0][0] <= LOOK_TOKENS + 1  # a pass may give two tokens
     assert sum(passes for *_, passes in parts) < 0.75 * len(answer)
 
 
@@ -127,13 +125,13 @@ def test_what_pays_depends_on_the_processor() -> None:
         for token in (*prompt[start : start + 4], 5000 + start, 6000 + start)
     ]
     for plan, on in ((LOOKUP, True), (COSTLY_LOOKUP, False)):
-        parts = run(Pacer(plan, block_tokens=BLOCK), request(prompt, answer), answer)
+        parts = run(Pacer(plan), request(prompt, answer), answer)
         assert any(candidates > 1 for _, candidates, _ in parts[1:]) == on
 
 
 def test_the_next_answer_begins_as_the_last_one_ended() -> None:
     """Also a drawn one, which is a single request: genai begins a seed's draws with each."""
-    pacer = Pacer(LOOKUP, block_tokens=BLOCK)
+    pacer = Pacer(LOOKUP)
     run(pacer, request(REPEATED[:300], REPEATED[:200]), REPEATED[:200])
     drawn = request(REPEATED[:300], REPEATED[:200], Sampling(temperature=0.7, seed=1))
     assert run(pacer, drawn, REPEATED[:200])[0][:2] == (200, 5)
@@ -144,7 +142,7 @@ def test_the_next_answer_begins_as_the_last_one_ended() -> None:
 @pytest.mark.parametrize(("share", "expected"), [(0.95, 4), (0.05, 1)])
 def test_a_draft_is_used_as_often_as_it_is_right(share: float, expected: int) -> None:
     """It begins with all candidates; one of 20 right pays for one at most."""
-    pacer = Pacer(DRAFT, block_tokens=BLOCK)
+    pacer = Pacer(DRAFT)
     parts = run(pacer, request(range(50), NEW), NEW, accept=share)
     assert parts[0][1] == 4
     assert pacer.candidates == expected
@@ -152,7 +150,7 @@ def test_a_draft_is_used_as_often_as_it_is_right(share: float, expected: int) ->
 
 def test_a_draft_goes_on_again() -> None:
     """What the last passes say counts, not what came before."""
-    pacer = Pacer(DRAFT, block_tokens=BLOCK)
+    pacer = Pacer(DRAFT)
     run(pacer, request(range(50), NEW), NEW, accept=0.0)
     assert pacer.candidates == 1
     run(pacer, request(range(50), NEW), NEW, accept=1.0)
@@ -168,41 +166,51 @@ def test_a_draft_goes_on_again() -> None:
 )
 def test_without_adaptive_each_pass_checks_all(plan: SpeculationPlan) -> None:
     """In one request."""
-    pacer = Pacer(plan, block_tokens=BLOCK)
+    pacer = Pacer(plan)
     assert [part[:2] for part in run(pacer, request(range(50), NEW), NEW, accept=0.0)] == [(400, 5)]
     assert pacer.candidates == 5
 
 
 def test_without_speculation_an_answer_is_one_request() -> None:
     """With no candidates."""
-    assert run(Pacer(NONE, block_tokens=BLOCK), request(range(50), NEW), NEW) == [(400, 0, 400)]
+    assert run(Pacer(NONE), request(range(50), NEW), NEW) == [(400, 0, 400)]
 
 
 @given(st.integers(1, 200), st.integers(1, 300), st.integers(1, 8), st.integers(0, 300))
-def test_parts_end_with_blocks_and_make_up_the_answer(
+def test_the_parts_make_up_the_answer(
     prompt_tokens: int, answer_tokens: int, candidates: int, stop_at: int
 ) -> None:
-    """All but the last id of a part fill whole blocks, so that the next part reads one token."""
+    """A part is followed by another only if enough of the answer is left for it to pay."""
     plan = SpeculationPlan(candidate_tokens=candidates, ngram_tokens=3, candidate_cost=0.05)
-    pacer = Pacer(plan, block_tokens=BLOCK)
     answer = [token % 7 for token in range(answer_tokens)]
     asked = request([1] * prompt_tokens, answer)
     if stop_at < answer_tokens:
         answer = [*answer[:stop_at], STOP]
-    pace, given = pacer.begin(asked), 0
+    pace, given = Pacer(plan).begin(asked), 0
     while (part := pace.next_part()) is not None:
-        given += part.new_tokens
-        if given < asked.max_new_tokens:
-            assert (prompt_tokens + given - 1) % BLOCK == 0
-        for token in answer[given - part.new_tokens : given]:
-            pace.note([token])
-        pace.end_part()
+        assert part.new_tokens == answer_tokens - given
+        assert given == 0 or part.new_tokens >= WINDOW_TOKENS
+        while given < len(answer) and not pace.switching:
+            pace.note([answer[given]])
+            given += 1
     assert pace.ids == [*asked.prompt_ids, *answer]
+
+
+def test_a_small_gain_is_not_worth_a_request() -> None:
+    """A request reads blocks of the cache again, which takes as long as several passes."""
+    prompt = list(range(2000, 2200))
+    answer = [
+        token
+        for start in range(0, 200, 2)
+        for token in (*prompt[start : start + 2], *range(5000 + 9 * start, 5007 + 9 * start))
+    ]
+    pacer = Pacer(LOOKUP)
+    assert len(run(pacer, request(prompt, answer), answer)) == 1
 
 
 def test_a_cancelled_part_is_the_last() -> None:
     """It has fewer tokens than were asked for, and none of them ends an answer."""
-    pace = Pacer(LOOKUP, block_tokens=BLOCK).begin(request(range(50), NEW))
+    pace = Pacer(LOOKUP).begin(request(range(50), NEW))
     assert pace.next_part() is not None
     pace.note([1])
     assert pace.next_part() is None

@@ -21,7 +21,7 @@ from ..runtime.lora import AdapterFile, read_adapter
 from ..runtime.properties import compiling, device_settings
 from ..runtime.settings import Setting, passed_properties
 from .genai.draft import plan_speculation
-from .genai.kv_pool import block_tokens_of, plan_pool
+from .genai.kv_pool import plan_pool
 from .genai.npu import MAX_PROMPT, is_npu, plan_static
 from .genai.pace import AnswerPace, Pacer
 from .genai.prefix_cache import follow_cache
@@ -119,7 +119,7 @@ class _Runner:
         self._properties = {name: passed[name] for name in passed if name not in self._static}
         self.longest_prompt = self._static.get(MAX_PROMPT)
         self.speculation = plan_speculation(setup)
-        self._pacer = Pacer(self.speculation, block_tokens=block_tokens_of(setup.device))
+        self._pacer = Pacer(self.speculation)
         self._adapter = (
             None if setup.adapter is None else read_adapter(setup.adapter, setup.artifact.config)
         )
@@ -178,9 +178,10 @@ class _Runner:
             stream.cached_tokens = sequence.reused
         pace = self._pacer.begin(request, split=not self._static)  # without a prefix cache
         streamer = _Streamer(stream, pace)
-        answer_ids: list[int] = []
+        computed_ids = list(request.prompt_ids)
         while streamer.goes_on and (part := pace.next_part()) is not None:
-            prompt = openvino.Tensor(np.array([[*request.prompt_ids, *answer_ids]], dtype=np.int64))
+            known_ids = list(pace.ids)
+            prompt = openvino.Tensor(np.array([known_ids], dtype=np.int64))
             config = generation_config(
                 replace(request, max_new_tokens=part.new_tokens), leading_space=self._leading_space
             )
@@ -190,12 +191,12 @@ class _Runner:
             except BaseException:
                 self.pipeline = None  # a failed request leaves the cache in an unknown state
                 raise
-            answer_ids += result.tokens[0]
-            pace.end_part()
+            computed_ids = [*known_ids, *result.tokens[0]]
+        pace.end()
         if sequence is not None:
             # Includes ids that genai generated after the last streamed id, until it saw the
             # cancellation. The very last id is never read.
-            self.cache.follow(sequence, answer_ids[:-1])
+            self.cache.follow(sequence, computed_ids[len(request.prompt_ids) : -1])
         if streamer.error is not None:
             raise streamer.error
         number = next(self._answers)
@@ -266,13 +267,17 @@ class _Streamer(openvino_genai.StreamerBase):  # type: ignore[misc]
 
     def write(self, token: int | list[int]) -> openvino_genai.StreamingStatus:
         token_ids = [token] if isinstance(token, int) else [int(each) for each in token]
+        status = openvino_genai.StreamingStatus
+        if self._pace.switching:  # genai computes on until it sees the status
+            return status.STOP
         try:
             self._stream.checked.append(self._pace.note(token_ids))
             self._stream.put(token_ids)
         except BaseException as error:  # noqa: BLE001 - an exception would make genai abort
             self.error = error
-        status = openvino_genai.StreamingStatus
-        return status.RUNNING if self.goes_on else status.CANCEL
+        if not self.goes_on:
+            return status.CANCEL
+        return status.STOP if self._pace.switching else status.RUNNING
 
     def end(self) -> None:
         """Do nothing: no token is held back."""

@@ -7,8 +7,10 @@ least one, so this module
 - estimates the speed of each number of draft tokens from the last passes. The proposals of prompt
   lookup can be computed from the ids, even if it was off; for a draft model, the number of
   accepted tokens is known;
-- splits a greedy answer into requests that end at a boundary of a KV cache block. The next request
-  finds all but its last token in the prefix cache, and may use another number of draft tokens.
+- stops genai's request for a greedy answer once another number would be clearly faster, and
+  continues the answer with a request of that number. The new request reads the last one or two
+  blocks of the KV cache again: the cost of several passes (decision 84). An answer in which one
+  number stays best is one request.
 
 The choice does not depend on time: the same ids give the same numbers. A sampled answer is a
 single request, because genai restarts the seed's random sequence with each request.
@@ -26,20 +28,23 @@ if TYPE_CHECKING:
     from .draft import SpeculationPlan
 
 WINDOW_TOKENS = 32
-"""Number of last tokens from which the gain of prompt lookup is estimated."""
+"""Number of last tokens from which the gain of prompt lookup is estimated, and minimum number of
+tokens still to generate for another number to be worth its request."""
 WINDOW_PASSES = 16
 """Number of last passes from which a draft model's acceptance rate is estimated."""
+LOOK_TOKENS = 16
+"""Tokens after which the number is estimated again."""
 _LEAST_TOKENS = 8
-"""Minimum length of a request of a split answer; fewer tokens also give no useful estimate."""
-_PASSES_PER_REQUEST = 16
-_MOST_TOKENS = 128
-"""Maximum length of a request of a split answer, which limits how late the number is adapted."""
+"""Tokens or passes below which there is no useful estimate."""
+_WORTHWHILE = 1.15
+"""Ratio of two numbers' estimated speeds that outweighs the cost of another request: some four
+passes, within the next `WINDOW_TOKENS`."""
 
 _TOKEN_BYTES = array("q").itemsize
 
 
 class Part(NamedTuple):
-    """A request to genai: the whole answer, or a part of it.
+    """A request to genai: the whole answer, or the rest of it.
 
     Attributes:
         new_tokens: Maximum number of tokens to generate.
@@ -53,15 +58,9 @@ class Part(NamedTuple):
 class Pacer:
     """Acceptance statistics of an engine's last answers; creates an `AnswerPace` per answer."""
 
-    def __init__(self, plan: SpeculationPlan, *, block_tokens: int) -> None:
-        """Begin with one candidate for prompt lookup, and with all for a draft model.
-
-        Args:
-            plan: The speculation settings and costs.
-            block_tokens: Tokens per KV cache block.
-        """
+    def __init__(self, plan: SpeculationPlan) -> None:
+        """Begin with one candidate for prompt lookup, and with all for a draft model."""
         self.plan = plan
-        self.block_tokens = block_tokens
         begins_low = plan.adaptive and plan.ngram_tokens
         self.candidates: int = (
             min(1, plan.candidate_tokens) if begins_low else plan.candidate_tokens
@@ -78,17 +77,36 @@ class Pacer:
         splits = split and bool(self.plan.candidate_tokens) and self.plan.adaptive
         return AnswerPace(self, request, splits=splits and request.sampling.greedy)
 
+    def speeds(self, ids: Sequence[int], *, prompt_tokens: int) -> dict[int, float]:
+        """Return the estimated speed of each number of draft tokens; empty if too little is known.
+
+        Args:
+            ids: The prompt and the tokens generated so far.
+            prompt_tokens: Number of prompt ids.
+        """
+        if self.plan.ngram_tokens:
+            start = max(prompt_tokens, len(ids) - WINDOW_TOKENS)
+            if len(ids) - start < _LEAST_TOKENS:
+                return {}
+            return _lookup_speeds(lookup_matches(ids, start=start, plan=self.plan), self.plan)
+        if len(self.accepted) < _LEAST_TOKENS:
+            return {}
+        return _draft_speeds(self.accepted, self.plan)
+
 
 class AnswerPace:
     """Plans the requests of one answer to genai: length and number of draft tokens.
 
     Attributes:
         ids: The prompt and the tokens generated so far.
+        switching: Whether genai's request is to be stopped, because the answer continues with
+            another number of draft tokens.
     """
 
     def __init__(self, pacer: Pacer, request: TokenRequest, *, splits: bool) -> None:
         """Begin with the statistics of the engine's last answers."""
         self.ids: list[int] = list(request.prompt_ids)
+        self.switching = True  # to the first request
         self._prompt_tokens = len(self.ids)
         self._most_tokens = len(self.ids) + request.max_new_tokens
         self._stop_ids = request.stop_ids
@@ -96,20 +114,16 @@ class AnswerPace:
         self._splits = splits
         self._candidates = pacer.candidates
         self._is_first_pass = True
-        self._part_end = len(self.ids)
+        self._next_look = len(self.ids) + LOOK_TOKENS
 
     def next_part(self) -> Part | None:
-        """Return the next request to genai; None when the answer is complete."""
-        if len(self.ids) < self._part_end or self._is_stopped():
-            return None  # cancelled, or the model ended it
-        left = self._most_tokens - len(self.ids)
-        if not left:
+        """Return the next request to genai; None when the answer is complete or cancelled."""
+        if not self.switching:
             return None
+        self.switching = False
         self._candidates = self._pacer.candidates
         self._is_first_pass = True
-        new_tokens = min(left, self._part_tokens()) if self._splits else left
-        self._part_end = len(self.ids) + new_tokens
-        return Part(new_tokens, self._candidates)
+        return Part(self._most_tokens - len(self.ids), self._candidates)
 
     def note(self, token_ids: Sequence[int]) -> int:
         """Record the tokens of one pass; return how many draft tokens the pass checked."""
@@ -118,34 +132,30 @@ class AnswerPace:
         self._is_first_pass = False
         self.ids += token_ids
         # The request's length may have cut off its last pass, so that pass is not counted.
-        if checked and len(self.ids) < self._part_end:
+        if checked and len(self.ids) < self._most_tokens:
             self._pacer.accepted.append((len(token_ids) - 1, checked))
+        if self._splits and len(self.ids) >= self._next_look:
+            self._next_look = len(self.ids) + LOOK_TOKENS
+            self._look()
         return checked
 
-    def end_part(self) -> None:
-        """Choose the number of draft tokens for the next request and the next answer."""
-        plan = self._pacer.plan
-        answered = len(self.ids) - self._prompt_tokens
-        if not plan.adaptive or answered < _LEAST_TOKENS:
+    def end(self) -> None:
+        """Choose the number of draft tokens for the next answer."""
+        if self._pacer.plan.adaptive and len(self.ids) - self._prompt_tokens >= _LEAST_TOKENS:
+            speeds = self._pacer.speeds(self.ids, prompt_tokens=self._prompt_tokens)
+            self._pacer.candidates = _fastest(speeds) if speeds else self._pacer.candidates
+
+    def _look(self) -> None:
+        """Switch to another number of draft tokens if that pays."""
+        if self.ids[-1] in self._stop_ids or self._most_tokens - len(self.ids) < WINDOW_TOKENS:
             return
-        if plan.ngram_tokens:
-            matches = lookup_matches(
-                self.ids, start=max(self._prompt_tokens, len(self.ids) - WINDOW_TOKENS), plan=plan
-            )
-            self._pacer.candidates = _best_lookup(matches, plan)
-        elif len(self._pacer.accepted) >= _LEAST_TOKENS:
-            self._pacer.candidates = _best_draft(self._pacer.accepted, plan)
-
-    def _is_stopped(self) -> bool:
-        return len(self.ids) > self._prompt_tokens and self.ids[-1] in self._stop_ids
-
-    def _part_tokens(self) -> int:
-        """Return a length for which all ids but the last fill whole blocks."""
-        block = self._pacer.block_tokens
-        wanted = _LEAST_TOKENS
-        if self._candidates > 1:
-            wanted = min(_PASSES_PER_REQUEST * (1 + self._candidates), _MOST_TOKENS)
-        return wanted + (1 - len(self.ids) - wanted) % block
+        speeds = self._pacer.speeds(self.ids, prompt_tokens=self._prompt_tokens)
+        if not speeds:
+            return
+        fastest = _fastest(speeds)
+        if speeds[fastest] > _WORTHWHILE * speeds[self._candidates]:
+            self._pacer.candidates = fastest
+            self.switching = True
 
 
 def lookup_matches(ids: Sequence[int], *, start: int, plan: SpeculationPlan) -> list[int]:
@@ -184,8 +194,8 @@ def _find(data: bytes, begin: int, end: int) -> int | None:
     return None if found < 0 else found // _TOKEN_BYTES
 
 
-def _best_lookup(matches: Sequence[int], plan: SpeculationPlan) -> int:
-    """Return the number of draft tokens that would have been fastest for these tokens."""
+def _lookup_speeds(matches: Sequence[int], plan: SpeculationPlan) -> dict[int, float]:
+    """Return how fast these tokens would have been with each number of draft tokens."""
 
     def speed(candidates: int) -> float:
         place = passes = 0
@@ -194,11 +204,11 @@ def _best_lookup(matches: Sequence[int], plan: SpeculationPlan) -> int:
             passes += 1
         return len(matches) / passes / plan.pass_cost(candidates) if passes else 0.0
 
-    return _fastest({number: speed(number) for number in _numbers(plan.candidate_tokens)})
+    return {number: speed(number) for number in _numbers(plan.candidate_tokens)}
 
 
-def _best_draft(accepted: Sequence[tuple[int, int]], plan: SpeculationPlan) -> int:
-    """Return the number of draft tokens that would have been fastest in the last passes.
+def _draft_speeds(accepted: Sequence[tuple[int, int]], plan: SpeculationPlan) -> dict[int, float]:
+    """Return how fast the last passes would have been with each number of draft tokens.
 
     It assumes the same acceptance probability at each position.
     """
@@ -209,7 +219,7 @@ def _best_draft(accepted: Sequence[tuple[int, int]], plan: SpeculationPlan) -> i
     def speed(candidates: int) -> float:
         return sum(share**place for place in range(candidates + 1)) / plan.pass_cost(candidates)
 
-    return _fastest({number: speed(number) for number in _numbers(plan.candidate_tokens)})
+    return {number: speed(number) for number in _numbers(plan.candidate_tokens)}
 
 
 def _fastest(speeds: dict[int, float]) -> int:

@@ -86,7 +86,7 @@ class Batch:
         self._open_pipeline = open_pipeline
         self._pool = pool
         self._speculation = SpeculationPlan() if speculation is None else speculation
-        self._pacer = Pacer(self._speculation, block_tokens=pool.block_tokens)
+        self._pacer = Pacer(self._speculation)
         self._leading_space = leading_space
         self._max_running = max_running
         self._prompt_tokens = prompt_tokens
@@ -285,7 +285,7 @@ class Batch:
         if ended:
             del self._running[number]
             if running.pace is not None:
-                running.pace.end_part()
+                running.pace.end()
             if status == openvino_genai.GenerationStatus.IGNORED:
                 error = "The KV cache has no room for this request."
         return [
