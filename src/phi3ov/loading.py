@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from .answer.reply import LoadTimings
 from .artifact.download import is_hub_id
@@ -17,6 +18,7 @@ from .engine.protocol import ENGINES, Engine, EngineName, EngineSetup, load_engi
 from .errors import ArtifactError, DeviceError, ExportError, OptionError
 from .model import Phi3Model
 from .prompt.chat_tokenizer import ChatTokenizer
+from .prompt.formats import ChatFormat
 from .runtime.config import RuntimeConfig
 from .runtime.devices import DeviceChoice, choose_device, find_devices
 from .runtime.limits import RequestLimits
@@ -114,8 +116,7 @@ def load_model(
     if isinstance(speculation, DraftModel) and draft is not None:
         speculation = replace(speculation, path=draft.path, revision=None)
     context = choose_context(artifact.config, context_tokens)
-    tokenizer = ChatTokenizer.from_folder(artifact.path, artifact.chat_format)
-    tokenizer.require_rows(artifact.config.vocab_size)
+    chat_format = artifact.chat_format
     available = find_devices(device)
     setup = EngineSetup(
         artifact=artifact,
@@ -132,17 +133,21 @@ def load_model(
     )
     files = [found for found in (artifact, draft) if found is not None and found.has_checksums]
     read = time.perf_counter()
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="phi3ov-verify") as executor:
-        checked = executor.submit(_verify, files) if verify and files else None
-        running, choice = _open_first(engine, setup, device, available, checked)
+    # openvino-genai compiles without the interpreter's lock, so both are read meanwhile
+    with ThreadPoolExecutor(max_workers=2, thread_name_prefix="phi3ov-load") as executor:
+        reading = executor.submit(_read_tokenizer, artifact, chat_format)
+        pending: list[Future[Any]] = [reading]
+        if verify and files:
+            pending.append(executor.submit(_verify, files))
+        running, choice = _open_first(engine, setup, device, available, pending)
         compiled = time.perf_counter()
-        _wait_for(checked, running)
+        _wait_for(pending, running)
     verified = time.perf_counter()
     model = Phi3Model(
         artifact=artifact,
         device=choice,
         context=context,
-        tokenizer=tokenizer,
+        tokenizer=reading.result(),
         engine=running,
         config=config,
         adapter=adapter,
@@ -191,6 +196,12 @@ def _find_draft(speculation: Speculation | None) -> Artifact | None:
     return find_artifact(speculation.path, revision=speculation.revision, needs_chat=False)
 
 
+def _read_tokenizer(artifact: Artifact, chat_format: ChatFormat) -> ChatTokenizer:
+    tokenizer = ChatTokenizer.from_folder(artifact.path, chat_format)
+    tokenizer.require_rows(artifact.config.vocab_size)
+    return tokenizer
+
+
 def _verify(artifacts: Sequence[Artifact]) -> None:
     for artifact in artifacts:
         artifact.verify()
@@ -213,9 +224,13 @@ def _open_first(
     setup: EngineSetup,
     device: str | Sequence[str],
     available: Mapping[str, str],
-    checked: Future[None] | None,
+    pending: Sequence[Future[Any]],
 ) -> tuple[Engine, DeviceChoice]:
-    """Open the engine on the first preferred device that can compile the model."""
+    """Open the engine on the first preferred device that can compile the model.
+
+    If that fails and so does one of ``pending``, the latter's error is raised: a damaged file
+    explains the engine's error better.
+    """
     open_engine = load_engine(engine)
     failed: dict[str, str] = {}
     cause: DeviceError | None = None
@@ -227,8 +242,8 @@ def _open_first(
         try:
             running = open_engine(replace(setup, device=choice.selected))
         except Exception as error:
-            if checked is not None:
-                checked.result()  # a damaged file explains the error better
+            for future in pending:
+                future.result()
             if not isinstance(error, DeviceError):
                 raise
             _LOGGER.warning("%s: %s: %s", setup.artifact.path, choice.selected, error)
@@ -239,11 +254,11 @@ def _open_first(
             return running, choice
 
 
-def _wait_for(checked: Future[None] | None, running: Engine) -> None:
-    """Wait until the files have been verified; close the engine if verification fails."""
+def _wait_for(pending: Sequence[Future[Any]], running: Engine) -> None:
+    """Wait for files and tokenizer; close the engine if one of them is not as it should be."""
     try:
-        if checked is not None:
-            checked.result()
+        for future in pending:
+            future.result()
     except BaseException:
         running.close()
         raise

@@ -73,9 +73,10 @@ class LoadTimings:
     """Durations of loading a model, in seconds.
 
     Attributes:
-        read_seconds: Reading manifest and tokenizer, and choosing the device.
-        compile_seconds: Reading the IR and compiling it for the device.
-        verify_seconds: Waiting for the checksums after compilation; both run in parallel.
+        read_seconds: Reading the manifest and choosing the device.
+        compile_seconds: Reading the IR and compiling it for the device. Checksums and tokenizer
+            are read in parallel.
+        verify_seconds: Waiting for checksums and tokenizer after compilation.
         warm_up_seconds: Generating the first tokens, which repacks weights; 0.0 without warm-up.
     """
 

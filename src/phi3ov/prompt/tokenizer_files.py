@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from ..errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -107,7 +109,8 @@ def make_tokenizer(definition: Mapping[str, Any]) -> Tokenizer:
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_str(json.dumps(definition))
+        # json takes seven times as long, a tenth of what reading a tokenizer takes
+        return Tokenizer.from_buffer(msgspec.json.encode(definition))
     except Exception as error:  # tokenizers raises bare Exception
         raise UnsupportedModelError(
             f"tokenizer.json does not define a tokenizer: {error}."

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import openvino
 import openvino_genai
@@ -72,9 +73,16 @@ def loses_first_space(folder: Path) -> bool:
 
     A grammar must then require that space.
     """
-    decoder = _read_definition(folder).get("decoder") or {}
+    content = (folder / "tokenizer.json").read_bytes()
+    decoder = msgspec.json.decode(content, type=_DecoderOnly).decoder or {}
     steps = decoder.get("decoders", [decoder])
     return any(step.get("type") == "Strip" and step.get("start", 0) > 0 for step in steps)
+
+
+class _DecoderOnly(msgspec.Struct):
+    """A ``tokenizer.json`` of which the vocabulary is skipped, not built."""
+
+    decoder: dict[str, Any] | None = None
 
 
 def _read_definition(folder: Path) -> dict[str, Any]:
