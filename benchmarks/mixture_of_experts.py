@@ -133,7 +133,7 @@ def measure(rows: dict[str, dict[str, Any]], options: argparse.Namespace) -> Non
             row["resident_gb"] = sum(each.memory_info().rss for each in workers) / 1e9
             row |= {"decode_tokens_per_second": [], "prompt_tokens_per_second": []}
         for _ in range(options.rounds):
-            prompt = "".join(letters.choices("abcdefghij klmno", k=4 * options.prompt_tokens))
+            prompt = "".join(letters.choices("abcdefghij klmno", k=options.prompt_tokens))
             for name, model in models.items():
                 reply = model.complete(prompt, max_new_tokens=options.tokens)
                 usage = reply.usage

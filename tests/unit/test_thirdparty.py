@@ -16,6 +16,8 @@ import pytest
 from phi3ov.thirdparty.overrides import original_of, replaced
 from phi3ov.thirdparty.tool_output import quiet_tools, quiet_warnings
 
+from .fakes import SMALL_CONFIG
+
 
 def in_another_thread(work: Callable[[], Any]) -> Any:
     """Return what ``work`` returns there; fail if it has to wait for this thread."""
@@ -100,6 +102,35 @@ def test_only_this_threads_warnings_are_dropped() -> None:
         assert in_another_thread(warn)
     assert warn()
     assert warnings.filters == filters
+
+
+def test_a_replaced_class_still_answers_isinstance() -> None:
+    """Code of the tool that asks about the class gets the answer for the original."""
+    module = ModuleType("module")
+    module.Tool = Tool  # type: ignore[attr-defined]
+    with replaced(module, "Tool", lambda: "another"):
+        assert module.Tool() == "another"
+        assert isinstance(Tool(), module.Tool)
+        assert not isinstance("another", module.Tool)
+
+
+@pytest.mark.export
+def test_the_bar_of_loading_weights_is_dropped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The module that draws it has imported transformers' bar under a name of its own."""
+    import transformers
+    from transformers.utils import logging as transformers_logging
+
+    config = transformers.Phi3Config(**SMALL_CONFIG, vocab_size=64, pad_token_id=0)
+    transformers.Phi3ForCausalLM(config).save_pretrained(tmp_path)
+    monkeypatch.setattr(transformers_logging, "_tqdm_active", True)
+    capsys.readouterr()
+    with quiet_tools():
+        transformers.Phi3ForCausalLM.from_pretrained(tmp_path)
+    assert capsys.readouterr().err == ""
+    transformers.Phi3ForCausalLM.from_pretrained(tmp_path)
+    assert "Loading weights" in capsys.readouterr().err
 
 
 @pytest.mark.export

@@ -58,6 +58,10 @@ def _forget_seen_warnings() -> None:
         pass
 
 
+_OWNERS_OF_BARS = ("transformers.utils.logging", "transformers.core_model_loading")
+"""Modules of transformers with a name ``tqdm`` of their own. The first defines ``EmptyTqdm``."""
+
+
 @contextlib.contextmanager
 def quiet_tools(log: str | Path | None = None) -> Iterator[None]:
     """Silence optimum, NNCF and transformers, except for errors, in this thread.
@@ -76,8 +80,9 @@ def quiet_tools(log: str | Path | None = None) -> Iterator[None]:
             stack.callback(handler.close)
         stack.enter_context(_warnings_to(handler))
         stack.enter_context(_log_lines_to(handler))
-        bars = importlib.import_module("transformers.utils.logging")
-        stack.enter_context(replaced(bars, "tqdm", bars.EmptyTqdm))
+        owners = [importlib.import_module(name) for name in _OWNERS_OF_BARS]
+        for owner in owners:
+            stack.enter_context(replaced(owner, "tqdm", owners[0].EmptyTqdm))
         yield
 
 
