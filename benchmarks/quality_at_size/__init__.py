@@ -1,10 +1,11 @@
 """Size against error: phi3ov's recipes and the files of other stacks on one harness.
 
     make bench-quality                           # missing rows, their speed, page and picture
-    make bench-quality AGAIN="default small"     # measure some rows again; "ours": all of phi3ov's
+    make bench-quality AGAIN="default small"     # measure some rows again; also "ours", "all"
 
     export PYTHONPATH=benchmarks
-    python -m quality_at_size run --only default q4_k_m   # no speed
+    python -m quality_at_size run --only default Q4_K_M   # no speed
+    python -m quality_at_size run --dithered              # a source without the reference's grid
     python -m quality_at_size speed                       # only the speed of what is there
     python -m quality_at_size measure FOLDER FILE.gguf    # any export or GGUF; keeps nothing
     python -m quality_at_size report                      # page and picture from the results
@@ -22,5 +23,5 @@ whose recipe has changed. To add a recipe of phi3ov: a line in ``RECIPES`` (``re
 
 Files: ``recipes.py``, ``rows.py`` (what is compared and how each file is made), ``importance.py``
 (llama.cpp's importance matrix), ``dequantize.py``, ``texts.py``, ``measure.py``, ``speed.py``,
-``results.py``, ``report.py``.
+``results.py``, ``report.py``, ``dither.py``.
 """

@@ -29,7 +29,10 @@ from .rows import ROWS, Place, Row, dequantized
 from .speed import SpeedMeter
 from .texts import MOST_TOKENS, TEXTS, WINDOW_TOKENS, Windows, cut_windows, open_tokenizer
 
-OURS = [name for name, row in ROWS.items() if row.stack == "phi3ov"]
+_GROUPS = {
+    "ours": {name for name, row in ROWS.items() if row.stack == "phi3ov"},
+    "all": set(ROWS),
+}
 _NOTED = ("phi3ov", "openvino", "nncf", "optimum-intel", "transformers", "torch", "gguf")
 _FAILURES = (
     Phi3OVError,
@@ -52,10 +55,10 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument(
         "--again",
         nargs="*",
-        choices=[*ROWS, "ours"],
+        choices=[*ROWS, *_GROUPS],
         default=[],
         metavar="ROW",
-        help="rows to measure again; 'ours' stands for all of phi3ov's",
+        help="rows to measure again; 'ours' stands for all of phi3ov's, 'all' for every row",
     )
     run.add_argument("--speed", action="store_true", help="then time decoding, as `speed` does")
     run.add_argument("--rounds", type=int, default=5, help="of decoding")
@@ -129,7 +132,7 @@ def _run(options: argparse.Namespace) -> int:
     except OtherTextError as error:
         _say(str(error))
         return 1
-    again = {*options.again, *(OURS if "ours" in options.again else ())}
+    again = {name for word in options.again for name in _GROUPS.get(word, {word})}
     source = SourceLogits(place.checkpoint, place.folder)
     failed = []
     for name in options.only:
@@ -199,17 +202,20 @@ def _speed(options: argparse.Namespace) -> int:
         for name in options.only
         if name in results.rows
         and name != BASE
-        and ROWS[name].path(place).exists()
         and (options.again or "speed" not in results.rows[name])
     ]
+    missing = [name for name in (BASE, *wanted) if not ROWS[name].path(place).exists()]
+    if missing:
+        _say(
+            f"{place.folder} has no file of {', '.join(missing)}, only the results do. "
+            f"`run --again ...` makes them, and speeds need {BASE}."
+        )
+        wanted = [] if BASE in missing else [name for name in wanted if name not in missing]
     if not wanted:
-        _say("every row that is there has its speed")
-        return 0
-    if not ROWS[BASE].path(place).exists():
-        _say(f"speeds are relative to {BASE}, which is missing. Run `run --only {BASE}` first.")
-        return 1
+        _say("no row is left to time")
+        return bool(missing)
     meter = SpeedMeter(place, rounds=options.rounds)
-    failed = False
+    failed = bool(missing)
     try:
         for name in wanted:
             try:
