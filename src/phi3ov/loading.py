@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .answer.reply import LoadTimings
 from .artifact.download import is_hub_id
@@ -33,6 +34,9 @@ from .runtime.tuning import (
     find_record,
 )
 from .validation import is_integer
+
+if TYPE_CHECKING:
+    from .engine.worker.process import EarlyProcess
 
 _LOGGER = logging.getLogger("phi3ov")
 
@@ -117,31 +121,33 @@ def load_model(
         speculation = replace(speculation, path=draft.path, revision=None)
     context = choose_context(artifact.config, context_tokens)
     chat_format = artifact.chat_format
-    available = find_devices(device)
-    setup = EngineSetup(
-        artifact=artifact,
-        device=choose_device(device, available).selected,
-        config=config,
-        context=context,
-        limits=limits,
-        cache_bytes=cache_bytes,
-        speculation=speculation,
-        adapter=adapter,
-        tuned=_find_tuned(
-            artifact, tuning, "throughput" if engine == "worker" else "latency", available
-        ),
-    )
-    files = [found for found in (artifact, draft) if found is not None and found.has_checksums]
-    read = time.perf_counter()
-    # openvino-genai compiles without the interpreter's lock, so both are read meanwhile
-    with ThreadPoolExecutor(max_workers=2, thread_name_prefix="phi3ov-load") as executor:
-        reading = executor.submit(_read_tokenizer, artifact, chat_format)
-        pending: list[Future[Any]] = [reading]
-        if verify and files:
-            pending.append(executor.submit(_verify, files))
-        running, choice = _open_first(engine, setup, device, available, pending)
-        compiled = time.perf_counter()
-        _wait_for(pending, running)
+    with _early_start(engine) as early:
+        available = find_devices(device)
+        setup = EngineSetup(
+            artifact=artifact,
+            device=choose_device(device, available).selected,
+            config=config,
+            context=context,
+            limits=limits,
+            cache_bytes=cache_bytes,
+            speculation=speculation,
+            adapter=adapter,
+            tuned=_find_tuned(
+                artifact, tuning, "throughput" if engine == "worker" else "latency", available
+            ),
+            early_process=early,
+        )
+        files = [found for found in (artifact, draft) if found is not None and found.has_checksums]
+        read = time.perf_counter()
+        # openvino-genai compiles without the interpreter's lock, so both are read meanwhile
+        with ThreadPoolExecutor(max_workers=2, thread_name_prefix="phi3ov-load") as executor:
+            reading = executor.submit(_read_tokenizer, artifact, chat_format)
+            pending: list[Future[Any]] = [reading]
+            if verify and files:
+                pending.append(executor.submit(_verify, files))
+            running, choice = _open_first(engine, setup, device, available, pending)
+            compiled = time.perf_counter()
+            _wait_for(pending, running)
     verified = time.perf_counter()
     model = Phi3Model(
         artifact=artifact,
@@ -194,6 +200,18 @@ def _find_draft(speculation: Speculation | None) -> Artifact | None:
     if not isinstance(speculation, DraftModel):
         return None
     return find_artifact(speculation.path, revision=speculation.revision, needs_chat=False)
+
+
+@contextmanager
+def _early_start(engine: EngineName) -> Iterator[EarlyProcess | None]:
+    """Start the worker's interpreter, whose imports take as long as those of this process."""
+    if engine != "worker":
+        yield None
+        return
+    from .engine.worker.process import early_process
+
+    with early_process() as early:
+        yield early
 
 
 def _read_tokenizer(artifact: Artifact, chat_format: ChatFormat) -> ChatTokenizer:

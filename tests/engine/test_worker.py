@@ -32,7 +32,7 @@ from phi3ov import (
 from phi3ov.answer.token_stream import TokenRequest, TokenStream
 from phi3ov.engine.pinned import pinned_folder
 from phi3ov.engine.protocol import EngineSetup
-from phi3ov.engine.worker import parent as worker_child
+from phi3ov.engine.worker import process as worker_process
 from phi3ov.engine.worker import protocol as worker_protocol
 from phi3ov.engine.worker.engine import WorkerEngine
 from phi3ov.runtime.rope import ContextChoice
@@ -313,6 +313,27 @@ def test_killed_while_loading(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(subprocess, "Popen", start_and_kill)
     with pytest.raises(EngineCrashedError, match="SIGKILL"):
         phi3ov.load_model(zoo.artifact(ROW), device="CPU", engine="worker")
+
+
+def test_the_process_starts_before_the_device_is_known(
+    zoo: Zoo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once: the model loads in it. If there is no such device, it ends with the error."""
+    started = []
+    popen = subprocess.Popen
+
+    def note(*args: Any, **options: Any) -> Any:
+        started.append(popen(*args, **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", note)
+    with phi3ov.load_model(zoo.artifact(ROW), device="CPU", engine="worker") as model:
+        assert [process.pid for process in started] == [pid_of(model)]
+    started.clear()
+    with pytest.raises(DeviceError):
+        phi3ov.load_model(zoo.artifact(ROW), device="GPU.7", engine="worker")
+    [process] = started
+    assert process.poll() is not None
 
 
 def test_killed_while_idle(zoo: Zoo, load: LoadModel) -> None:
@@ -659,7 +680,7 @@ assert os.read(0, 10) == b""
 _CANCEL = worker_protocol.encode(worker_protocol.Cancel(number=1))
 _PATHS = worker_protocol.encode_paths(tuple(sys.path))
 START_CHILD = [
-    sys.executable, "-S", "-c", worker_child._START, str(Path(phi3ov.__file__).parents[1])
+    sys.executable, "-S", "-c", worker_process.START_CODE, str(Path(phi3ov.__file__).parents[1])
 ]  # fmt: skip
 """Starts a worker process as the parent does."""
 
@@ -758,12 +779,12 @@ def test_killed_while_loading_leaves_no_folder(
 import os, sys, threading
 import phi3ov
 from pathlib import Path
-from phi3ov.engine.worker.parent import WorkerChild
+from phi3ov.engine.worker import process as worker
 
-start = WorkerChild._start_process
+start = worker.start_process
 
-def start_and_tell(child):
-    process = start(child)
+def start_and_tell():
+    process = start()
     if sys.argv[2] == "parent":
         print(process.pid, flush=True)
     else:
@@ -775,7 +796,7 @@ def kill_when_pinned(process):
         pass
     process.kill()
 
-WorkerChild._start_process = start_and_tell
+worker.start_process = start_and_tell
 try:
     phi3ov.load_model(sys.argv[1], device="CPU", engine="worker")
 except phi3ov.EngineCrashedError:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..runtime.settings import Setting
     from ..runtime.speculation import Speculation
     from ..runtime.tuning import TunedSettings
+    from .worker.process import EarlyProcess
 
 EngineName = Literal["pipeline", "worker", "paged", "transformers"]
 """Name of an engine; see `load_model`."""
@@ -58,6 +59,7 @@ class EngineSetup:
         speculation: Source of draft tokens for speculative decoding; None to disable it.
         adapter: A LoRA adapter; None for the model alone.
         tuned: Settings from ``phi3ov tune`` for this machine and export, if any.
+        early_process: An interpreter that was started for the worker; None to start one.
     """
 
     artifact: Artifact
@@ -69,6 +71,7 @@ class EngineSetup:
     speculation: Speculation | None = None
     adapter: LoraAdapter | None = None
     tuned: TunedSettings | None = None
+    early_process: EarlyProcess | None = None
 
     def refuse(self, engine: EngineName, **why: str) -> None:
         """Raise if one of the named options is set, for an engine that does not support them."""

@@ -1,14 +1,15 @@
 """Tokenizer of a ``tokenizer.json`` that never encodes ordinary text as a control token.
 
-`TextTokenizer` holds the file's tokenizer twice: one that honours control tokens, for raw prompts
-and for decoding, and one in which they are ordinary text, for everything else.
-``chat_tokenizer.py`` encodes messages and the control tokens around them.
+`TextTokenizer` holds the file's tokenizer with control tokens as ordinary text, which encodes
+everything but raw prompts, and decodes. The first raw prompt makes another one, which honours
+control tokens. ``chat_tokenizer.py`` encodes messages and the control tokens around them.
 """
 
 from __future__ import annotations
 
 import codecs
 from collections.abc import Collection, Sequence
+from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -89,17 +90,17 @@ class TextTokenizer:
         self.control_tokens: dict[int, str] = {
             token["id"]: text for text, token in self.control.items()
         }
-        self._decoder = make_tokenizer(definition)
+        self._special_in_file = {text: bool(token["special"]) for text, token in added.items()}
         for token in self.control.values():
             token["special"] = True
-        self._plain = make_tokenizer(definition)
+        self._plain = make_tokenizer(definition)  # decoding does not look at "special"
         self._plain.encode_special_tokens = True
         self.byte_values: dict[int, int] = byte_values(definition)
         self._byte_ids = {byte: token_id for token_id, byte in self.byte_values.items()}
 
     def last_token(self) -> tuple[int, str]:
         """Return the largest id and its token's text."""
-        vocabulary: dict[str, int] = self._decoder.get_vocab(with_added_tokens=True)
+        vocabulary: dict[str, int] = self._plain.get_vocab(with_added_tokens=True)
         text = max(vocabulary, key=vocabulary.__getitem__)
         return vocabulary[text], text
 
@@ -110,7 +111,15 @@ class TextTokenizer:
             PromptError: The prompt holds a lone surrogate.
         """
         require_text("prompt", prompt)
-        return _encode(self._decoder, prompt)
+        return _encode(self._raw, prompt)
+
+    @cached_property
+    def _raw(self) -> Tokenizer:
+        """The tokenizer that honours control tokens."""
+        definition = parse_definition(self._plain.to_str())
+        for token in definition["added_tokens"]:
+            token["special"] = self._special_in_file[token["content"]]
+        return make_tokenizer(definition)
 
     def encode_text(self, text: str) -> list[int]:
         """Return the ids of ``text`` as ordinary text.
@@ -211,7 +220,7 @@ class TextTokenizer:
         return found
 
     def _decode(self, token_ids: Sequence[int]) -> str:
-        text: str = self._decoder.decode(list(token_ids), skip_special_tokens=False)
+        text: str = self._plain.decode(list(token_ids), skip_special_tokens=False)
         return text
 
     def decode_stream(self) -> DecodeStream:
@@ -222,11 +231,11 @@ class TextTokenizer:
 
     def step(self, stream: DecodeStream, token_ids: list[int]) -> str:
         """Feed ``token_ids`` to ``stream``; return the text that became certain."""
-        return stream.step(self._decoder, token_ids) or ""
+        return stream.step(self._plain, token_ids) or ""
 
     def token_text(self, token_id: int) -> str | None:
         """Return a token's text in the file; None for an unknown id."""
-        text: str | None = self._decoder.id_to_token(token_id)
+        text: str | None = self._plain.id_to_token(token_id)
         return text
 
     def _flag(self, token_id: int, name: Literal["lstrip", "rstrip"]) -> bool:

@@ -10,6 +10,7 @@ also checks its parent's id.
 
 from __future__ import annotations
 
+import importlib
 import os
 import queue
 import shutil
@@ -68,6 +69,7 @@ def run(commands: BinaryIO, reports: BinaryIO, parent: int) -> NoReturn:
             _leave(0)
 
     try:
+        _import_engine()
         batch = _load(inbox.get())
         send(Ready())
         _serve(batch, inbox, send, parent)
@@ -105,6 +107,11 @@ def _receive(commands: BinaryIO, inbox: queue.SimpleQueue[Command]) -> None:
         os.write(2, f"phi3ov worker: {error}\n".encode(errors="replace"))
         _leave(2)
     _leave(0)
+
+
+def _import_engine() -> None:
+    """Import what `_load` needs, while the parent still prepares its first command."""
+    importlib.import_module("phi3ov.engine.pipeline")
 
 
 def _load(command: Command) -> Batch:

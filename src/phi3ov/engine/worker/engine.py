@@ -9,10 +9,8 @@ new child.
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import weakref
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import openvino
@@ -29,6 +27,7 @@ from ..genai.npu import is_npu
 from ..protocol import EngineState, require_own_process
 from ..sampling import check_request
 from .parent import WorkerChild, WorkerStream
+from .process import EarlyProcess, package_folders
 from .protocol import Load
 
 if TYPE_CHECKING:
@@ -106,10 +105,10 @@ class WorkerEngine:
         )
         self._limits = limits
         self._process_id = os.getpid()
-        self._state = _State(load, _package_folders(), limit=self.max_running + limits.max_waiting)
+        self._state = _State(load, package_folders(), limit=self.max_running + limits.max_waiting)
         self._finalizer = weakref.finalize(self, _shut_down, self._state)  # also at exit
         try:
-            self._state.living_child().wait_until_loaded()
+            self._state.living_child(setup.early_process).wait_until_loaded()
         except BaseException:
             self.close()
             raise
@@ -178,12 +177,16 @@ class _State:
         self.child: WorkerChild | None = None
         self.last_number = 0
 
-    def living_child(self) -> WorkerChild:
-        """Return the child; starts a new one if it died."""
+    def living_child(self, early: EarlyProcess | None = None) -> WorkerChild:
+        """Return the child; starts a new one if it died, in the process ``early`` if there is."""
         with self.lock:
             if self.child is None or not self.child.usable:
                 self.child = WorkerChild(
-                    self.load, self.lock, limit=self.limit, packages=self.packages
+                    self.load,
+                    self.lock,
+                    limit=self.limit,
+                    packages=self.packages,
+                    early=early,
                 )
             return self.child
 
@@ -200,12 +203,3 @@ def _shut_down(state: _State) -> None:
         stream.end()
     if child is not None:
         child.stop()
-
-
-def _package_folders() -> tuple[str, ...]:
-    """Return the current ``sys.path`` with absolute folders; programs change it at run time."""
-    try:
-        here = Path.cwd()
-    except FileNotFoundError:  # the current folder has been removed
-        return tuple(folder for folder in sys.path if Path(folder).is_absolute())
-    return tuple(str(here / folder) for folder in sys.path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import shutil
 import signal
@@ -14,7 +13,6 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from itertools import islice
-from pathlib import Path
 from typing import IO, cast
 
 from msgspec.structs import replace
@@ -22,10 +20,9 @@ from msgspec.structs import replace
 from ... import errors
 from ...answer.token_stream import TokenRequest, TokenStream
 from ...errors import EngineCrashedError, GenerationError, OptionError, Phi3OVError
-from ...runtime.huge_pages import child_environment
 from ...runtime.limits import RequestLoad
 from ..pinned import temporary_folder
-from .interpreter import find_interpreter
+from .process import EarlyProcess, start_process
 from .protocol import (
     MAX_LINE_BYTES,
     Cancel,
@@ -46,10 +43,6 @@ _LOGGER = logging.getLogger("phi3ov")
 _PATIENCE_SECONDS = 2.0
 """Grace period of a child that was asked to end, before it is terminated and then killed."""
 _LAST_WORDS = 12
-_START = (  # phi3ov's folder last: packages installed next to it must not shadow Python's own
-    "import sys; sys.path[:] = [*filter(None, sys.path), sys.argv[1]]; "
-    "from phi3ov.engine.worker.startup import main; main()"
-)
 _MAX_WORDS_BYTES = 2000
 
 
@@ -86,6 +79,7 @@ class WorkerChild:
         *,
         limit: int,
         packages: tuple[str, ...],
+        early: EarlyProcess | None = None,
     ) -> None:
         """Start a child that loads ``load``.
 
@@ -94,6 +88,7 @@ class WorkerChild:
             lock: Guards `streams`, the unsent lines, and `dead`.
             limit: Maximum number of requests that the child has at once; the others wait here.
             packages: Folders in which the child finds packages: the parent's ``sys.path``.
+            early: A process that was started before; None to start one.
 
         Raises:
             EngineCrashedError: The process cannot be started.
@@ -123,28 +118,19 @@ class WorkerChild:
             if needs_folder:  # the child may die before cleaning up
                 folder = stack.enter_context(temporary_folder())
                 load = replace(load, work_folder=str(folder))
-            self.process: subprocess.Popen[bytes] = self._start_process()
+            started = None if early is None else early.take()
+            self.process: subprocess.Popen[bytes] = started or self._start_process()
             self._remove_work_folder = stack.pop_all().close
         self._work_folder = load.work_folder
-        self.outbox.put(encode_paths(packages))
+        if started is None:
+            self.outbox.put(encode_paths(packages))
         self.outbox.put(encode(load))
         self._keeper = self._start_thread(self._keep_log)
         self._start_thread(self._write)
         self._reader = self._start_thread(self._read)
 
     def _start_process(self) -> subprocess.Popen[bytes]:
-        packages = Path(__file__).resolve().parents[3]  # the folder that holds phi3ov
-        try:
-            return subprocess.Popen(
-                [find_interpreter(), "-S", "-c", _START, str(packages)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                cwd=packages,  # the current folder may have been removed
-                env=child_environment(os.environ),
-            )
-        except OSError as error:
-            raise EngineCrashedError(f"The worker process could not be started: {error}") from error
+        return start_process()
 
     def _start_thread(self, target: Callable[[], None]) -> threading.Thread:
         name = f"phi3ov-worker{target.__name__}"
