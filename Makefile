@@ -195,9 +195,12 @@ bench-full: bench-peers
 	$(BENCH) run --model full --rounds 1
 	$(BENCH) exports --model full
 
+QUALITY := PYTHONPATH=benchmarks $(BIN)/python -m quality_at_size
+
 # Rows that are missing, or whose recipe has changed. AGAIN="ours" measures all of phi3ov's again.
 bench-quality: bench-peers
-	PYTHONPATH=benchmarks $(BIN)/python -m quality_at_size run --speed --again $(AGAIN)
+	$(QUALITY) run --speed --again $(AGAIN)
+	$(QUALITY) run --dithered --again $(AGAIN)
 	$(BENCH) report
 
 bench-settings: bench-peers

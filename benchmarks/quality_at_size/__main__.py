@@ -25,7 +25,7 @@ from .measure import SourceLogits, measure, open_export
 from .recipes import BASE
 from .report import DITHERED_RESULTS, RESULTS, write_pages
 from .results import OtherTextError, Results
-from .rows import ROWS, Place, Row, dequantized
+from .rows import DITHERED_ROWS, ROWS, Place, Row, dequantized
 from .speed import SpeedMeter
 from .texts import MOST_TOKENS, TEXTS, WINDOW_TOKENS, Windows, cut_windows, open_tokenizer
 
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="measure the rows that are missing or have changed")
     _add_common(run)
-    run.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW")
+    run.add_argument("--only", nargs="+", choices=ROWS, metavar="ROW", help="default all, or few")
     run.add_argument(
         "--again",
         nargs="*",
@@ -84,12 +84,13 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dithered",
         action="store_true",
-        help="the source without its grid (dither.py), with files and results of its own",
+        help="the source without its grid (dither.py), with files and results of its own: few "
+        "rows, the first text",
     )
     parser.add_argument("--work", type=Path, default=WORK / "quality", help="where files are kept")
     parser.add_argument("--json", type=Path, help="the results file")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--texts", nargs="+", choices=TEXTS, default=list(TEXTS))
+    parser.add_argument("--texts", nargs="+", choices=TEXTS, help="default all, or the first")
     parser.add_argument("--window-tokens", type=int, default=WINDOW_TOKENS)
     parser.add_argument("--max-tokens", type=int, default=MOST_TOKENS, help="of each text")
 
@@ -118,7 +119,7 @@ def _windows(options: argparse.Namespace, place: Place) -> list[Windows]:
         cut_windows(
             name, tokenizer, window_tokens=options.window_tokens, most_tokens=options.max_tokens
         )
-        for name in options.texts
+        for name in options.texts or (list(TEXTS)[:1] if options.dithered else TEXTS)
     ]
 
 
@@ -135,7 +136,7 @@ def _run(options: argparse.Namespace) -> int:
     again = {name for word in options.again for name in _GROUPS.get(word, {word})}
     source = SourceLogits(place.checkpoint, place.folder)
     failed = []
-    for name in options.only:
+    for name in options.only or (DITHERED_ROWS if options.dithered else ROWS):
         row = ROWS[name]
         if name not in again and results.is_current(name, row.settings()):
             results.rows[name]["title"] = row.title
@@ -154,7 +155,7 @@ def _run(options: argparse.Namespace) -> int:
     if stale:
         _say(f"{options.json} has rows that are in no table any more: {', '.join(stale)}")
     if options.speed:
-        options.again = False
+        options.only, options.again = options.only or list(ROWS), False
         return _speed(options) or bool(failed)
     return bool(failed)
 

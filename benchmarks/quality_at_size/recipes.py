@@ -28,3 +28,6 @@ RECIPES: dict[str, Compression] = {
     "npu, rows, calibrated": replace(_ROWS, awq=True, scale_estimation=True),
 }
 """Recipes by the name of their row. To add one, add a line."""
+
+WITHOUT_GRID = (BASE, "int8", "small")
+"""Rows of ``RECIPES`` that ``run --dithered`` measures unless told otherwise."""

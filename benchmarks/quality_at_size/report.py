@@ -129,30 +129,35 @@ def _grid(rows: dict[str, Any], text: str) -> str:
         "## What this model favours",
         "",
         "The reference's weights come from a GGUF in llama.cpp's Q4_1: in each block of 32 "
-        "neighbours of a row, the matrices of the layers have at most 16 different values. A "
-        "format whose blocks are the same 32 values can hold them almost without loss, above all "
-        "Q5_1, which Q5_K_M falls back to here. So the tables above flatter llama.cpp's files and "
-        "groups of 32. A model that was never quantized has no such grid.",
+        "neighbours of a row, the matrices of the layers have at most 16 different values, evenly "
+        "spaced. A format with the same blocks can hold them almost without loss if its search "
+        "finds the spacing. Here that is Q5_1, which Q5_K_M falls back to, with an importance "
+        "matrix. A model that was never quantized has no such grid.",
     ]
     if not DITHERED_RESULTS.is_file():
         return "\n".join(lines)
     others = json.loads(DITHERED_RESULTS.read_text(encoding="utf-8"))["rows"]
     lines += [
         "",
-        "Here is the mean divergence on the first text for files made from a copy without the "
-        "grid: each weight is moved at random by up to half its block's step (`dither.py`), and "
-        "each file is compared with the copy that it was made from. "
+        "The same files made from a copy without the grid: each weight is moved at random by up "
+        "to half its block's step (`dither.py`), and each file is compared with the copy that it "
+        "was made from. The larger the last column, the more a file gains from the grid. "
         "`python -m quality_at_size run --dithered` measures it.",
         "",
-        "| file | MB | KL mean, on the grid | KL mean, without |",
-        "|---|--:|--:|--:|",
+        "| file | MB | KL mean, on the grid | KL mean, without | times |",
+        "|---|--:|--:|--:|--:|",
     ]
-    for name in sorted(others, key=lambda name: int(others[name]["bytes"])):
-        figures = others[name]["texts"][text]
-        same = f"{rows[name]['texts'][text]['mean_kl']:.4f}" if name in rows else ""
+    made_alike = [
+        name
+        for name in others
+        if name in rows and rows[name]["settings"] == others[name]["settings"]
+    ]
+    for name in sorted(made_alike, key=lambda name: int(others[name]["bytes"])):
+        here = rows[name]["texts"][text]["mean_kl"]
+        there = others[name]["texts"][text]["mean_kl"]
         lines.append(
-            f"| {others[name]['title']} | {others[name]['bytes'] / 1e6:.1f} | {same} | "
-            f"{figures['mean_kl']:.4f} |"
+            f"| {rows[name]['title']} | {others[name]['bytes'] / 1e6:.1f} | {here:.4f} | "
+            f"{there:.4f} | {there / here:.1f} |"
         )
     return "\n".join(lines)
 

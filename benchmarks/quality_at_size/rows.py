@@ -34,7 +34,7 @@ from .dequantize import (
 )
 from .importance import save_importance
 from .measure import Model, open_checkpoint, open_export
-from .recipes import RECIPES
+from .recipes import RECIPES, WITHOUT_GRID
 from .texts import calibration_samples, open_tokenizer
 
 OPENVINO = "OpenVINO, float32"
@@ -357,6 +357,13 @@ _ALL: tuple[Row, ...] = (
 
 ROWS = {row.name: row for row in _ALL}
 """Every row by its name, in the order in which they are measured."""
+
+DITHERED_ROWS = (
+    *WITHOUT_GRID,
+    *(f"{kind}{end}" for kind in ("Q4_0", "Q4_K_M", "Q5_K_M") for end in ("", " imatrix")),
+    OnnxRow.name,
+)
+"""Rows that are measured on the source without its grid; enough to tell what the grid does."""
 
 
 @contextmanager
