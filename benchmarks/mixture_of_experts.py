@@ -67,7 +67,10 @@ def main() -> None:
 def export(name: str, build: Any, work: Path) -> dict[str, Any]:
     """Make a checkpoint, export it, remove it; return what the export took."""
     checkpoint, folder = work / f"{name}-checkpoint", work / name
+    kept = work / f"{name}.json"
     row: dict[str, Any] = {"folder": str(folder)}
+    if kept.is_file():
+        row |= json.loads(kept.read_text(encoding="utf-8"))
     if not folder.is_dir():
         if not (checkpoint / "config.json").is_file():
             build(checkpoint)
@@ -75,6 +78,7 @@ def export(name: str, build: Any, work: Path) -> dict[str, Any]:
             report = phi3ov.export_model(checkpoint, folder, compression=RECIPE, progress=False)
         row["export_seconds"] = sum(report.phase_seconds.values())
         row["export_anonymous_gb"] = peak.anonymous / 1e9
+        kept.write_text(json.dumps(row), encoding="utf-8")
         shutil.rmtree(checkpoint)
         gc.collect()
     artifact = phi3ov.Artifact.open(folder)
