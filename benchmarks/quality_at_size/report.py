@@ -1,6 +1,6 @@
-"""Writes ``docs/benchmarks/quality-at-size.md``, its picture, and the table of ``docs/recipes.md``.
+"""Writes ``docs/benchmarks/quality-at-size.md``, its picture, and tables of two other pages.
 
-All three come from the results file.
+All of them come from the results file.
 """
 
 from __future__ import annotations
@@ -19,10 +19,20 @@ DITHERED_RESULTS = RESULTS.with_name("quality_at_size_dithered.json")
 PAGE = ROOT / "docs" / "benchmarks" / "quality-at-size.md"
 PICTURE = PAGE.with_suffix(".svg")
 RECIPES_PAGE = ROOT / "docs" / "recipes.md"
+STACKS_PAGE = ROOT / "docs" / "where-stacks-disagree.md"
 
 _BEGIN = "<!-- Written by `make bench-report`; do not edit. -->"
 _END = "<!-- End of what `make bench-report` writes. -->"
-"""Around the table in the page of recipes."""
+"""Around the table in the pages of recipes and of stacks."""
+
+_DEFAULTS = {
+    BASE,
+    "Q4_K_M",
+    "ort int4",
+    "optimum Phi-3-mini-4k-instruct",
+    "optimum Phi-4-mini-instruct",
+}
+"""The row of each stack that a user gets who asks for four bits and sets nothing else."""
 
 _STACKS = ("phi3ov", "llama.cpp", "onnxruntime-genai", "optimum-intel")
 """In the order of the picture's colours."""
@@ -35,7 +45,7 @@ _LOSS = 1.01
 
 
 def write_pages() -> None:
-    """Write the page, its picture, and the table of recipes."""
+    """Write the page, its picture, and the tables of the other pages."""
     content = json.loads(RESULTS.read_text(encoding="utf-8"))
     texts = content["texts"]
     rows = dict(sorted(content["rows"].items(), key=lambda item: _STACKS.index(item[1]["stack"])))
@@ -62,9 +72,36 @@ def write_pages() -> None:
         _versions(content["versions"], rows),
     ]
     _write(PAGE, "\n\n".join(part for part in parts if part) + "\n")
-    before, _, rest = RECIPES_PAGE.read_text(encoding="utf-8").partition(_BEGIN)
-    _, _, after = rest.partition(_END)
-    _write(RECIPES_PAGE, f"{before}{_BEGIN}\n{_recipes(rows, texts)}\n{_END}{after}")
+    _write_between(RECIPES_PAGE, _recipes(rows, texts))
+    _write_between(STACKS_PAGE, _defaults(rows, texts))
+
+
+def _write_between(page: Path, table: str) -> None:
+    """Replace what stands between the marks of a page.
+
+    Raises:
+        ValueError: The page has no marks.
+    """
+    text = page.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        raise ValueError(f"{page} needs the lines {_BEGIN!r} and {_END!r} around its table.")
+    _write(page, f"{before}{_BEGIN}\n\n{table}\n\n{_END}{after}")
+
+
+def _defaults(rows: dict[str, Any], texts: dict[str, Any]) -> str:
+    """Return what each stack makes of a checkpoint when it is asked for four bits."""
+    lines = [
+        f"| four bits | MB |{''.join(f' KL mean, {text} |' for text in texts)} same first choice |",
+        f"|---|--:|{'--:|' * len(texts)}--:|",
+    ]
+    for name in sorted(_DEFAULTS & rows.keys(), key=lambda name: int(rows[name]["bytes"])):
+        figures = [rows[name]["texts"][text] for text in texts]
+        cells = [rows[name]["title"], f"{rows[name]['bytes'] / 1e6:.1f}"]
+        cells += [f"{figure['mean_kl']:.4f}" for figure in figures]
+        lines.append(f"| {' | '.join(cells)} | {figures[0]['same_first_choice']:.1%} |")
+    return "\n".join(lines)
 
 
 def _recipes(rows: dict[str, Any], texts: dict[str, Any]) -> str:
