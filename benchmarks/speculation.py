@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--engine", choices=("pipeline", "worker"), default="pipeline")
+    parser.add_argument("--together", type=int, default=1, help="answers at once (worker)")
     parser.add_argument("--threads", type=int, help="default: phi3ov's choice")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--limit", type=float)
@@ -79,7 +81,7 @@ def main() -> None:
         }
         rounds = [
             {
-                (task, kind): measure(models[kind], task, options.new_tokens)
+                (task, kind): measure(models[kind], task, options.new_tokens, options.together)
                 for task in options.tasks
                 for kind in in_turn(list(kinds), number)
             }
@@ -104,17 +106,27 @@ def in_turn(kinds: list[str], number: int) -> list[str]:
     return kinds if number % 2 == 0 else kinds[::-1]
 
 
-def measure(model: phi3ov.Phi3Model, task: str, new_tokens: int) -> dict[str, float]:
-    """Answer once."""
+def measure(model: phi3ov.Phi3Model, task: str, new_tokens: int, together: int) -> dict[str, float]:
+    """Answer ``together`` times at once."""
     prompt, options = TASKS[task]
-    chat = phi3ov.Phi3Chat(model)
-    reply = chat.generate(prompt, max_new_tokens=new_tokens, **options)  # type: ignore[call-overload]
-    usage = reply.usage
-    passes = usage.completion_tokens - usage.accepted_tokens
+    asked = [[phi3ov.Message("user", f"{number}. {prompt}")] for number in range(together)]
+    if together == 1:
+        asked = [[phi3ov.Message("user", prompt)]]
+    started = time.perf_counter()
+    replies = [
+        result.reply
+        for result in model.iter_batch(asked, max_new_tokens=new_tokens, **options)  # type: ignore[call-overload]
+    ]
+    seconds = time.perf_counter() - started
+    tokens = sum(reply.usage.completion_tokens for reply in replies)
+    passes = tokens - sum(reply.usage.accepted_tokens for reply in replies)
+    checked = sum(reply.usage.checked_tokens for reply in replies)
     return {
-        "candidates_per_pass": usage.checked_tokens / passes if passes else 0.0,
-        "tokens_per_pass": usage.tokens_per_pass,
-        "tokens_per_second": reply.timings.tokens_per_second,
+        "candidates_per_pass": checked / passes if passes else 0.0,
+        "tokens_per_pass": tokens / passes if passes else 0.0,
+        "tokens_per_second": replies[0].timings.tokens_per_second
+        if together == 1
+        else tokens / seconds,
     }
 
 

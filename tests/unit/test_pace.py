@@ -129,6 +129,32 @@ def test_what_pays_depends_on_the_processor() -> None:
         assert any(candidates > 1 for _, candidates, _ in parts[1:]) == on
 
 
+def test_many_at_once_begin_with_one_looked_up_token() -> None:
+    """However well the last answer repeated its prompt: a pass for eight reads 48 tokens else."""
+    pacer = Pacer(LOOKUP)
+    run(pacer, request(REPEATED[:300], REPEATED[:200]), REPEATED[:200])
+    asked = request(range(50), NEW)
+    begun = {
+        together: pacer.begin(asked, split=False, together=together).next_part()
+        for together in (1, 2, 8)
+    }
+    assert {together: part and part.candidates for together, part in begun.items()} == {
+        1: 5,
+        2: 1,
+        8: 1,
+    }
+
+
+@pytest.mark.parametrize(("share", "expected"), [(1.0, 4), (0.6, 1)])
+def test_a_draft_for_many_at_once_is_weighed_at_their_price(share: float, expected: int) -> None:
+    """Four of its tokens pay for eight requests only if nearly all are right."""
+    pacer = Pacer(DRAFT)
+    run(pacer, request(range(50), NEW), NEW, accept=share)
+    part = pacer.begin(request(range(50), NEW), split=False, together=8).next_part()
+    assert part is not None
+    assert part.candidates == expected
+
+
 def test_the_next_answer_begins_as_the_last_one_ended() -> None:
     """Also a drawn one, which is a single request: genai begins a seed's draws with each."""
     pacer = Pacer(LOOKUP)

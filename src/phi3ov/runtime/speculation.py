@@ -21,7 +21,8 @@ class PromptLookup:
     """Prompt lookup decoding: propose the continuation of an earlier match of the last tokens.
 
     It searches prompt and answer and needs no second model. It is faster if the answer repeats the
-    prompt: summaries, edits, code, quotations.
+    prompt: summaries, edits, code, quotations. With many requests at once (``engine="worker"``) it
+    is slower unless nearly all of them do: each pass checks at least one draft token per request.
 
     Attributes:
         candidate_tokens: Number of draft tokens per forward pass, at least 1.

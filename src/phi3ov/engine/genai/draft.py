@@ -26,6 +26,10 @@ _COMPARED_BY_GENAI = "openvino_tokenizer.xml"
 _DRAFT_STEP_COST = 0.05
 """Overhead of a draft model's pass besides reading its weights, relative to the model's pass."""
 
+_ROW_COST = 0.17
+"""Minimum cost of one more token in a pass over the tokens of several requests, relative to a pass
+over one token (decision 86). The first few tokens cost less: see `candidate_cost`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeculationPlan:
@@ -49,9 +53,24 @@ class SpeculationPlan:
     candidate_cost: float = 0.0
     draft_cost: float = 0.0
 
-    def pass_cost(self, candidates: int) -> float:
-        """Return the cost of a pass relative to a pass over a single token."""
-        return 1 + candidates * (self.candidate_cost + self.draft_cost)
+    def pass_cost(self, candidates: int, *, together: int = 1) -> float:
+        """Return the cost of a pass relative to a pass without draft tokens.
+
+        Args:
+            candidates: Draft tokens that the pass checks for each request.
+            together: Number of requests in the pass. The weights are read once for all, so the
+                more requests there are, the more of the cost is arithmetic.
+
+        Example:
+            >>> plan = SpeculationPlan(candidate_tokens=5, ngram_tokens=3, candidate_cost=0.05)
+            >>> [round(plan.pass_cost(1, together=number), 2) for number in (1, 8, 32)]
+            [1.05, 1.62, 1.87]
+        """
+        if together == 1:
+            return 1 + candidates * (self.candidate_cost + self.draft_cost)
+        row = max(self.candidate_cost, _ROW_COST)
+        share = together * row / (1 + (together - 1) * row)
+        return 1 + candidates * (share + self.draft_cost)
 
     @property
     def spare_tokens(self) -> int:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -67,31 +67,56 @@ class Pacer:
         )
         self.accepted: deque[tuple[int, int]] = deque(maxlen=WINDOW_PASSES)
 
-    def begin(self, request: TokenRequest, *, split: bool = True) -> AnswerPace:
+    def begin(self, request: TokenRequest, *, split: bool = True, together: int = 1) -> AnswerPace:
         """Return the pace of one answer.
 
         Args:
             request: The request.
             split: Whether the answer may be split into several requests to genai.
+            together: Number of requests that share its passes as it begins.
         """
         splits = split and bool(self.plan.candidate_tokens) and self.plan.adaptive
-        return AnswerPace(self, request, splits=splits and request.sampling.greedy)
+        return AnswerPace(
+            self, request, splits=splits and request.sampling.greedy, together=together
+        )
 
-    def speeds(self, ids: Sequence[int], *, prompt_tokens: int) -> dict[int, float]:
+    def number(self, together: int) -> int:
+        """Return the number of draft tokens with which a request to genai begins.
+
+        Args:
+            together: Number of requests in its passes. With several, a wrong number costs much
+                and the end of the last answer tells little about this one, so prompt lookup
+                begins with one.
+        """
+        if together == 1 or not self.plan.adaptive:
+            return self.candidates
+        if self.plan.ngram_tokens:
+            return min(1, self.plan.candidate_tokens)
+        speeds = self.speeds((), prompt_tokens=0, together=together)
+        return _fastest(speeds) if speeds else self.candidates
+
+    def speeds(
+        self, ids: Sequence[int], *, prompt_tokens: int, together: int = 1
+    ) -> dict[int, float]:
         """Return the estimated speed of each number of draft tokens; empty if too little is known.
 
         Args:
             ids: The prompt and the tokens generated so far.
             prompt_tokens: Number of prompt ids.
+            together: Number of requests in a pass.
         """
+        costs = {
+            number: self.plan.pass_cost(number, together=together)
+            for number in _numbers(self.plan.candidate_tokens)
+        }
         if self.plan.ngram_tokens:
             start = max(prompt_tokens, len(ids) - WINDOW_TOKENS)
             if len(ids) - start < _LEAST_TOKENS:
                 return {}
-            return _lookup_speeds(lookup_matches(ids, start=start, plan=self.plan), self.plan)
+            return _lookup_speeds(lookup_matches(ids, start=start, plan=self.plan), costs)
         if len(self.accepted) < _LEAST_TOKENS:
             return {}
-        return _draft_speeds(self.accepted, self.plan)
+        return _draft_speeds(self.accepted, costs)
 
 
 class AnswerPace:
@@ -103,7 +128,7 @@ class AnswerPace:
             another number of draft tokens.
     """
 
-    def __init__(self, pacer: Pacer, request: TokenRequest, *, splits: bool) -> None:
+    def __init__(self, pacer: Pacer, request: TokenRequest, *, splits: bool, together: int) -> None:
         """Begin with the statistics of the engine's last answers."""
         self.ids: list[int] = list(request.prompt_ids)
         self.switching = True  # to the first request
@@ -112,7 +137,8 @@ class AnswerPace:
         self._stop_ids = request.stop_ids
         self._pacer = pacer
         self._splits = splits
-        self._candidates = pacer.candidates
+        self._together = together
+        self._candidates = 0
         self._is_first_pass = True
         self._next_look = len(self.ids) + LOOK_TOKENS
 
@@ -121,7 +147,7 @@ class AnswerPace:
         if not self.switching:
             return None
         self.switching = False
-        self._candidates = self._pacer.candidates
+        self._candidates = self._pacer.number(self._together)
         self._is_first_pass = True
         return Part(self._most_tokens - len(self.ids), self._candidates)
 
@@ -194,32 +220,42 @@ def _find(data: bytes, begin: int, end: int) -> int | None:
     return None if found < 0 else found // _TOKEN_BYTES
 
 
-def _lookup_speeds(matches: Sequence[int], plan: SpeculationPlan) -> dict[int, float]:
-    """Return how fast these tokens would have been with each number of draft tokens."""
+def _lookup_speeds(matches: Sequence[int], costs: Mapping[int, float]) -> dict[int, float]:
+    """Return how fast these tokens would have been with each number of draft tokens.
+
+    Args:
+        matches: Result of `lookup_matches`.
+        costs: Cost of a pass by number of draft tokens.
+    """
 
     def speed(candidates: int) -> float:
         place = passes = 0
         while place < len(matches):
             place += 1 + min(matches[place], candidates)
             passes += 1
-        return len(matches) / passes / plan.pass_cost(candidates) if passes else 0.0
+        return len(matches) / passes / costs[candidates] if passes else 0.0
 
-    return {number: speed(number) for number in _numbers(plan.candidate_tokens)}
+    return {number: speed(number) for number in costs}
 
 
-def _draft_speeds(accepted: Sequence[tuple[int, int]], plan: SpeculationPlan) -> dict[int, float]:
+def _draft_speeds(
+    accepted: Sequence[tuple[int, int]], costs: Mapping[int, float]
+) -> dict[int, float]:
     """Return how fast the last passes would have been with each number of draft tokens.
 
     It assumes the same acceptance probability at each position.
+
+    Args:
+        accepted: Numbers of accepted and checked draft tokens of each pass.
+        costs: Cost of a pass by number of draft tokens.
     """
     right = sum(count for count, _ in accepted)
     wrong = sum(1 for count, checked in accepted if count < checked)
     share = right / (right + wrong) if right + wrong else 1.0
-
-    def speed(candidates: int) -> float:
-        return sum(share**place for place in range(candidates + 1)) / plan.pass_cost(candidates)
-
-    return {number: speed(number) for number in _numbers(plan.candidate_tokens)}
+    return {
+        number: sum(share**place for place in range(number + 1)) / cost
+        for number, cost in costs.items()
+    }
 
 
 def _fastest(speeds: dict[int, float]) -> int:

@@ -231,7 +231,9 @@ class Batch:
         config = generation_config(request, leading_space=self._leading_space)
         candidates = self._speculation.candidate_tokens
         if running.answering:
-            running.pace = self._pacer.begin(request, split=False)
+            waiting = {each.number for each in self._waiting if isinstance(each, Submit)}
+            together = len(waiting | self._running.keys())
+            running.pace = self._pacer.begin(request, split=False, together=together)
             part = running.pace.next_part()
             candidates = 0 if part is None else part.candidates
         self._speculation.configure(config, candidates)
