@@ -87,7 +87,8 @@ class Phi3Chat:
         if not isinstance(options, GenerationOptions):
             raise OptionError(
                 f"options must be phi3ov.GenerationOptions, got {options!r:.80}. For a dictionary: "
-                "GenerationOptions(**options)."
+                "GenerationOptions(**options).",
+                option="options",
             )
         self.model = model
         self.options = options
@@ -97,7 +98,8 @@ class Phi3Chat:
             if system is not None:
                 raise OptionError(
                     f"system={system!r:.80} contradicts messages[0], which is a system message. "
-                    "Leave one of them out."
+                    "Leave one of them out.",
+                    option="system",
                 )
             system, history = history[0].content, history[1:]
         if system is None and self._tools:
@@ -274,7 +276,8 @@ class Phi3Chat:
             if candidate.seed not in seeds:
                 raise OptionError(
                     f"candidate={candidate.text[:60]!r} is not one of the last turn's "
-                    f"{len(self._candidates)} candidates. Take one from its reply.candidates."
+                    f"{len(self._candidates)} candidates. Take one from its reply.candidates.",
+                    option="candidate",
                 )
             last = self._turns[-1]
             before = (token_id for turn in self._turns[:-1] for token_id in turn.token_ids)

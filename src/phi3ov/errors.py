@@ -21,11 +21,13 @@ work::
         └─ EngineCrashedError                   the worker process died
 
 Errors of underlying libraries are translated in ``engine/`` and ``exporter/``, and stay reachable
-as ``__cause__``.
+as ``__cause__``. `lazy_names` raises `MissingDependencyError` for a package whose extra is missing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +98,16 @@ class RestoreError(Phi3OVError, ValueError):
 
 
 class OptionError(Phi3OVError, ValueError):
-    """An option's value is out of range or contradicts another; names the field and the value."""
+    """An option's value is out of range or contradicts another; names the field and the value.
+
+    Attributes:
+        option: Name of the option, as the caller gave it; None if no single option is meant.
+    """
+
+    def __init__(self, message: str, *, option: str | None = None) -> None:
+        """Keep the name of the ``option``."""
+        super().__init__(message)
+        self.option = option
 
 
 class StateError(Phi3OVError, RuntimeError):
@@ -159,3 +170,50 @@ class GenerationError(Phi3OVError):
 
 class EngineCrashedError(GenerationError):
     """The worker process died; the model starts a new one for the next request."""
+
+
+def lazy_names(
+    package: str,
+    modules: Mapping[str, str],
+    *,
+    needs: Collection[str],
+    purpose: str,
+    extra: str,
+) -> Callable[[str], object]:
+    """Return a module's ``__getattr__`` that imports each name on first use.
+
+    Args:
+        package: ``__name__`` of the package that offers the names.
+        modules: The module of the package that defines each name.
+        needs: Top-level packages that the extra brings.
+        purpose: What needs them, for the error.
+        extra: The extra of phi3ov that installs them.
+
+    Returns:
+        A function that raises `MissingDependencyError` if the extra is not installed, and
+        AttributeError for an unknown name.
+
+    Example:
+        >>> find = lazy_names("json", {"JSONDecoder": "decoder"}, needs=(), purpose="", extra="")
+        >>> find("JSONDecoder").__module__
+        'json.decoder'
+    """
+
+    def find(name: str) -> object:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        try:
+            module = import_module(f".{modules[name]}", package)
+        except ImportError as error:
+            missing = (error.name or "").partition(".")[0]
+            if missing not in needs:
+                raise
+            raise MissingDependencyError(
+                missing.replace("_", "-"),
+                purpose=purpose,
+                command=f'pip install "phi3ov[{extra}]"',
+            ) from error
+        found: object = getattr(module, name)
+        return found
+
+    return find

@@ -22,6 +22,7 @@ from .prompt.chat_tokenizer import ChatTokenizer
 from .prompt.formats import ChatFormat
 from .runtime.config import RuntimeConfig
 from .runtime.devices import DeviceChoice, choose_device, find_devices
+from .runtime.huge_pages import plan_huge_pages
 from .runtime.limits import RequestLimits
 from .runtime.lora import LoraAdapter
 from .runtime.rope import choose_context
@@ -121,7 +122,7 @@ def load_model(
         speculation = replace(speculation, path=draft.path, revision=None)
     context = choose_context(artifact.config, context_tokens)
     chat_format = artifact.chat_format
-    with _early_start(engine) as early:
+    with _early_start(engine, config) as early:
         available = find_devices(device)
         setup = EngineSetup(
             artifact=artifact,
@@ -185,7 +186,10 @@ def find_artifact(
     """
     if isinstance(path, Path) or Path(path).exists() or not is_hub_id(path):
         if revision is not None:
-            raise OptionError(f"revision={revision!r} goes with a hub id, but {path} is a path.")
+            raise OptionError(
+                f"revision={revision!r} goes with a hub id, but {path} is a path.",
+                option="revision",
+            )
         return Artifact.open(path, needs_chat=needs_chat)
     try:
         return fetch_artifact(path, revision=revision, needs_chat=needs_chat)
@@ -203,14 +207,15 @@ def _find_draft(speculation: Speculation | None) -> Artifact | None:
 
 
 @contextmanager
-def _early_start(engine: EngineName) -> Iterator[EarlyProcess | None]:
+def _early_start(engine: EngineName, config: RuntimeConfig) -> Iterator[EarlyProcess | None]:
     """Start the worker's interpreter, whose imports take as long as those of this process."""
     if engine != "worker":
         yield None
         return
     from .engine.worker.process import early_process
 
-    with early_process() as early:
+    planned = plan_huge_pages(config, "CPU", "worker")
+    with early_process(huge_pages=planned.value == "on") as early:
         yield early
 
 
@@ -294,20 +299,25 @@ def _warm_up(model: Phi3Model) -> None:
 def _require_engine(engine: EngineName, limits: RequestLimits) -> None:
     _require_type("limits", limits, RequestLimits)
     if engine not in ENGINES:
-        raise OptionError(f"engine={engine!r} is not one of {', '.join(map(repr, ENGINES))}.")
+        raise OptionError(
+            f"engine={engine!r} is not one of {', '.join(map(repr, ENGINES))}.", option="engine"
+        )
     if engine != "worker" and limits.max_running not in (None, 1):
         raise OptionError(
             f"max_running={limits.max_running}: engine={engine!r} answers one request at a time. "
-            "Use engine='worker'."
+            "Use engine='worker'.",
+            option="max_running",
         )
 
 
 def _require_bytes(name: str, value: int | None) -> None:
     if value is not None and (not is_integer(value) or value < 1):
-        raise OptionError(f"{name}={value!r} must be a number of bytes, at least 1, or None.")
+        raise OptionError(
+            f"{name}={value!r} must be a number of bytes, at least 1, or None.", option=name
+        )
 
 
 def _require_type(name: str, value: object, *types: type) -> None:
     if not isinstance(value, types):
         names = [f"phi3ov.{each.__name__}" for each in types if each is not type(None)]
-        raise OptionError(f"{name} must be a {' or '.join(names)}, got {value!r}.")
+        raise OptionError(f"{name} must be a {' or '.join(names)}, got {value!r}.", option=name)

@@ -89,7 +89,10 @@ class Phi3Model:
 
     @property
     def settings(self) -> tuple[Setting, ...]:
-        """Every OpenVINO property in force, with its origin and reason."""
+        """Every setting in force, with its origin and reason.
+
+        All are OpenVINO's properties except ``HUGE_PAGES``: whether the weights are in huge pages.
+        """
         return self._engine.settings
 
     @cached_property

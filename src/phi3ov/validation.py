@@ -35,9 +35,9 @@ def require_integer(name: str, value: object, *, least: int, most: int | None = 
         OptionError: It is not; the error names the option, the value and the bound.
     """
     if not is_integer(value) or value < least:
-        raise OptionError(f"{name}={value!r} must be an integer of at least {least}.")
+        raise OptionError(f"{name}={value!r} must be an integer of at least {least}.", option=name)
     if most is not None and value > most:
-        raise OptionError(f"{name}={value!r} must be at most {most}.")
+        raise OptionError(f"{name}={value!r} must be at most {most}.", option=name)
 
 
 def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
@@ -47,4 +47,6 @@ def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
         OptionError: It is not; the error names the option, the value and the choices.
     """
     if value not in choices:
-        raise OptionError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}.")
+        raise OptionError(
+            f"{name}={value!r} is not one of {', '.join(map(repr, choices))}.", option=name
+        )

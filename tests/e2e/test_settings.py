@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from phi3ov.engine.protocol import EngineName
 from phi3ov.exporter.calibration import evaluation_text
 from phi3ov.machine.tuner import Speed
 from phi3ov.prompt.chat_tokenizer import ChatTokenizer
+from phi3ov.runtime.huge_pages import plan_huge_pages
+from phi3ov.runtime.settings import Setting
 from phi3ov.runtime.tuning import TunedSettings, TuningRecord, write_record
 
 BUDGET = 0.01
@@ -48,6 +51,36 @@ def test_a_model_says_what_is_in_force(engine: EngineName, reference_export: Pat
     assert said["INFERENCE_NUM_THREADS"] == ("1", "caller")
     assert said["KV_CACHE_PRECISION"] == ("f16", "export")
     assert {"INFERENCE_PRECISION_HINT", "DYNAMIC_QUANTIZATION_GROUP_SIZE"} <= said.keys()
+    assert said["HUGE_PAGES"][1] == "phi3ov"
+
+
+@pytest.mark.skipif(
+    plan_huge_pages(RuntimeConfig(), "CPU").value == "off", reason="this system has no call for it"
+)
+@pytest.mark.parametrize("engine", ["pipeline", "paged"])
+def test_weights_are_moved_into_huge_pages_and_the_settings_say_it(
+    engine: EngineName, reference_export: Path
+) -> None:
+    """After the warm-up; again after the cache was emptied; and not if it is switched off."""
+
+    def said(model: phi3ov.Phi3Model) -> Setting:
+        for thread in threading.enumerate():
+            if thread.name == "phi3ov-huge-pages":
+                thread.join()
+        return next(row for row in model.settings if row.name == "HUGE_PAGES")
+
+    with phi3ov.load_model(reference_export, device="CPU", engine=engine) as model:
+        moved = said(model)
+        answer = model.complete("<|user|>\nHello<|end|>\n<|assistant|>\n", max_new_tokens=8)
+        model.clear_cache()
+        assert said(model).value == "on"
+    assert moved.value == "on"
+    assert int(moved.reason.split("; ")[1].split()[0]) > 40, moved
+    config = RuntimeConfig(huge_pages=False)
+    with phi3ov.load_model(reference_export, device="CPU", engine=engine, config=config) as model:
+        assert said(model).chosen_by == "caller"
+        again = model.complete("<|user|>\nHello<|end|>\n<|assistant|>\n", max_new_tokens=8)
+    assert again.token_ids == answer.token_ids
 
 
 @pytest.mark.slow

@@ -783,8 +783,8 @@ from phi3ov.engine.worker import process as worker
 
 start = worker.start_process
 
-def start_and_tell():
-    process = start()
+def start_and_tell(**options):
+    process = start(**options)
     if sys.argv[2] == "parent":
         print(process.pid, flush=True)
     else:

@@ -151,7 +151,7 @@ def test_one_that_fails_does_not_lose_the_others() -> None:
     assert results[6].reply.finish_reason == "length"
     assert kinds[:3] == [none, PromptError, PromptError]
     assert issubclass(kinds[3], PromptError)
-    assert kinds[4:6] == [GenerationError, OptionError]
+    assert (kinds[4], kinds[5]) == (GenerationError, OptionError)
     assert isinstance(results[4].outcome, GenerationError)
     assert results[4].outcome.partial_text
     with pytest.raises(GenerationError, match="boom"):

@@ -84,14 +84,17 @@ def plan_calls(
         if choice != "none":
             raise OptionError(
                 f"tool_choice={choice!r:.80} contradicts json_schema, regex and choices: an answer "
-                "has a shape or calls. Leave one of them out, or choose 'none'."
+                "has a shape or calls. Leave one of them out, or choose 'none'.",
+                option="tool_choice",
             )
     choice = "auto" if choice is None else read_tool_choice(choice)
     name = None if isinstance(choice, str) else choice["name"]
     if not tools:
         if choice in ("none", "auto"):
             return CallPlan()
-        raise OptionError(f"tool_choice={choice!r:.80} needs tools, and there are none.")
+        raise OptionError(
+            f"tool_choice={choice!r:.80} needs tools, and there are none.", option="tool_choice"
+        )
     if tokenizer.tool_call_ids is None:
         raise PromptError(
             f"tools were given, but the chat format {tokenizer.format.name!r} has none: of the "
@@ -107,12 +110,14 @@ def plan_calls(
         return CallPlan(offered=offered, grammar=calls, grammar_after=after)
     if name is not None and name not in offered:
         raise OptionError(
-            f"tool_choice={choice!r:.80} names none of the tools: {', '.join(offered)}."
+            f"tool_choice={choice!r:.80} names none of the tools: {', '.join(offered)}.",
+            option="tool_choice",
         )
     if not guide:
         raise OptionError(
             f"tool_choice={choice!r:.80} needs an engine that takes grammars. Load the model with "
-            "engine='pipeline' or 'worker', or choose 'auto'."
+            "engine='pipeline' or 'worker', or choose 'auto'.",
+            option="tool_choice",
         )
     chosen = [tool for tool in tools if name in (None, tool.name)]
     calls = call_grammar(chosen, most_calls=MOST_CALLS if name is None else 1)
@@ -161,7 +166,8 @@ def _schema_text(tool: Tool, *, loosen: bool) -> str:
         if not loosen:
             raise OptionError(
                 f"{message} Simplify the schema, or choose tool_choice='auto', where any "
-                "arguments of this tool are let through."
+                "arguments of this tool are let through.",
+                option="tools",
             ) from error
         _log_once(message)
         return '{"type": "object"}'

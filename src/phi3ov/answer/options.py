@@ -215,35 +215,42 @@ Set a temperature above 0, or leave top_p out.
         Sampling.__post_init__(self)  # super() does not work in a class with slots=True
         if isinstance(self.stop, str):
             raise OptionError(
-                f"stop={self.stop!r} is a string; give a tuple: stop=({self.stop!r},)"
+                f"stop={self.stop!r} is a string; give a tuple: stop=({self.stop!r},)",
+                option="stop",
             )
         if not isinstance(self.stop, Sequence):
-            raise OptionError(f"stop={self.stop!r} must be a tuple of strings.")
+            raise OptionError(f"stop={self.stop!r} must be a tuple of strings.", option="stop")
         object.__setattr__(self, "stop", tuple(self.stop))
         require_integer("max_new_tokens", self.max_new_tokens, least=1)
         self._check_reasoning_tokens()
         if any(not isinstance(text, str) or not text for text in self.stop):
-            raise OptionError(f"stop={self.stop!r} must hold non-empty strings only.")
+            raise OptionError(
+                f"stop={self.stop!r} must hold non-empty strings only.", option="stop"
+            )
         require_integer("candidates", self.candidates, least=1, most=MOST_CANDIDATES)
         require_integer("top_logprobs", self.top_logprobs, least=0, most=MOST_TOP_LOGPROBS)
         if self.top_logprobs and not self.logprobs:
             raise OptionError(
                 f"top_logprobs={self.top_logprobs} has no effect without logprobs. Set "
-                "logprobs=True, or leave top_logprobs out."
+                "logprobs=True, or leave top_logprobs out.",
+                option="top_logprobs",
             )
         for name in ("logprobs", "skip_special_tokens"):
             if not isinstance(getattr(self, name), bool):
-                raise OptionError(f"{name}={getattr(self, name)!r} must be True or False.")
+                raise OptionError(
+                    f"{name}={getattr(self, name)!r} must be True or False.", option=name
+                )
         for name, choices in _POLICIES.items():
             if getattr(self, name) not in choices:
                 listed = " or ".join((", ".join(map(repr, choices[:-1])), repr(choices[-1])))
-                raise OptionError(f"{name}={getattr(self, name)!r} is not {listed}.")
+                raise OptionError(f"{name}={getattr(self, name)!r} is not {listed}.", option=name)
         if self.timeout_seconds is not None:
             _require_number("timeout_seconds", self.timeout_seconds, above=0.0, most=1e6)
         elif self.on_timeout != "drop":
             raise OptionError(
                 f"on_timeout={self.on_timeout!r} has no effect without timeout_seconds. Set "
-                "timeout_seconds, or leave on_timeout out."
+                "timeout_seconds, or leave on_timeout out.",
+                option="on_timeout",
             )
         if self.greedy:
             self._refuse_sampling_options()
@@ -260,7 +267,8 @@ Set a temperature above 0, or leave top_p out.
             raise OptionError(
                 f"max_reasoning_tokens={most} leaves nothing of "
                 f"max_new_tokens={self.max_new_tokens} for the answer. Set it lower, or "
-                "max_new_tokens higher."
+                "max_new_tokens higher.",
+                option="max_reasoning_tokens",
             )
 
     def _check_shape(self) -> None:
@@ -270,7 +278,8 @@ Set a temperature above 0, or leave top_p out.
         if self.shape() is not None and self.stop:
             raise OptionError(
                 f"stop={self.stop!r} contradicts json_schema, regex and choices: it would cut the "
-                "answer off within. Leave stop out."
+                "answer off within. Leave stop out.",
+                option="stop",
             )
 
     @property
@@ -293,7 +302,8 @@ Set a temperature above 0, or leave top_p out.
             if value != neutral:
                 raise OptionError(
                     f"{name}={value} has no effect at temperature=0.0 (greedy decoding). "
-                    f"Set a temperature above 0, or leave {name} out."
+                    f"Set a temperature above 0, or leave {name} out.",
+                    option=name,
                 )
 
     def changed(self, changes: Options) -> GenerationOptions:
@@ -306,7 +316,8 @@ Set a temperature above 0, or leave top_p out.
             if name not in OPTION_NAMES:
                 raise OptionError(
                     f"{name!r} is not an option.{_suggest(name)} Options: "
-                    f"{', '.join(sorted(OPTION_NAMES))}."
+                    f"{', '.join(sorted(OPTION_NAMES))}.",
+                    option=name,
                 )
         return replace(self, **changes)
 
@@ -369,19 +380,27 @@ def _read_logit_bias(bias: object) -> dict[int, float] | None:
         return None
     if not isinstance(bias, Mapping):
         raise OptionError(
-            f"logit_bias={bias!r} must be a mapping of token ids to numbers, such as {{29889: -5}}."
+            f"logit_bias={bias!r} must be a mapping of token ids to numbers, such as "
+            "{29889: -5}.",
+            option="logit_bias",
         )
     read: dict[int, float] = {}
     for token, value in bias.items():
         token_id = int(token) if isinstance(token, str) and token.isdecimal() else token
         if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0:
-            raise OptionError(f"logit_bias={bias!r}: {token!r} must be a token id, 0 or more.")
+            raise OptionError(
+                f"logit_bias={bias!r}: {token!r} must be a token id, 0 or more.",
+                option="logit_bias",
+            )
         if token_id in read:
-            raise OptionError(f"logit_bias={bias!r} names the token {token_id} twice.")
+            raise OptionError(
+                f"logit_bias={bias!r} names the token {token_id} twice.", option="logit_bias"
+            )
         if not is_number(value) or not -100 <= value <= 100:
             raise OptionError(
                 f"logit_bias={bias!r}: {value!r} of the token {token_id} must be a number from "
-                "-100 to 100."
+                "-100 to 100.",
+                option="logit_bias",
             )
         read[token_id] = float(value)
     return read or None
@@ -399,10 +418,11 @@ def _require_number(
     if not is_number(value) or not (least <= value <= most and above < value < below):
         low = f"above {above}" if above > -math.inf else f"at least {least}"
         high = f"below {below}" if below < math.inf else f"at most {most}"
-        raise OptionError(f"{name}={value!r} must be a number {low} and {high}.")
+        raise OptionError(f"{name}={value!r} must be a number {low} and {high}.", option=name)
     if 0 < abs(value) < LEAST_ABOVE_ZERO:
         zero = "" if above >= 0 else "0, or "
         raise OptionError(
             f"{name}={value!r} is too near to 0 for engines, which calculate in 32 bits. Give "
-            f"{zero}at least {LEAST_ABOVE_ZERO}."
+            f"{zero}at least {LEAST_ABOVE_ZERO}.",
+            option=name,
         )

@@ -210,14 +210,16 @@ def require_stages(
         if limit is not None:
             raise OptionError(
                 f"max_reasoning_tokens={limit}: the chat format {tokenizer.format.name!r} has no "
-                "thoughts; of the family only the reasoning models have. Leave it out."
+                "thoughts; of the family only the reasoning models have. Leave it out.",
+                option="max_reasoning_tokens",
             )
         return
     if options.logprobs and (limit is not None or shaped or plan.is_guided):
         reason = "a shape or a call that must come" if limit is None else "max_reasoning_tokens"
         raise OptionError(
             f"logprobs=True contradicts {reason} here: the tokens that close a reasoning model's "
-            "thoughts are forced then, and have no probability. Leave one of them out."
+            "thoughts are forced then, and have no probability. Leave one of them out.",
+            option="logprobs",
         )
 
 

@@ -47,7 +47,8 @@ class BatchRequest:
         if not isinstance(self.options, Mapping):
             raise OptionError(
                 f"options={self.options!r} must be a mapping of names to values, such as "
-                "{'max_new_tokens': 10}."
+                "{'max_new_tokens': 10}.",
+                option="options",
             )
 
 

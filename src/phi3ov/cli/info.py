@@ -77,18 +77,20 @@ def _choose_settings(artifact: Artifact, device: str) -> tuple[Setting, ...]:
 
     from ..runtime.config import RuntimeConfig
     from ..runtime.devices import choose_device, find_devices
+    from ..runtime.huge_pages import plan_huge_pages
     from ..runtime.properties import device_settings
     from ..runtime.tuning import find_record
 
     choice = choose_device(device, find_devices(device))
     record = find_record(artifact, choice.full_name) if choice.selected == "CPU" else None
-    return device_settings(
+    settings = device_settings(
         RuntimeConfig(),
         openvino.Core(),
         choice.selected,
         artifact=artifact,
         tuned=None if record is None else record.for_goal("latency"),
     )
+    return (*settings, plan_huge_pages(RuntimeConfig(), choice.selected))
 
 
 def _gather_info(artifact: Artifact) -> dict[str, Any]:

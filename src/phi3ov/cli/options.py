@@ -172,5 +172,5 @@ def gigabytes_to_bytes(name: str, gigabytes: float | None) -> int | None:
     if gigabytes is None:
         return None
     if not math.isfinite(gigabytes) or gigabytes <= 0:
-        raise OptionError(f"{name}={gigabytes} must be a number of GB above 0.")
+        raise OptionError(f"{name}={gigabytes} must be a number of GB above 0.", option=name)
     return int(gigabytes * 1e9)

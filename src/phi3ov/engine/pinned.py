@@ -136,7 +136,8 @@ def temporary_folder(inside: str | None = None) -> Iterator[Path]:
         raise OptionError(
             "engine='worker' and a draft model need a temporary folder for the graph with its "
             f"LongRoPE factors, and none can be written: {error}. Set TMPDIR (TEMP on Windows) to "
-            "a folder that can be, or use engine='pipeline' without a draft model."
+            "a folder that can be, or use engine='pipeline' without a draft model.",
+            option="engine",
         ) from error
     with made as name:
         yield Path(name)
@@ -176,5 +177,6 @@ def _link(weights: Path, link: Path) -> None:
                 "engine='worker' and a draft model need a link to the weights to choose LongRoPE "
                 f"factors, and the system refuses one to {weights} in {link.parent}: {error}. "
                 "Point TMPDIR (or TEMP) at a folder on the model's own volume, or use "
-                "engine='pipeline' without a draft model."
+                "engine='pipeline' without a draft model.",
+                option="engine",
             ) from error

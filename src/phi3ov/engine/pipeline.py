@@ -16,7 +16,7 @@ import openvino
 import openvino_genai
 
 from ..errors import DeviceError, GenerationError, PromptError
-from ..runtime.huge_pages import use_huge_pages
+from ..runtime.huge_pages import HugePages
 from ..runtime.lora import AdapterFile, read_adapter
 from ..runtime.properties import compiling, device_settings
 from ..runtime.settings import Setting, passed_properties
@@ -67,10 +67,14 @@ class PipelineEngine(SerialEngine):
         self._runner = _Runner(setup)
         self.takes_grammars: bool = not self._runner.speculation.candidate_tokens
         self.longest_prompt: int | None = self._runner.longest_prompt
-        self.settings: tuple[Setting, ...] = self._runner.settings
         super().__init__(
             self._runner.run, free=self._runner.free, name="pipeline", limits=setup.limits
         )
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """The settings in force, each with its reason."""
+        return (*self._runner.settings, self._runner.huge_pages.setting)
 
     def submit(
         self, request: TokenRequest, *, timeout_seconds: float | None = None, wait: bool = False
@@ -100,6 +104,7 @@ class _Runner:
 
     Attributes:
         settings: The OpenVINO properties in force.
+        huge_pages: Moves the weights into huge pages.
         longest_prompt: Maximum prompt length of a static pipeline; None for no such limit.
         speculation: The plan for speculative decoding.
     """
@@ -114,6 +119,7 @@ class _Runner:
             artifact=setup.artifact,
             tuned=setup.tuned,
         )
+        self.huge_pages = HugePages(setup.config, setup.device, "pipeline")
         self._static = plan_static(setup) if is_npu(setup.device) else {}
         passed = passed_properties(self.settings)
         self._properties = {name: passed[name] for name in passed if name not in self._static}
@@ -143,6 +149,7 @@ class _Runner:
     def build(self) -> None:
         """Build the pipeline with an empty cache; after a failure the next request tries again."""
         self.pipeline = None  # free the old one first
+        self.huge_pages.begin()
         artifact, device = self._setup.artifact, self._setup.device
         scheduler = scheduler_config(self.pool.blocks, PREFILL_CHUNK_TOKENS)
         shape = self._static or {"scheduler_config": scheduler}
@@ -202,8 +209,7 @@ class _Runner:
         number = next(self._answers)
         if number % ANSWERS_PER_DROP == 0:
             self._model.drop_pages()
-        if number == 0 and self._setup.device == "CPU":  # its weights have been repacked now
-            use_huge_pages()
+        self.huge_pages.finish()  # the first answer has repacked the weights
 
 
 def adapter_properties(adapter: AdapterFile | None, config: Phi3Config) -> dict[str, Any]:

@@ -79,7 +79,8 @@ class EngineSetup:
             if (value := getattr(self, name)) is not None:
                 raise OptionError(
                     f"{name}={value!r}: engine={engine!r} {reason}. Leave it out, or choose "
-                    "engine='pipeline'."
+                    "engine='pipeline'.",
+                    option=name,
                 )
 
 
@@ -90,13 +91,16 @@ class Engine(Protocol):
         max_running: Maximum number of requests that run at the same time.
         takes_grammars: Whether it supports `TokenRequest.grammar`.
         longest_prompt: Maximum prompt length in tokens if less than the context; otherwise None.
-        settings: The OpenVINO properties in force, each with its reason.
     """
 
     max_running: int
     takes_grammars: bool = False
     longest_prompt: int | None = None
-    settings: tuple[Setting, ...] = ()
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """The settings in force, each with its reason."""
+        return ()
 
     @property
     def load(self) -> RequestLoad:

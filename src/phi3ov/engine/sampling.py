@@ -59,7 +59,10 @@ the model with engine='worker' or engine='paged', or leave logprobs out.
         is_grammar = name == "grammar"
         asked = "json_schema, regex and choices are" if is_grammar else f"{name}={value!r} is"
         named = "them" if is_grammar else name
-        raise OptionError(f"{asked} not supported by engine={engine!r}. {way_out} {named} out.")
+        raise OptionError(
+            f"{asked} not supported by engine={engine!r}. {way_out} {named} out.",
+            option="json_schema" if is_grammar else name,
+        )
 
 
 def configure_genai(config: openvino_genai.GenerationConfig, sampling: Sampling) -> None:

@@ -31,7 +31,6 @@ class SerialEngine:
     max_running = 1
     takes_grammars: bool = False
     longest_prompt: int | None = None
-    settings: tuple[Setting, ...] = ()
 
     def __init__(
         self,
@@ -59,6 +58,11 @@ class SerialEngine:
         self._thread.start()
         # Also runs at interpreter exit, when a daemon thread must not be inside native code.
         self._finalizer = weakref.finalize(self, _shut_down, self._state, self._thread)
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """The settings in force, each with its reason."""
+        return ()
 
     @property
     def load(self) -> RequestLoad:

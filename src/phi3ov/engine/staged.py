@@ -64,7 +64,8 @@ def _require_room(engine: Engine, request: TokenRequest, stages: Sequence[Stage]
             f"max_reasoning_tokens={limit} after a prompt of {len(request.prompt_ids)} tokens: "
             "a second request generates the answer and reads prompt and thoughts again, but this "
             f"device reads at most {longest} tokens. Set it lower, leave it out, or load the model "
-            "with device='CPU'."
+            "with device='CPU'.",
+            option="max_reasoning_tokens",
         )
 
 

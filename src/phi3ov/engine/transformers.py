@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingDependencyError
+from ..runtime.huge_pages import plan_huge_pages
 from ..runtime.properties import compiling, device_settings
 from ..runtime.settings import Setting, passed_properties
 from ..thirdparty.overrides import su_rope_accepted
@@ -45,9 +46,14 @@ class TransformersEngine(SerialEngine):
             adapter="does not support LoRA adapters",
         )
         model, settings = _load(setup)
-        self.settings: tuple[Setting, ...] = settings
+        self._settings = (*settings, plan_huge_pages(setup.config, setup.device, "transformers"))
         runner = _Runner(model)
         super().__init__(runner.run, free=runner.free, name="transformers", limits=setup.limits)
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """The settings in force, each with its reason."""
+        return self._settings
 
     def submit(
         self, request: TokenRequest, *, timeout_seconds: float | None = None, wait: bool = False

@@ -88,7 +88,8 @@ def _topics(first: int) -> tuple[str, ...]:
     except ImportError as error:
         raise OptionError(
             "text=None needs Python's own help texts (pydoc_data), and this Python was installed "
-            "without them. Give text of your own."
+            "without them. Give text of your own.",
+            option="text",
         ) from error
     return tuple(text.strip() for _, text in sorted(topics.items()))[first::2]
 

@@ -117,12 +117,14 @@ def write_ovms_model(
     if not _NAME.fullmatch(name):
         raise OptionError(
             f"name={name!r} must consist of letters, digits, '.', '_' and '-', because it is the "
-            "name of a folder and part of an address. Give another name."
+            "name of a folder and part of an address. Give another name.",
+            option="name",
         )
     if not isinstance(cache_gigabytes, int) or not 0 <= cache_gigabytes <= 10_000:
         raise OptionError(
             f"cache_gigabytes={cache_gigabytes!r} must be a whole number from 0 to 10000, as OVMS "
-            "reads it."
+            "reads it.",
+            option="cache_gigabytes",
         )
     missing = [file for file in _NEEDED if not (artifact.path / file).is_file()]
     if missing:
@@ -255,14 +257,16 @@ def _read_tool_template(path: str | Path | None, tokenizer: ChatTokenizer) -> st
         raise OptionError(
             f"tool_template={str(path)!r} was given, but the chat format "
             f"{tokenizer.format.name!r} has no tools: of the family only Phi-4-mini was trained to "
-            "call tools. Leave it out."
+            "call tools. Leave it out.",
+            option="tool_template",
         )
     template = Path(path).read_text(encoding="utf-8")
     if _CALL_MARKER not in template:
         raise OptionError(
             f"tool_template={str(path)!r} does not contain the word {_CALL_MARKER!r}, after which "
             "OVMS's parser 'phi4' looks for calls. Use OVMS's "
-            "extras/chat_template_examples/chat_template_phi4_mini.jinja."
+            "extras/chat_template_examples/chat_template_phi4_mini.jinja.",
+            option="tool_template",
         )
     return template
 
@@ -286,14 +290,16 @@ def _repository_config(repository: Path, name: str) -> str:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise OptionError(
                 f"target={str(repository)!r} holds a {REPOSITORY_CONFIG} that is not OVMS's list "
-                f"of models: {error!r}. Choose another folder."
+                f"of models: {error!r}. Choose another folder.",
+                option="target",
             ) from error
     else:
         models = listed.setdefault("model_config_list", [])
         names = []
     if name in names or (repository / name).exists():
         raise OptionError(
-            f"target={str(repository)!r} has a model {name!r}. Delete it, or give another name."
+            f"target={str(repository)!r} has a model {name!r}. Delete it, or give another name.",
+            option="target",
         )
     models.append({"config": {"name": name, "base_path": name}})
     return json.dumps(listed, indent=2, ensure_ascii=False) + "\n"

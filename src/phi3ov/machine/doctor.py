@@ -225,7 +225,9 @@ def diagnose(
     """
     require_integer("answer_tokens", answer_tokens, least=1)
     if not (is_number(tolerance_nats) and 0 < tolerance_nats < math.inf):
-        raise OptionError(f"tolerance_nats={tolerance_nats!r} must be a number above 0.")
+        raise OptionError(
+            f"tolerance_nats={tolerance_nats!r} must be a number above 0.", option="tolerance_nats"
+        )
     texts = PROMPTS if prompts is None else tuple(prompts)
     if not texts:
         raise OptionError("prompts must hold at least one text.")
@@ -455,7 +457,9 @@ def _choose_devices(names: Sequence[str] | None, machine: Sequence[DeviceInfo]) 
     if names is None:
         return list(machine)
     if isinstance(names, str) or not names:
-        raise OptionError(f"devices={names!r} must be a sequence of names, or None for all.")
+        raise OptionError(
+            f"devices={names!r} must be a sequence of names, or None for all.", option="devices"
+        )
     by_name = {device.name: device for device in machine}
     available = {device.name: device.full_name for device in machine}
     return [by_name[choose_device(name, available).selected] for name in names]

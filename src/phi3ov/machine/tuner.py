@@ -490,7 +490,9 @@ class _Bench:
 def _check_budget(budget: float | None, own_divergence: float | None) -> float:
     for name, value in (("budget", budget), ("own_divergence", own_divergence)):
         if value is not None and not (is_number(value) and 0 <= value < math.inf):
-            raise OptionError(f"{name}={value!r} must be a number of nats, at least 0, or None.")
+            raise OptionError(
+                f"{name}={value!r} must be a number of nats, at least 0, or None.", option=name
+            )
     if budget is not None:
         return float(budget)
     return DIVERGENCE_BUDGET if own_divergence is None else SHARE_OF_OWN * own_divergence
@@ -503,7 +505,8 @@ def _read_text(artifact: Artifact, text: str | None) -> list[int]:
         except ImportError as error:
             raise OptionError(
                 "text=None needs Python's own help texts (pydoc_data), and this Python was "
-                "installed without them. Give text of your own."
+                "installed without them. Give text of your own.",
+                option="text",
             ) from error
         text = "\n\n".join(topics[name] for name in sorted(topics)[:8])
     tokenizer = ChatTokenizer.from_folder(artifact.path, artifact.chat_format)

@@ -40,7 +40,7 @@ def describe_signature(source: Callable[..., Any]) -> tuple[str, dict[str, Any]]
             schema = dict(model.model_json_schema())
         except Exception as error:  # pydantic's errors, and those of the class's own hooks
             raise OptionError(
-                f"{_name(source)}: pydantic makes no schema of it: {error}"
+                f"{_name(source)}: pydantic makes no schema of it: {error}", option=_name(source)
             ) from error
         return _summary(inspect.getdoc(source) or ""), _without_titles(schema)
     import msgspec
@@ -50,7 +50,8 @@ def describe_signature(source: Callable[..., Any]) -> tuple[str, dict[str, Any]]
     except TypeError as error:
         raise OptionError(
             f"{_name(source)}: JSON has no form for a type hint: {error}. Use str, int, float, "
-            "bool, None, Literal, Enum, list, tuple, dict with str keys, unions and dataclasses."
+            "bool, None, Literal, Enum, list, tuple, dict with str keys, unions and dataclasses.",
+            option=_name(source),
         ) from error
     definitions = schema["$defs"]
     root = definitions.pop(schema["$ref"].rsplit("/", 1)[1])
@@ -114,19 +115,22 @@ def _parameters(source: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     except Exception as error:  # a hint may be any expression
         raise OptionError(
             f"{_name(source)}: its signature or the types that its hints name cannot be found: "
-            f"{error}. Give a function whose hints are names of its module."
+            f"{error}. Give a function whose hints are names of its module.",
+            option=_name(source),
         ) from error
     parameters = {}
     for name, parameter in signature.parameters.items():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise OptionError(
                 f"{_name(source)}: the parameter {name!r} is {parameter.kind.description}; a model "
-                "gives arguments by name. Give a function whose parameters all have one."
+                "gives arguments by name. Give a function whose parameters all have one.",
+                option=_name(source),
             )
         if name not in hints:
             raise OptionError(
                 f"{_name(source)}: the parameter {name!r} has no type hint. Write {name}: str, for "
-                "example."
+                "example.",
+                option=_name(source),
             )
         parameters[name] = parameter.replace(annotation=hints[name])
     return parameters

@@ -41,5 +41,6 @@ def read_tool_choice(choice: object) -> ToolChoice:
                 return ToolName(name=name)
     raise OptionError(
         f"tool_choice={choice!r:.80} is not one of none, auto, required, or a dictionary with the "
-        "name of a tool: {'name': 'get_weather'}."
+        "name of a tool: {'name': 'get_weather'}.",
+        option="tool_choice",
     )

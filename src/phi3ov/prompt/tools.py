@@ -66,20 +66,22 @@ class Tool:
 
     def __post_init__(self) -> None:
         if self.name == "":
-            raise OptionError(f"name={self.name!r} of a tool is empty.")
+            raise OptionError(f"name={self.name!r} of a tool is empty.", option="name")
         for field_name, kind in (("name", str), ("description", str), ("parameters", Mapping)):
             value = getattr(self, field_name)
             if not isinstance(value, kind):
                 raise OptionError(
                     f"{field_name}={value!r:.80} of a tool is of type {type(value).__name__}, not "
-                    f"{kind.__name__}."
+                    f"{kind.__name__}.",
+                    option=field_name,
                 )
             try:
                 object.__setattr__(self, field_name, plain_json(value))
             except ValueError as error:
                 raise OptionError(
                     f"{field_name}={value!r:.80} of the tool {self.name!r:.80} is not JSON: "
-                    f"{error}."
+                    f"{error}.",
+                    option=field_name,
                 ) from error
 
     @classmethod
@@ -112,7 +114,8 @@ class Tool:
             raise OptionError(
                 f"tools holds {source!r:.80} of type {type(source).__name__}. Make a Tool of it: "
                 "Tool(name=..., description=..., parameters=...). A function, a pydantic model and "
-                "a dataclass are tools as they are."
+                "a dataclass are tools as they are.",
+                option="tools",
             )
         description, schema = describe_signature(source)
         return cls(name=name, description=description, parameters=schema)
@@ -221,7 +224,8 @@ def describe_tools(tools: Sequence[Tool]) -> str:
         if not isinstance(tool, Tool):
             raise OptionError(
                 f"tools holds {tool!r:.80} of type {type(tool).__name__}. Make a Tool of it: "
-                "Tool.of(...), or Tool(name=..., description=..., parameters=...)."
+                "Tool.of(...), or Tool(name=..., description=..., parameters=...).",
+                option="tools",
             )
     values = [
         {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
@@ -242,13 +246,16 @@ def read_tools(tools: Sequence[ToolSource]) -> tuple[Tool, ...]:
     """
     if isinstance(tools, str | Mapping) or not isinstance(tools, Sequence):
         raise OptionError(
-            f"tools={tools!r:.80} is of type {type(tools).__name__}, not a list of tools."
+            f"tools={tools!r:.80} is of type {type(tools).__name__}, not a list of tools.",
+            option="tools",
         )
     made = tuple(Tool.of(tool) for tool in tools)
     names = [tool.name for tool in made]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise OptionError(f"tools holds {twice[0]!r:.80} twice. Give each tool a unique name.")
+        raise OptionError(
+            f"tools holds {twice[0]!r:.80} twice. Give each tool a unique name.", option="tools"
+        )
     return made
 
 
@@ -276,17 +283,21 @@ def _read_function(source: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a tool from a dictionary of OpenAI's protocol."""
     given = {name: value for name, value in source.items() if value is not None}
     if given.get("type", "function") != "function":
-        raise OptionError(f"type={given['type']!r:.80} of a tool is not 'function'.")
+        raise OptionError(f"type={given['type']!r:.80} of a tool is not 'function'.", option="type")
     function = given.get("function", given)
     if not isinstance(function, Mapping):
-        raise OptionError(f"function={function!r:.80} of a tool is not a dictionary.")
+        raise OptionError(
+            f"function={function!r:.80} of a tool is not a dictionary.", option="function"
+        )
     fields = {name: value for name, value in function.items() if value is not None}
     unknown = fields.keys() - {"name", "description", "parameters", "strict", "type"}
     unknown |= given.keys() - {"type", "function"} if "function" in given else set()
     if unknown:
-        raise OptionError(f"{sorted(map(str, unknown))[0]} is not a field of a tool.")
+        raise OptionError(
+            f"{sorted(map(str, unknown))[0]} is not a field of a tool.", option="tools"
+        )
     if "name" not in fields:
-        raise OptionError(f"{source!r:.80} is a tool without a name.")
+        raise OptionError(f"{source!r:.80} is a tool without a name.", option="tools")
     return {
         "name": fields["name"],
         "description": fields.get("description", ""),
@@ -299,7 +310,8 @@ def _long_form(tool: str, name: str, parameter: Any) -> dict[str, Any]:
     if not isinstance(parameter, Mapping):
         raise OptionError(
             f"parameters of the tool {tool!r:.80}: {name!r:.80} is {parameter!r:.80}, not a "
-            "description such as {'description': 'Name of the city', 'type': 'str'}."
+            "description such as {'description': 'Name of the city', 'type': 'str'}.",
+            option="tools",
         )
     schema = dict(parameter)
     kind = schema.get("type")
@@ -308,6 +320,7 @@ def _long_form(tool: str, name: str, parameter: Any) -> dict[str, Any]:
         if schema["type"] not in (*_SHORT_TYPES.values(), "null"):
             raise OptionError(
                 f"parameters of the tool {tool!r:.80}: {name!r:.80} has type={kind!r:.80}, not one "
-                f"of {', '.join(_SHORT_TYPES)}. Give JSON Schema for others."
+                f"of {', '.join(_SHORT_TYPES)}. Give JSON Schema for others.",
+                option="tools",
             )
     return schema

@@ -169,7 +169,8 @@ def compare(
     if ids != ChatTokenizer.from_folder(checkpoint.path, exported.chat_format).encode_text(text):
         raise OptionError(
             f"source={str(source)!r} and artifact={str(artifact)!r} encode the text differently, "
-            "so the one was not exported from the other, and their tokens cannot be compared."
+            "so the one was not exported from the other, and their tokens cannot be compared.",
+            option="source",
         )
     windows = _cut_windows(ids, window_tokens, max_tokens, checkpoint)
     prompt_ids = [tokenizer.encode_prompt([Message("user", prompt)]) for prompt in prompts]
@@ -225,10 +226,14 @@ def _cut_windows(
     longest = checkpoint.config.max_position_embeddings
     if not 2 <= window_tokens <= longest:
         raise OptionError(
-            f"window_tokens={window_tokens} must be at least 2 and at most the model's {longest}."
+            f"window_tokens={window_tokens} must be at least 2 and at most the model's {longest}.",
+            option="window_tokens",
         )
     if max_tokens < window_tokens:
-        raise OptionError(f"max_tokens={max_tokens} is less than window_tokens={window_tokens}.")
+        raise OptionError(
+            f"max_tokens={max_tokens} is less than window_tokens={window_tokens}.",
+            option="max_tokens",
+        )
     count = min(len(ids), max_tokens) // window_tokens
     if not count:
         raise OptionError(

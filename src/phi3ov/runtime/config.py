@@ -107,6 +107,10 @@ class RuntimeConfig:
             to 8 bits for products with compressed weights. Larger groups are faster and less
             exact. 0 disables dynamic quantization, and so does a size above the group size of
             the weights.
+        huge_pages: Back the weights with huge pages on Linux, which makes decoding 1.05 to 1.25
+            times as fast. In this process, the memory that loading took is moved after the first
+            answer; the engine ``"worker"`` starts its child with an allocator that asks for them.
+            False leaves memory as it is. `Phi3Model.settings` says what happened.
         properties: Any other OpenVINO property by name. A property that a field above sets is
             refused; one that OpenVINO does not know raises a `DeviceError` when the model is
             loaded. On a CPU, ``CPU_RUNTIME_CACHE_CAPACITY`` defaults to 100 instead of OpenVINO's
@@ -132,6 +136,7 @@ class RuntimeConfig:
     key_cache_group_size: int | None = None
     value_cache_group_size: int | None = None
     dynamic_quantization_group_size: int | None = None
+    huge_pages: bool = True
     properties: Mapping[str, str] = field(default_factory=Properties)
 
     def __post_init__(self) -> None:
@@ -141,7 +146,9 @@ class RuntimeConfig:
                 "inference_precision", self.inference_precision, get_args(InferencePrecision)
             )
         if self.cache_dir is not None and not isinstance(self.cache_dir, (str, Path)):
-            raise OptionError(f"cache_dir={self.cache_dir!r} must be a path or None.")
+            raise OptionError(
+                f"cache_dir={self.cache_dir!r} must be a path or None.", option="cache_dir"
+            )
         self._check_cache()
         require_integer("num_streams", self.num_streams, least=1)
         if self.threads is not None:
@@ -150,21 +157,28 @@ class RuntimeConfig:
             require_integer(
                 "dynamic_quantization_group_size", self.dynamic_quantization_group_size, least=0
             )
+        if not isinstance(self.huge_pages, bool):
+            raise OptionError(
+                f"huge_pages={self.huge_pages!r} must be True or False.", option="huge_pages"
+            )
         object.__setattr__(self, "properties", Properties(self.properties))
         for name, value in self.properties.items():
             if not isinstance(name, str) or not isinstance(value, str):
                 raise OptionError(
                     f"properties[{name!r}]={value!r}: OpenVINO's properties are given as strings, "
-                    f"such as {{{str(name)!r}: {str(value)!r}}}."
+                    f"such as {{{str(name)!r}: {str(value)!r}}}.",
+                    option="properties",
                 )
             if name in _WITHOUT_EFFECT:
                 raise OptionError(
-                    f"properties[{name!r}]={value!r} is refused: {_WITHOUT_EFFECT[name]}."
+                    f"properties[{name!r}]={value!r} is refused: {_WITHOUT_EFFECT[name]}.",
+                    option="properties",
                 )
             if name in _FIELD_OF_PROPERTY:
                 raise OptionError(
                     f"properties[{name!r}] belongs in the field {_FIELD_OF_PROPERTY[name]}. "
-                    "Set that instead."
+                    "Set that instead.",
+                    option="properties",
                 )
 
     def _check_cache(self) -> None:
@@ -176,13 +190,15 @@ class RuntimeConfig:
         if given and self.kv_cache_precision is not None:
             raise OptionError(
                 f"kv_cache_precision={self.kv_cache_precision!r} contradicts {next(iter(given))}: "
-                "it is for keys and values together. Leave one of them out."
+                "it is for keys and values together. Leave one of them out.",
+                option="kv_cache_precision",
             )
         if len(given) == 1:
             [missing] = parts.keys() - given.keys()
             raise OptionError(
                 f"{next(iter(given))}={next(iter(given.values()))!r} needs {missing}: OpenVINO "
-                "computes with keys and values that are both 'u8' or 'u4'."
+                "computes with keys and values that are both 'u8' or 'u4'.",
+                option=next(iter(given)),
             )
         is_quantized = bool(given) or self.kv_cache_precision in get_args(CoarsePrecision)
         for name in ("key_cache_scales", "key_cache_group_size", "value_cache_group_size"):
@@ -194,12 +210,14 @@ class RuntimeConfig:
             if not is_quantized:
                 raise OptionError(
                     f"{name}={value!r} has no effect without a quantized cache. Set "
-                    "kv_cache_precision to 'u8' or 'u4', or leave it out."
+                    "kv_cache_precision to 'u8' or 'u4', or leave it out.",
+                    option=name,
                 )
         if self.key_cache_group_size is not None and self.key_cache_scales != "token":
             raise OptionError(
                 f"key_cache_group_size={self.key_cache_group_size} has no effect without "
-                "key_cache_scales='token': OpenVINO ignores it. Set that, or leave it out."
+                "key_cache_scales='token': OpenVINO ignores it. Set that, or leave it out.",
+                option="key_cache_group_size",
             )
 
     def check_groups(self, head_dim: int) -> None:
@@ -212,7 +230,8 @@ class RuntimeConfig:
             size = getattr(self, name)
             if size is not None and head_dim % size:
                 raise OptionError(
-                    f"{name}={size} does not divide the width of this model's heads, {head_dim}."
+                    f"{name}={size} does not divide the width of this model's heads, {head_dim}.",
+                    option=name,
                 )
 
     @classmethod
@@ -265,7 +284,8 @@ class RuntimeConfig:
                 if properties[name] != defaults.get(name):
                     raise OptionError(
                         f"{_FIELD_OF_PROPERTY[name]}={properties[name]!r}: the device does not "
-                        f"support OpenVINO's {name}. Leave it out."
+                        f"support OpenVINO's {name}. Leave it out.",
+                        option=_FIELD_OF_PROPERTY[name],
                     )
                 del properties[name]
         return properties | dict(self.properties)
@@ -295,6 +315,7 @@ _FIELD_OF_PROPERTY = {
     "KEY_CACHE_GROUP_SIZE": "key_cache_group_size",
     "VALUE_CACHE_GROUP_SIZE": "value_cache_group_size",
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "dynamic_quantization_group_size",
+    "HUGE_PAGES": "huge_pages",
 }
 
 _VALUES = "value_cache_precision"

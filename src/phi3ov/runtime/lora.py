@@ -76,7 +76,9 @@ class LoraAdapter:
 
     def __post_init__(self) -> None:
         if not is_number(self.weight) or not 0 < self.weight <= 100:
-            raise OptionError(f"weight={self.weight!r} must be a number above 0 and at most 100.")
+            raise OptionError(
+                f"weight={self.weight!r} must be a number above 0 and at most 100.", option="weight"
+            )
 
     def fingerprint(self) -> str:
         """Return a SHA-256 over both files and the weight: equal adapters give equal answers.
@@ -160,7 +162,9 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     for name, is_kind in (("r", is_integer), ("lora_alpha", is_number)):
         value = settings.get(name)
         if not is_kind(value) or not 0 < value < math.inf:
-            raise OptionError(f"{folder / _CONFIG}: {name}={value!r} must be a number above 0.")
+            raise OptionError(
+                f"{folder / _CONFIG}: {name}={value!r} must be a number above 0.",
+            )
     return settings
 
 

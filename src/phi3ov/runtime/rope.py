@@ -70,7 +70,8 @@ def choose_context(config: Phi3Config, context_tokens: int | None) -> ContextCho
     if not is_integer(tokens) or not 1 <= tokens <= most:
         raise OptionError(
             f"context_tokens={tokens!r} must be between 1 and the model's "
-            f"max_position_embeddings={most}."
+            f"max_position_embeddings={most}.",
+            option="context_tokens",
         )
     if not config.has_longrope:
         return ContextChoice(tokens=tokens, factors="none")

@@ -1,4 +1,4 @@
-"""OpenVINO properties in force, each with its reason: `Setting`, and the rules that choose them.
+"""Settings in force, each with its reason: `Setting`, and the rules that choose them.
 
 `RULES` maps kinds of processor and weights to settings, with the measurement behind each row. A
 processor without a row gets OpenVINO's own settings. The guide "Load" shows the table, generated
@@ -26,6 +26,8 @@ PRECISION = "INFERENCE_PRECISION_HINT"
 GROUPS = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 THREADS = "INFERENCE_NUM_THREADS"
 KV_PRECISION = "KV_CACHE_PRECISION"
+HUGE_PAGES = "HUGE_PAGES"
+"""Row of a setting that phi3ov carries out itself; not a property of OpenVINO."""
 
 _GROUP_SIZES = (128, 64, 32)
 """Dynamic quantization group sizes that OpenVINO's kernels support, fastest first."""
@@ -33,10 +35,10 @@ _GROUP_SIZES = (128, 64, 32)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """One OpenVINO property in force.
+    """One setting in force.
 
     Attributes:
-        name: OpenVINO's name of the property.
+        name: OpenVINO's name of the property; or ``HUGE_PAGES``, which phi3ov carries out itself.
         value: The value as a string.
         chosen_by: Origin of the value.
         reason: Why this value was chosen, in a sentence.
@@ -198,11 +200,11 @@ def choose_settings(config: RuntimeConfig, situation: Situation) -> tuple[Settin
 
 
 def passed_properties(settings: Iterable[Setting]) -> dict[str, str]:
-    """Return the properties to pass to OpenVINO: all except those from OpenVINO or the export."""
+    """Return the properties to pass to OpenVINO: its own and the export's are known to it."""
     return {
         setting.name: setting.value
         for setting in settings
-        if setting.chosen_by not in ("openvino", "export")
+        if setting.chosen_by not in ("openvino", "export") and setting.name != HUGE_PAGES
     }
 
 

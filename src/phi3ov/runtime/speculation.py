@@ -111,9 +111,9 @@ def candidate_cost(features: AbstractSet[str], weight_bytes: int) -> float:
 
 def _require_bool(name: str, value: object) -> None:
     if not isinstance(value, bool):
-        raise OptionError(f"{name}={value!r} must be True or False.")
+        raise OptionError(f"{name}={value!r} must be True or False.", option=name)
 
 
 def _require_count(name: str, value: object) -> None:
     if not is_integer(value) or not 1 <= value <= 64:
-        raise OptionError(f"{name}={value!r} must be an integer of 1 to 64.")
+        raise OptionError(f"{name}={value!r} must be an integer of 1 to 64.", option=name)

@@ -144,7 +144,8 @@ def check_tuning(tuning: object) -> None:
     """
     if not isinstance(tuning, (str, Path)) or tuning == "":
         raise OptionError(
-            f"tuning={tuning!r} must be 'auto', 'off', or the path of a file of phi3ov tune."
+            f"tuning={tuning!r} must be 'auto', 'off', or the path of a file of phi3ov tune.",
+            option="tuning",
         )
 
 

@@ -8,9 +8,9 @@ mount. Needs ``pip install "phi3ov[server]"``; the settings alone do not.
     answer ◀─ event_stream or JSON ◀─── answering ◀── ReplyStream of the model (host)
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from ..errors import lazy_names
 from .settings import ListenSettings, ServerSettings
 
 if TYPE_CHECKING:
@@ -19,24 +19,13 @@ if TYPE_CHECKING:
 
 __all__ = ["ListenSettings", "ServerSettings", "create_app", "serve"]
 
-_MODULES = {"create_app": "app", "serve": "running"}
-
 
 # Hidden from type checkers, which would otherwise accept every misspelt name.
 if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> object:
-        """Import a name that needs the extra on first use."""
-        if name not in _MODULES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        try:
-            module = import_module(f".{_MODULES[name]}", __name__)
-        except ImportError as error:
-            if error.name not in ("starlette", "uvicorn", "prometheus_client", "anyio", "h11"):
-                raise
-            from ..errors import MissingDependencyError
-
-            raise MissingDependencyError(
-                error.name, purpose="The server", command='pip install "phi3ov[server]"'
-            ) from error
-        return getattr(module, name)
+    __getattr__ = lazy_names(
+        __name__,
+        {"create_app": "app", "serve": "running"},
+        needs=("starlette", "uvicorn", "prometheus_client", "anyio", "h11"),
+        purpose="The server",
+        extra="server",
+    )

@@ -28,7 +28,6 @@ FIELD_OF_OPTION: Mapping[str, str] = {
 }
 """Protocol field of each `phi3ov.GenerationOptions` option that has another name there."""
 
-_OPTION = re.compile(r"^(\w+)[=:]")
 _MESSAGE = re.compile(r"^(?:messages\[\d+\]: )?(messages\[\d+\](?:\.\w+|\[\d+\])*)")
 
 
@@ -151,9 +150,11 @@ def _translate_request_error(error: Phi3OVError) -> ApiError:
             return bad_field("tools", message, code="unsupported_parameter")
         place = _MESSAGE.match(message)
         return bad_field("messages" if place is None else place.group(1), message)
-    if isinstance(error, OptionError) and (option := _OPTION.match(message)):
-        param = FIELD_OF_OPTION.get(option.group(1), option.group(1))
-        return bad_field(param, param + message[option.end(1) :])
+    if isinstance(error, OptionError) and error.option is not None:
+        param = FIELD_OF_OPTION.get(error.option, error.option)
+        if message.startswith(error.option):
+            message = param + message.removeprefix(error.option)
+        return bad_field(param, message)
     return ApiError(400, message, code="invalid_value")
 
 

@@ -91,7 +91,9 @@ class ServerSettings:
             object.__setattr__(self, name, tuple(values))
         if "*" in self.allowed_origins:
             raise OptionError(
-                "allowed_origins=('*',) would let every web page use this server. Name the origins."
+                "allowed_origins=('*',) would let every web page use this server. Name the "
+                "origins.",
+                option="allowed_origins",
             )
         require_integer("max_body_bytes", self.max_body_bytes, least=1024)
         require_integer("max_depth", self.max_depth, least=8, most=200)
@@ -105,10 +107,13 @@ class ServerSettings:
         ):
             value = getattr(self, name)
             if not is_number(value) or not 0 < value <= most:
-                raise OptionError(f"{name}={value!r} must be a number above 0, at most {most:g}.")
+                raise OptionError(
+                    f"{name}={value!r} must be a number above 0, at most {most:g}.", option=name
+                )
         if not is_number(self.default_temperature) or not 0 <= self.default_temperature <= 100:
             raise OptionError(
-                f"default_temperature={self.default_temperature!r} must be from 0 to 100."
+                f"default_temperature={self.default_temperature!r} must be from 0 to 100.",
+                option="default_temperature",
             )
 
 
@@ -143,7 +148,10 @@ class ListenSettings:
         require_integer("port", self.port, least=0, most=65535)
         require_integer("max_connections", self.max_connections, least=1)
         if not is_number(self.drain_seconds) or not 0 <= self.drain_seconds <= 3600:
-            raise OptionError(f"drain_seconds={self.drain_seconds!r} must be from 0 to 3600.")
+            raise OptionError(
+                f"drain_seconds={self.drain_seconds!r} must be from 0 to 3600.",
+                option="drain_seconds",
+            )
 
     @property
     def is_loopback(self) -> bool:
@@ -166,7 +174,8 @@ class ListenSettings:
             raise OptionError(
                 f"host={self.host!r} lets other machines use the model, and there is no key. Give "
                 "a key (--api-key-file FILE or the environment variable PHI3OV_API_KEY), listen "
-                "on 127.0.0.1, or say --no-auth."
+                "on 127.0.0.1, or say --no-auth.",
+                option="host",
             )
 
 

@@ -101,7 +101,8 @@ def schema_part(schema: Any, name: str) -> GrammarPart:
     if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) or name.startswith(_RESERVED):
         raise OptionError(
             f"name={name!r} cannot name a rule: give ASCII letters, digits and underscores that "
-            f"do not begin with {', '.join(_RESERVED)}."
+            f"do not begin with {', '.join(_RESERVED)}.",
+            option="name",
         )
     compiler = _Compiler(schema, prefix=f"{name}_")
     first = {name: compiler.compile()}

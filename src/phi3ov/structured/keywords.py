@@ -39,7 +39,7 @@ MOST_UNIQUE = 100
 def refusal(where: str, why: str) -> OptionError:
     """Return the error for the schema at ``where``, for the caller to raise."""
     place = where if len(where) <= 200 else f"{where[:100]} ... {where[-90:]}"
-    return OptionError(f"json_schema: {place} {why}")
+    return OptionError(f"json_schema: {place} {why}", option="json_schema")
 
 
 def read_types(schema: dict[str, Any], where: str) -> list[str]:

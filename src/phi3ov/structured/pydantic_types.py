@@ -33,7 +33,8 @@ def read_pydantic(cls: type[Any]) -> tuple[dict[str, Any], Callable[[str], Any]]
         schema = adapter.json_schema(schema_generator=_schema_generator())
     except Exception as error:  # pydantic's errors, and those of the class's own hooks
         raise OptionError(
-            f"json_schema={cls.__name__}: pydantic makes no schema of it: {error}"
+            f"json_schema={cls.__name__}: pydantic makes no schema of it: {error}",
+            option="json_schema",
         ) from error
     return schema, adapter.validate_json
 

@@ -93,9 +93,11 @@ def regex_grammar(
             includes ``lengths`` for a pattern with more than one part of variable length.
     """
     if not isinstance(pattern, str):
-        raise OptionError(f"{name}={pattern!r} must be a string.")
+        raise OptionError(f"{name}={pattern!r} must be a string.", option=name)
     if len(pattern) > MOST_CHARACTERS:
-        raise OptionError(f"{name} has {len(pattern)} characters; at most {MOST_CHARACTERS}.")
+        raise OptionError(
+            f"{name} has {len(pattern)} characters; at most {MOST_CHARACTERS}.", option=name
+        )
     return _RegexParser(pattern, spell, name, lengths).parse()
 
 
@@ -201,7 +203,8 @@ class _RegexParser:
     def _fail(self, why: str) -> NoReturn:
         raise OptionError(
             f"{self._name}={self._pattern[:200]!r}: {why} at position {self._at}. Supported are "
-            "characters, classes, groups, alternatives and repetitions."
+            "characters, classes, groups, alternatives and repetitions.",
+            option=self._name,
         )
 
     def _peek(self, count: int = 1) -> str:

@@ -27,7 +27,9 @@ def schema_check(schema: dict[str, Any]) -> Callable[[Any], Any]:
     try:
         kind.check_schema(schema)
     except jsonschema.SchemaError as error:
-        raise OptionError(f"json_schema is not a JSON schema: {error.message}.") from error
+        raise OptionError(
+            f"json_schema is not a JSON schema: {error.message}.", option="json_schema"
+        ) from error
     validator = kind(schema, format_checker=kind.FORMAT_CHECKER)
 
     def check(value: Any) -> Any:

@@ -63,28 +63,33 @@ def answer_shape(
         MissingDependencyError: ``validate="after"`` with a dictionary needs jsonschema.
     """
     if validate not in get_args(Validation):
-        raise OptionError(f"validate={validate!r} is not 'grammar' or 'after'.")
+        raise OptionError(f"validate={validate!r} is not 'grammar' or 'after'.", option="validate")
     if validate == "after" and json_schema is None:
         raise OptionError(
             "validate='after' has no effect without json_schema. Set json_schema, or leave "
-            "validate out."
+            "validate out.",
+            option="validate",
         )
     given = {"json_schema": json_schema, "regex": regex, "choices": choices}
     names = [name for name, value in given.items() if value is not None]
     if len(names) > 1:
-        raise OptionError(f"{names[1]} contradicts {names[0]}: an answer has one shape. Drop one.")
+        raise OptionError(
+            f"{names[1]} contradicts {names[0]}: an answer has one shape. Drop one.",
+            option=names[1],
+        )
     if isinstance(json_schema, type):
         return _class_shape(json_schema, validate)
     if json_schema is not None:
         if not isinstance(json_schema, dict):
             raise OptionError(
                 f"json_schema={json_schema!r:.200} must be a dictionary, a dataclass, a "
-                "TypedDict, a NamedTuple or a pydantic model."
+                "TypedDict, a NamedTuple or a pydantic model.",
+                option="json_schema",
             )
         return _schema_shape(json.dumps(json_schema), validate)
     if regex is not None:
         if not isinstance(regex, str):
-            raise OptionError(f"regex={regex!r:.200} must be a string.")
+            raise OptionError(f"regex={regex!r:.200} must be a string.", option="regex")
         return _regex_shape(regex)
     if choices is not None:
         return _choices_shape(_checked_choices(choices))
@@ -127,7 +132,8 @@ def _grammar(schema: Any, validate: Validation) -> str:
     except OptionError as error:
         if validate == "grammar" and _has_grammar(schema):
             raise OptionError(
-                f"{error} Or give validate='after' to have the finished answer checked."
+                f"{error} Or give validate='after' to have the finished answer checked.",
+                option=error.option,
             ) from error
         raise
 
@@ -148,7 +154,8 @@ def _read_class(cls: type[Any]) -> tuple[Any, Callable[[str], Any]]:
         if "msgspec" in packages:
             raise OptionError(
                 f"json_schema={cls.__name__} has bounds of msgspec.Meta beside pydantic, which "
-                "would ignore them. Use pydantic.Field for all."
+                "would ignore them. Use pydantic.Field for all.",
+                option="json_schema",
             )
         return read_pydantic(cls)
     model: Any = cls
@@ -159,7 +166,8 @@ def _read_class(cls: type[Any]) -> tuple[Any, Callable[[str], Any]]:
         return schema, lambda text: build(json.loads(text))
     raise OptionError(
         f"json_schema={cls.__name__} is neither a dataclass, a TypedDict, a NamedTuple nor a "
-        "pydantic model; give one of these, or a dictionary."
+        "pydantic model; give one of these, or a dictionary.",
+        option="json_schema",
     )
 
 
@@ -174,19 +182,25 @@ def copy_schema(json_schema: Any) -> Any:
     try:
         return plain_json(json_schema)
     except ValueError as error:
-        raise OptionError(f"json_schema is nothing that JSON can hold: {error}.") from error
+        raise OptionError(
+            f"json_schema is nothing that JSON can hold: {error}.", option="json_schema"
+        ) from error
 
 
 def _checked_choices(choices: Any) -> tuple[str, ...]:
     if isinstance(choices, str) or not isinstance(choices, tuple | list):
-        raise OptionError(f"choices={choices!r} must be a tuple of strings.")
+        raise OptionError(f"choices={choices!r} must be a tuple of strings.", option="choices")
     if not choices or not all(isinstance(choice, str) and choice for choice in choices):
-        raise OptionError(f"choices={choices!r} must hold one string or more, none of them empty.")
+        raise OptionError(
+            f"choices={choices!r} must hold one string or more, none of them empty.",
+            option="choices",
+        )
     if len(choices) > MOST_CHOICES or sum(map(len, choices)) > MOST_CHOICE_CHARACTERS:
         raise OptionError(
             f"choices has {len(choices)} members of {sum(map(len, choices))} characters; at most "
-            f"{MOST_CHOICES} of {MOST_CHOICE_CHARACTERS}."
+            f"{MOST_CHOICES} of {MOST_CHOICE_CHARACTERS}.",
+            option="choices",
         )
     if any("\ud800" <= character <= "\udfff" for choice in choices for character in choice):
-        raise OptionError("choices holds a lone surrogate, which no text has.")
+        raise OptionError("choices holds a lone surrogate, which no text has.", option="choices")
     return tuple(choices)

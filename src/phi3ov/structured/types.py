@@ -148,7 +148,8 @@ class _Definitions:
         raise OptionError(
             f"json_schema: {where} is of type {kind!r}, which has no JSON form. Use str, int, "
             "float, bool, None, Literal, Enum, dates, UUID, Decimal, list[...], tuple[...], "
-            "set[...], dict[str, ...], a union, a dataclass, a TypedDict or a NamedTuple."
+            "set[...], dict[str, ...], a union, a dataclass, a TypedDict or a NamedTuple.",
+            option="json_schema",
         )
 
     def _array(self, origin: Any, arguments: tuple[Any, ...], where: str) -> Schema:
@@ -195,12 +196,13 @@ def _constrained(kind: Any, schema: Schema, where: str) -> Schema:
         if not isinstance(constraint, msgspec.Meta):
             raise OptionError(
                 f"json_schema: {where} has the annotation {constraint!r:.80}, whose meaning is not "
-                "known. Use msgspec.Meta, or a pydantic model."
+                "known. Use msgspec.Meta, or a pydantic model.",
+                option="json_schema",
             )
     try:
         msgspec.json.schema(_erased(kind))
     except TypeError as error:
-        raise OptionError(f"json_schema: {where}: {error}.") from error
+        raise OptionError(f"json_schema: {where}: {error}.", option="json_schema") from error
     for meta in (meta for meta in kind.__metadata__ if isinstance(meta, msgspec.Meta)):
         found = {word: getattr(meta, name) for name, word in _BOUNDS.items()}
         if meta.min_length is not None or meta.max_length is not None:
@@ -244,7 +246,8 @@ def _json_constant(value: Any, where: str) -> Any:
     if type(copy) is not type(value) or copy != value:
         raise OptionError(
             f"json_schema: {where} may be {value!r:.80}, which JSON cannot hold. Use text, "
-            "numbers, True, False or None."
+            "numbers, True, False or None.",
+            option="json_schema",
         )
     return copy
 
@@ -255,7 +258,8 @@ def _hints(cls: type) -> dict[str, Any]:
     except Exception as error:  # an annotation may be any expression
         raise OptionError(
             f"json_schema={cls.__name__}: the types of its fields cannot be resolved: {error}. "
-            "Define the class and its field types at the top level of a module."
+            "Define the class and its field types at the top level of a module.",
+            option="json_schema",
         ) from error
 
 

@@ -97,13 +97,15 @@ class SpeculationPlan:
                 given = "json_schema, regex or choices" if name == "grammar" else name
                 raise OptionError(
                     f"{given} cannot be combined with speculation, because genai may not undo the "
-                    "effect of rejected draft tokens on it. Load the model without speculation."
+                    "effect of rejected draft tokens on it. Load the model without speculation.",
+                    option="json_schema" if name == "grammar" else name,
                 )
         if self.draft_folder and not request.sampling.greedy:
             raise OptionError(
                 f"temperature={request.sampling.temperature}: with a draft model only greedy "
                 "decoding (temperature=0) is right. Load the model without DraftModel; "
-                "PromptLookup takes any temperature."
+                "PromptLookup takes any temperature.",
+                option="temperature",
             )
 
     @contextmanager

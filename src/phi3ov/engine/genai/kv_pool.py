@@ -97,7 +97,8 @@ def plan_pool(
             way_out = f", or load it with context_tokens={room} at most" if room > 0 else ""
             raise OptionError(
                 f"cache_bytes={setup.cache_bytes} does not hold one context of "
-                f"{setup.context.tokens} tokens. Give at least {least * block_bytes}{way_out}."
+                f"{setup.context.tokens} tokens. Give at least {least * block_bytes}{way_out}.",
+                option="cache_bytes",
             )
     return replace(one, blocks=blocks)
 

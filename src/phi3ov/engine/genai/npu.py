@@ -95,7 +95,8 @@ def _read_length(setup: EngineSetup, name: str, *, default: int, most: int) -> i
             f"properties[{name!r}]={value!r} must be a number of tokens from 1 to {most}: the "
             f"context is {setup.context.tokens} tokens, the model knows "
             f"{setup.artifact.config.max_position_embeddings} positions, and prompt and answer "
-            "share them. Give a smaller number, or a larger context_tokens=."
+            "share them. Give a smaller number, or a larger context_tokens=.",
+            option="properties",
         )
     return int(value)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from ...answer.token_stream import TokenRequest, TokenStream, TopLogprobs
 from ...errors import DeviceError, OptionError, RestoreError
+from ...runtime.huge_pages import HugePages
 from ..sampling import check_request
 from ..serial import SerialEngine
 from .cache_file import CacheFile, CacheOrigin, write_cache
@@ -58,15 +59,22 @@ class PagedEngine(SerialEngine):
                 f"engine='paged' runs on the CPU only, and device={device!r} was chosen. Load with "
                 "device='CPU', or with engine='pipeline'."
             )
+        huge_pages = HugePages(setup.config, device, "paged")
+        huge_pages.begin()
         model = PagedModel(
             artifact, device=device, config=setup.config, context=context, tuned=setup.tuned
         )
-        self.settings: tuple[Setting, ...] = model.settings
-        runner = _Runner(model)
+        runner = _Runner(model, huge_pages)
+        self._settings, self._huge_pages = model.settings, huge_pages
         self._runner = runner
         self._context_tokens = context.tokens
         self._vocabulary_size = artifact.vocabulary_size
         super().__init__(runner.run, free=runner.free, name="paged", limits=setup.limits)
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """The settings in force, each with its reason."""
+        return (*self._settings, self._huge_pages.setting)
 
     def submit(
         self, request: TokenRequest, *, timeout_seconds: float | None = None, wait: bool = False
@@ -77,7 +85,8 @@ class PagedEngine(SerialEngine):
         if largest >= self._vocabulary_size:
             raise OptionError(
                 f"logit_bias names the token {largest}, and the model's ids go from 0 to "
-                f"{self._vocabulary_size - 1}."
+                f"{self._vocabulary_size - 1}.",
+                option="logit_bias",
             )
         return super().submit(request, timeout_seconds=timeout_seconds, wait=wait)
 
@@ -131,8 +140,9 @@ class PagedEngine(SerialEngine):
 class _Runner:
     """Owns the native model and its cache; used on the engine's thread only, once built."""
 
-    def __init__(self, model: PagedModel) -> None:
+    def __init__(self, model: PagedModel, huge_pages: HugePages) -> None:
         self.model = model
+        self._huge_pages = huge_pages
         self._cached_ids: list[int] = []  # the tokens in the cache
 
     def free(self) -> None:
@@ -159,8 +169,9 @@ class _Runner:
                     stream.top_logprobs.append(top_logprobs(logprobs, request.top_logprobs))
             stream.put([token])
             if token in request.stop_ids or produced == request.max_new_tokens:
-                return
+                break
             logits = self._read([token], stream)
+        self._huge_pages.finish()  # the first answer has repacked the weights
 
     def score(
         self, token_ids: Sequence[int], first: int

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
-from ...errors import Phi3OVError
+from ...errors import OptionError, Phi3OVError
 from .batch import Batch
 from .protocol import (
     Command,
@@ -74,7 +74,8 @@ def run(commands: BinaryIO, reports: BinaryIO, parent: int) -> NoReturn:
         send(Ready())
         _serve(batch, inbox, send, parent)
     except Phi3OVError as error:
-        send(Failed(error=type(error).__name__, message=_text(error)))
+        option = error.option if isinstance(error, OptionError) else None
+        send(Failed(error=type(error).__name__, message=_text(error), option=option))
     except Exception as error:  # noqa: BLE001 - the parent reports every error
         send(Failed(error="GenerationError", message=f"{type(error).__name__}: {_text(error)}"))
     _leave(1)

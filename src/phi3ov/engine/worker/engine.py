@@ -17,6 +17,7 @@ import openvino
 
 from ...answer.token_stream import TokenRequest, TokenStream
 from ...errors import DeviceError, StateError
+from ...runtime.huge_pages import plan_huge_pages
 from ...runtime.limits import RequestLoad
 from ...runtime.lora import read_adapter
 from ...runtime.properties import device_settings
@@ -63,13 +64,15 @@ class WorkerEngine:
                 f"engine='worker' batches with paged attention, which device={setup.device!r} "
                 "does not have. Use engine='pipeline' there."
             )
-        self.settings: tuple[Setting, ...] = device_settings(
+        huge_pages = plan_huge_pages(setup.config, setup.device, "worker")
+        settings = device_settings(
             setup.config,
             openvino.Core(),
             setup.device,
             artifact=setup.artifact,
             tuned=setup.tuned,
         )
+        self.settings: tuple[Setting, ...] = (*settings, huge_pages)
         properties = passed_properties(self.settings)
         self._speculation = plan_speculation(setup)
         self.takes_grammars: bool = not self._speculation.candidate_tokens
@@ -105,7 +108,12 @@ class WorkerEngine:
         )
         self._limits = limits
         self._process_id = os.getpid()
-        self._state = _State(load, package_folders(), limit=self.max_running + limits.max_waiting)
+        self._state = _State(
+            load,
+            package_folders(),
+            limit=self.max_running + limits.max_waiting,
+            huge_pages=huge_pages.value == "on",
+        )
         self._finalizer = weakref.finalize(self, _shut_down, self._state)  # also at exit
         try:
             self._state.living_child(setup.early_process).wait_until_loaded()
@@ -168,8 +176,11 @@ class WorkerEngine:
 class _State:
     """State shared by engine, threads and finalizer; holds no reference to the engine."""
 
-    def __init__(self, load: Load, packages: tuple[str, ...], *, limit: int) -> None:
+    def __init__(
+        self, load: Load, packages: tuple[str, ...], *, limit: int, huge_pages: bool
+    ) -> None:
         self.load = load
+        self.huge_pages = huge_pages
         self.packages = packages
         self.limit = limit
         self.lock = threading.RLock()  # reentrant: a finalizer may run while it is held
@@ -186,6 +197,7 @@ class _State:
                     self.lock,
                     limit=self.limit,
                     packages=self.packages,
+                    huge_pages=self.huge_pages,
                     early=early,
                 )
             return self.child

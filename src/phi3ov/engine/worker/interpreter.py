@@ -35,7 +35,8 @@ def find_interpreter() -> str:
     if getattr(sys, "frozen", False):  # sys.executable would start the whole program again
         raise OptionError(
             "engine='worker' starts Python, which a frozen program does not have. Use "
-            "engine='pipeline'."
+            "engine='pipeline'.",
+            option="engine",
         )
     named = spawn.get_executable()
     if named and (path := os.fsdecode(named)) != sys.executable:
@@ -47,7 +48,8 @@ def find_interpreter() -> str:
         f"engine='worker' needs a Python interpreter, but sys.executable={sys.executable!r} is not "
         f"one, and {sys.prefix} and {sys.base_prefix} have none. Name a Python "
         f"{sys.version_info[0]}.{sys.version_info[1]} with multiprocessing.set_executable(path), "
-        "or use engine='pipeline'."
+        "or use engine='pipeline'.",
+        option="engine",
     )
 
 

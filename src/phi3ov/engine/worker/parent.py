@@ -79,6 +79,7 @@ class WorkerChild:
         *,
         limit: int,
         packages: tuple[str, ...],
+        huge_pages: bool,
         early: EarlyProcess | None = None,
     ) -> None:
         """Start a child that loads ``load``.
@@ -88,6 +89,7 @@ class WorkerChild:
             lock: Guards `streams`, the unsent lines, and `dead`.
             limit: Maximum number of requests that the child has at once; the others wait here.
             packages: Folders in which the child finds packages: the parent's ``sys.path``.
+            huge_pages: Whether the allocator of a new process asks for huge pages.
             early: A process that was started before; None to start one.
 
         Raises:
@@ -119,7 +121,9 @@ class WorkerChild:
                 folder = stack.enter_context(temporary_folder())
                 load = replace(load, work_folder=str(folder))
             started = None if early is None else early.take()
-            self.process: subprocess.Popen[bytes] = started or self._start_process()
+            self.process: subprocess.Popen[bytes] = started or self._start_process(
+                huge_pages=huge_pages
+            )
             self._remove_work_folder = stack.pop_all().close
         self._work_folder = load.work_folder
         if started is None:
@@ -129,8 +133,8 @@ class WorkerChild:
         self._start_thread(self._write)
         self._reader = self._start_thread(self._read)
 
-    def _start_process(self) -> subprocess.Popen[bytes]:
-        return start_process()
+    def _start_process(self, *, huge_pages: bool) -> subprocess.Popen[bytes]:
+        return start_process(huge_pages=huge_pages)
 
     def _start_thread(self, target: Callable[[], None]) -> threading.Thread:
         name = f"phi3ov-worker{target.__name__}"

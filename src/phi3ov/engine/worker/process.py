@@ -26,8 +26,11 @@ START_CODE = (  # phi3ov's folder last: packages installed next to it must not s
 """Python code of the worker's process; its argument is the folder that holds phi3ov."""
 
 
-def start_process() -> subprocess.Popen[bytes]:
+def start_process(*, huge_pages: bool) -> subprocess.Popen[bytes]:
     """Start an interpreter that waits for the first line, the folders of ``sys.path``.
+
+    Args:
+        huge_pages: Whether its allocator asks for huge pages.
 
     Raises:
         EngineCrashedError: The process cannot be started.
@@ -41,7 +44,7 @@ def start_process() -> subprocess.Popen[bytes]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=packages,  # the current folder may have been removed
-            env=child_environment(os.environ),
+            env=child_environment(os.environ) if huge_pages else None,
         )
     except OSError as error:
         raise EngineCrashedError(f"The worker process could not be started: {error}") from error
@@ -59,14 +62,17 @@ def package_folders() -> tuple[str, ...]:
 class EarlyProcess:
     """A worker's interpreter that imports what it needs while its parent does the same."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, huge_pages: bool) -> None:
         """Start it, and tell it where packages are.
+
+        Args:
+            huge_pages: As for `start_process`.
 
         Raises:
             EngineCrashedError: The process cannot be started.
             OptionError: There is no Python executable to start.
         """
-        self._process: subprocess.Popen[bytes] | None = start_process()
+        self._process: subprocess.Popen[bytes] | None = start_process(huge_pages=huge_pages)
         pipe = cast("IO[bytes]", self._process.stdin)
         with contextlib.suppress(OSError):  # it died; who takes it will find out
             pipe.write(encode_paths(package_folders()))
@@ -86,14 +92,17 @@ class EarlyProcess:
 
 
 @contextlib.contextmanager
-def early_process() -> Iterator[EarlyProcess]:
+def early_process(*, huge_pages: bool) -> Iterator[EarlyProcess]:
     """Start an interpreter that ends with the block, unless it was taken.
+
+    Args:
+        huge_pages: As for `start_process`.
 
     Raises:
         EngineCrashedError: The process cannot be started.
         OptionError: There is no Python executable to start.
     """
-    early = EarlyProcess()
+    early = EarlyProcess(huge_pages=huge_pages)
     try:
         yield early
     finally:

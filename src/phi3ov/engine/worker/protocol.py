@@ -114,10 +114,12 @@ class Failed(Message, frozen=True, kw_only=True):
     Attributes:
         error: Name of a class in `phi3ov.errors`.
         message: The error's message.
+        option: Name of the option that an `OptionError` means, if any.
     """
 
     error: str
     message: str
+    option: str | None = None
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

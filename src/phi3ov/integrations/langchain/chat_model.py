@@ -108,7 +108,8 @@ class ChatPhi3(BaseChatModel):
             named["max_new_tokens"] = self.max_tokens
         for name in self.options.keys() & named.keys():
             raise OptionError(
-                f"options={self.options!r:.80} repeats the field {name!r}. Set it once."
+                f"options={self.options!r:.80} repeats the field {name!r}. Set it once.",
+                option="options",
             )
         waiting = GenerationOptions(on_full_queue="wait")
         self._defaults = waiting.changed({**named, **self.options})  # type: ignore[typeddict-item]
@@ -117,7 +118,8 @@ class ChatPhi3(BaseChatModel):
         elif self.engine is not None:
             raise OptionError(
                 f"engine={self.engine!r} was given with a model that is loaded already. Leave it "
-                "out, and give it to phi3ov.load_model."
+                "out, and give it to phi3ov.load_model.",
+                option="engine",
             )
         else:
             self._loaded = self.model
@@ -231,7 +233,8 @@ class ChatPhi3(BaseChatModel):
         if parallel is False and choice != "none" and not isinstance(choice, dict):
             raise OptionError(
                 "parallel_tool_calls=False needs a tool_choice that names a tool: otherwise the "
-                "model decides how many calls it writes."
+                "model decides how many calls it writes.",
+                option="parallel_tool_calls",
             )
         if choice is not None:
             kwargs["tool_choice"] = choice
@@ -262,7 +265,9 @@ class ChatPhi3(BaseChatModel):
         """
         del strict
         if method not in _METHODS:
-            raise OptionError(f"method={method!r} is not one of {', '.join(_METHODS)}.")
+            raise OptionError(
+                f"method={method!r} is not one of {', '.join(_METHODS)}.", option="method"
+            )
         shape = convert_to_json_schema(schema)
         answering = self.bind(
             json_schema=shape,
@@ -405,7 +410,8 @@ def _require_single(stream: ReplyStream) -> None:
     if stream.candidates:
         raise OptionError(
             f"candidates={len(stream.candidates)} cannot be streamed: LangChain's streams have one "
-            "answer. Call generate()."
+            "answer. Call generate().",
+            option="candidates",
         )
 
 
@@ -455,7 +461,8 @@ def _read_choice(
         name = choice
     if name not in names:
         raise OptionError(
-            f"tool_choice={choice!r:.80} names none of the tools: {', '.join(names)}."
+            f"tool_choice={choice!r:.80} names none of the tools: {', '.join(names)}.",
+            option="tool_choice",
         )
     return {"name": str(name)}
 
@@ -476,5 +483,6 @@ def _read_format(response_format: Any) -> dict[str, Any] | None:
             return dict(schema)
     raise OptionError(
         f"response_format={response_format!r:.80} is not one of {{'type': 'text'}}, {{'type': "
-        "'json_object'}} and {{'type': 'json_schema', 'json_schema': {{'schema': ...}}}}."
+        "'json_object'}} and {{'type': 'json_schema', 'json_schema': {{'schema': ...}}}}.",
+        option="response_format",
     )

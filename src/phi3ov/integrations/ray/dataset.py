@@ -150,7 +150,8 @@ def claim_checkpoint(
 
     if not isinstance(source, str) or not source:
         raise OptionError(
-            f"source={source!r} must be a text that identifies the input, such as its checksum."
+            f"source={source!r} must be a text that identifies the input, such as its checksum.",
+            option="source",
         )
     job = model_job(path, load, GenerationOptions().changed(options), source)[0]
     claims = Path(folder)
