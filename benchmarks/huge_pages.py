@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/huge_pages.py ARTIFACT [--engine paged] [--loads 6]
 
 Each round loads the model once with huge pages and once without, each in a process of its own, and
-decodes with one thread. Two equal loads differ by up to 12 %, so several rounds are needed; the ratio is that
-of the medians. The last line is the same as JSON.
+decodes with one thread. Two equal loads differ by up to 12 %, so several rounds are needed; the
+ratio is that of the medians. The last line is the same as JSON.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def measure(options: argparse.Namespace, *, huge_pages: bool) -> tuple[float, st
         taken = []
         for _ in range(3):
             started = time.process_time()
-            reply = model.complete(PROMPT, max_new_tokens=options.tokens, ignore_eos=True)
+            reply = model.complete(PROMPT, max_new_tokens=options.tokens)
             taken.append((time.process_time() - started) / reply.usage.completion_tokens * 1000)
         [row] = [str(setting) for setting in model.settings if setting.name == "HUGE_PAGES"]
     return min(taken), row

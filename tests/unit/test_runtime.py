@@ -120,6 +120,13 @@ def test_missing_devices_say_what_exists(
         ({"properties": {"VALUE_CACHE_QUANT_MODE": "BY_CHANNEL"}}, "accepts it and ignores it"),
         ({"properties": {"ATTENTION_BACKEND": "SDPA"}}, "has no prefix cache"),
         ({"properties": {"scheduler_config": "x"}}, "Sparse attention and cache eviction are not"),
+        (
+            {"properties": {"use_cache_eviction": "true"}},
+            "cache eviction of openvino-genai changes",
+        ),
+        ({"properties": {"sparse_attention_config": "x"}}, "is ignored or changes answers"),
+        ({"properties": {"KEY_CACHE_QUANT_ALG": "TURBO"}}, "paged attention ignores it"),
+        ({"properties": {"EXECUTION_MODE_HINT": "ACCURACY"}}, "RuntimeConfig.exact"),
         *(
             ({"num_streams": one}, f"num_streams={one!r} must")
             for one in (0, -1, True, 1.5, "2", None)

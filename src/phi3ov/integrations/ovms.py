@@ -23,6 +23,7 @@ from ..atomic_file import replace_file
 from ..errors import ArtifactError, OptionError
 from ..loading import find_artifact
 from ..prompt.chat_tokenizer import ChatTokenizer
+from ..runtime.config import require_effect
 from ..runtime.rope import ContextChoice, choose_context, pin_factors
 
 GRAPH = "graph.pbtxt"
@@ -96,7 +97,8 @@ def write_ovms_model(
         context_tokens: Context length that prompt and answer share; None for the original context.
             A larger number pins the long factors of a LongRoPE model.
         device: OpenVINO device that the server loads the model on.
-        properties: OpenVINO properties for OVMS's ``plugin_config``.
+        properties: OpenVINO properties for OVMS's ``plugin_config``. One that OpenVINO ignores
+            is refused, as in `phi3ov.RuntimeConfig`.
         cache_gigabytes: Size of the KV cache; 0 lets it grow.
         tool_template: A chat template that requests calls after the word ``functools``, the only
             form of Phi-4-mini's calls that OVMS reads. It replaces the checkpoint's template.
@@ -126,6 +128,8 @@ def write_ovms_model(
             "reads it.",
             option="cache_gigabytes",
         )
+    for property_name, value in (properties or {}).items():
+        require_effect(property_name, value)
     missing = [file for file in _NEEDED if not (artifact.path / file).is_file()]
     if missing:
         raise ArtifactError(

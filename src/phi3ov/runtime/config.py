@@ -169,11 +169,7 @@ class RuntimeConfig:
                     f"such as {{{str(name)!r}: {str(value)!r}}}.",
                     option="properties",
                 )
-            if name in _WITHOUT_EFFECT:
-                raise OptionError(
-                    f"properties[{name!r}]={value!r} is refused: {_WITHOUT_EFFECT[name]}.",
-                    option="properties",
-                )
+            require_effect(name, value)
             if name in _FIELD_OF_PROPERTY:
                 raise OptionError(
                     f"properties[{name!r}] belongs in the field {_FIELD_OF_PROPERTY[name]}. "
@@ -326,16 +322,67 @@ _CACHE_CHOICES: Mapping[str, tuple[str, ...]] = {
     "key_cache_scales": get_args(KeyScales),
 }
 
+_EVICTION = (
+    "cache eviction of openvino-genai changes answers: where it has evicted, 2 of 20 tokens were "
+    "those of the whole cache (test_upstream_cache_eviction_changes_answers). Set context_tokens "
+    "and cache_bytes of load_model()"
+)
+_SPARSE = (
+    "sparse attention of openvino-genai is ignored or changes answers: XAttention does nothing for "
+    "two prompts at once and gave 0 of 20 tokens for a prompt read in chunks; TRISHAPE does "
+    "nothing for a prompt read at once (test_upstream_sparse_attention_is_ignored_or_wrong)"
+)
+_FILLED_IN = "it is openvino-genai's scheduler, which phi3ov fills in. {}"
+_TURBO = (
+    "paged attention ignores it: answers are those of the same precision without it "
+    "(test_upstream_paged_attention_ignores_turbo). Set kv_cache_precision"
+)
 _WITHOUT_EFFECT: Mapping[str, str] = {
     "VALUE_CACHE_QUANT_MODE": "OpenVINO accepts it and ignores it: values have their scales by "
     "token (test_upstream_openvino_ignores_how_values_are_scaled)",
+    "KEY_CACHE_QUANT_ALG": _TURBO,
+    "VALUE_CACHE_QUANT_ALG": _TURBO,
+    "EXECUTION_MODE_HINT": "it changes the precisions of arithmetic and cache and the rounding of "
+    "activations together, also beside INFERENCE_PRECISION_HINT, so the settings would be wrong "
+    "(test_upstream_accuracy_mode_changes_other_settings). Use RuntimeConfig.exact() or the fields",
     "ATTENTION_BACKEND": "it is openvino-genai's, which phi3ov tells to use paged attention: the "
     "other one has no prefix cache",
-    "scheduler_config": "it is openvino-genai's; phi3ov fills it in. cache_bytes and limits of "
-    "load_model() are what it offers. Sparse attention and cache eviction are not among them: no "
-    "test has shown that answers stay right with them",
+    "scheduler_config": _FILLED_IN.format(
+        "cache_bytes and limits of load_model() are what it offers. Sparse attention and cache "
+        "eviction are not among them: they are ignored, or answers are wrong with them"
+    ),
+    "use_cache_eviction": _EVICTION,
+    "cache_eviction_config": _EVICTION,
+    "use_sparse_attention": _SPARSE,
+    "sparse_attention_config": _SPARSE,
+    "enable_prefix_caching": _FILLED_IN.format("Prefixes are always cached"),
+    "cache_size": _FILLED_IN.format("Set cache_bytes of load_model()"),
+    "num_kv_blocks": _FILLED_IN.format("Set cache_bytes of load_model()"),
+    "max_num_seqs": _FILLED_IN.format("Set limits=RequestLimits(max_running=...)"),
+    "max_num_batched_tokens": _FILLED_IN.format("phi3ov tune chooses the prompt chunk"),
+    "dynamic_split_fuse": _FILLED_IN.format("Prompts are always read in chunks"),
     "prompt_lookup": "give load_model(speculation=PromptLookup(...))",
     "draft_model": "give load_model(speculation=DraftModel(...))",
     "adapters": "give load_model(adapter=LoraAdapter(...))",
 }
 """Names that OpenVINO or openvino-genai would take, with a wrong result or none."""
+
+
+def require_effect(name: str, value: object) -> None:
+    """Check that a property is none that OpenVINO or openvino-genai ignores or answers wrongly.
+
+    Args:
+        name: Name of the property.
+        value: Its value, for the error.
+
+    Raises:
+        OptionError: It is; says why and what to use instead.
+
+    Example:
+        >>> require_effect("ENABLE_CPU_PINNING", "NO")
+    """
+    if name in _WITHOUT_EFFECT:
+        raise OptionError(
+            f"properties[{name!r}]={value!r} is refused: {_WITHOUT_EFFECT[name]}.",
+            option="properties",
+        )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import mmap
 import os
 import platform
 import re
@@ -19,6 +20,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 from .config import RuntimeConfig
 from .settings import HUGE_PAGES, ChosenBy, Setting
@@ -34,6 +36,10 @@ _PAGE_BYTES = 2 * 1024**2
 _LEAST_BYTES = 4 * _PAGE_BYTES
 _LEAST_SHARE = 0.9
 """Share of a mapping that must be in memory. An empty part would take memory that it does not."""
+
+_PROGRAM_SHARE = 0.5
+"""Share of a block in use before a load that makes it the program's. Blocks with less are holes
+that the allocator keeps, and gives to the load."""
 
 _GAIN = "a token reads every weight, 1.05 to 1.25 times as fast in huge pages"
 
@@ -125,17 +131,6 @@ def _find_problem(device: str, engine: str) -> str | None:
     return None if numbers >= [6, 1] else f"Linux 6.1 has the call for it, and this is {release}"
 
 
-_LOCK = threading.Lock()
-_MOVED: set[tuple[int, int]] = set()
-"""Begin and end of what was moved, for all models of this process. When a model is closed, the
-allocator keeps its memory and may give it to the next one."""
-
-
-def _moved() -> Mappings:
-    with _LOCK:
-        return tuple(sorted(_MOVED))
-
-
 class HugePages:
     """Moves the memory that a load takes into huge pages, after its first answer.
 
@@ -156,9 +151,7 @@ class HugePages:
     def begin(self) -> None:
         """Remember the memory that the process holds now. Call it before a model is compiled."""
         if self._plan.is_on:
-            self._before = tuple(
-                part for begin, end in _read_mappings() for part in _without(begin, end, _moved())
-            )
+            self._before = _read_memory()
             self.setting = self._plan.setting()
 
     def finish(self) -> None:
@@ -170,8 +163,6 @@ class HugePages:
 
     def _move(self, before: Mappings) -> None:
         ranges, failure = collapse_pages(before)
-        with _LOCK:
-            _MOVED.update(ranges)
         moved = sum(end - begin for begin, end in ranges)
         plan = self._plan
         if moved:
@@ -213,14 +204,46 @@ def collapse_pages(before: Mappings = ()) -> tuple[Mappings, str | None]:
     return tuple(sorted(moved)), failure
 
 
-def _read_mappings() -> Mappings:
-    """Return begin and end of every private anonymous mapping of this process, in order."""
+def _read_memory() -> Mappings:
+    """Return begin and end of the memory that this process holds now, in whole huge pages.
+
+    The allocator keeps memory that the program has freed, for example after an export, and gives
+    it to the load. It returns that to the system first, so that it does not count.
+    """
     try:
-        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ()
-    found = (_anonymous(line) for line in maps.splitlines())
-    return tuple(mapping for mapping in found if mapping is not None)
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError) as error:  # another allocator than glibc's
+        _LOGGER.debug("The allocator keeps what it has: %s", error)
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    found = [mapping for line in maps.splitlines() if (mapping := _anonymous(line)) is not None]
+    try:
+        with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:  # noqa: PTH123
+            return tuple(
+                block for mapping in found for block in _resident_blocks(pagemap, *mapping)
+            )
+    except OSError as error:
+        _LOGGER.debug("Which memory is in use cannot be read: %s", error)
+        return tuple(found)
+
+
+def _resident_blocks(pagemap: BinaryIO, begin: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the blocks of one mapping that the process uses.
+
+    Args:
+        pagemap: ``/proc/self/pagemap``, 8 bytes for each page.
+        begin: First address.
+        end: Address after the last.
+    """
+    import numpy as np
+
+    page = mmap.PAGESIZE
+    for start in range(begin, end, _PAGE_BYTES):
+        stop = min(start + _PAGE_BYTES, end)
+        pagemap.seek(start // page * 8)
+        entries = np.frombuffer(pagemap.read((stop - start) // page * 8), dtype="<u8")
+        held = np.count_nonzero(entries >> np.uint64(62))  # in memory, or swapped out
+        if held >= _PROGRAM_SHARE * len(entries):
+            yield start, stop
 
 
 def _anonymous(line: str) -> tuple[int, int] | None:
