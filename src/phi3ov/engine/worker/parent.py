@@ -102,7 +102,8 @@ class WorkerChild:
         except UnicodeEncodeError as error:
             raise OptionError(
                 f"engine='worker' sends paths as UTF-8, and {error.object!r:.200} cannot be "
-                "written in it. Rename it, or use engine='pipeline'."
+                "written in it. Rename it, or use engine='pipeline'.",
+                option="engine",
             ) from error
         self.streams: dict[int, WorkerStream] = {}
         self.dead: bool = False
