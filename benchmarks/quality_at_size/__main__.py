@@ -139,7 +139,9 @@ def _run(options: argparse.Namespace) -> int:
     for name in options.only or (DITHERED_ROWS if options.dithered else ROWS):
         row = ROWS[name]
         if name not in again and results.is_current(name, row.settings()):
-            results.rows[name]["title"] = row.title
+            if results.rows[name]["title"] != row.title:
+                results.rows[name]["title"] = row.title
+                results.write()
             continue
         try:
             entry = _measure_row(row, place, source, windows)

@@ -279,19 +279,20 @@ def test_a_run_measures_what_is_missing_and_nothing_else(
     assert entry["matrices"] == {"int8 asym": 10}
     assert first["texts"]["python"]["predictions"] == entry["texts"]["python"]["predictions"] == 252
 
-    marked = entry | {"title": "kept"}
+    marked = entry | {"date": "kept", "title": "an older table's"}
     file.write_text(json.dumps(first | {"rows": {"int8": marked}}), encoding="utf-8")
     assert main(command) == 0
-    assert json.loads(file.read_text(encoding="utf-8"))["rows"] == {"int8": marked}
+    kept = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    assert kept == {"int8": marked | {"title": "phi3ov int8"}}
     assert main([*command, "--again", "ours"]) == 0
     again = json.loads(file.read_text(encoding="utf-8"))["rows"]["int8"]
-    assert again["title"] == "phi3ov int8"
+    assert again["date"] != "kept"
     assert again["texts"] == entry["texts"]
 
     changed = marked | {"settings": {"mode": "another"}}
     file.write_text(json.dumps(first | {"rows": {"int8": changed}}), encoding="utf-8")
     assert main(command) == 0
-    assert json.loads(file.read_text(encoding="utf-8"))["rows"]["int8"]["title"] == "phi3ov int8"
+    assert json.loads(file.read_text(encoding="utf-8"))["rows"]["int8"]["date"] != "kept"
 
 
 def test_rows_on_another_text_are_not_mixed(
