@@ -15,12 +15,13 @@ import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ..artifact.ir import is_router, is_weight
+from ..artifact.ir import is_router, is_weight, layer_name
 from ..errors import CompressionError
-from ..thirdparty.overrides import replaced
+from ..thirdparty.overrides import original_of, replaced
 from .calibration import decoder_inputs
 from .mapped_weights import MappedConstants, give_back
 from .progress import Phases
+from .rounding import Rounding
 
 _PASSES = (
     "nncf.common.tensor_statistics.aggregator",
@@ -33,6 +34,9 @@ _PASSES = (
 
 _REWRITING = "nncf.quantization.algorithms.weight_compression.algorithm"
 """NNCF module whose pass rewrites the weights."""
+
+_BACKEND = "nncf.quantization.algorithms.weight_compression.openvino_backend"
+"""NNCF module that compresses one weight of an OpenVINO graph."""
 
 
 class GraphWeights:
@@ -57,6 +61,7 @@ class GraphWeights:
         self._samples = samples
         self._mapped = mapped
         self._phases = phases
+        self._rewriting = ""
 
     def store_as_fp16(self) -> None:
         """Store the fp32 and bf16 weight matrices as fp16, and change no other constant.
@@ -111,17 +116,23 @@ class GraphWeights:
         backup: str,
         ignores: Callable[[str], bool],
         data_aware: Mapping[str, bool],
+        int4_layers: frozenset[str] | None = None,
+        rounding: Rounding | None = None,
     ) -> None:
         """Compress the weight matrices to int4, the most sensitive ones to the backup precision.
 
         Args:
             symmetric: Without zero points.
-            ratio: Share of the parameters that become int4.
+            ratio: Share of the parameters that become int4. NNCF chooses them if ``int4_layers``
+                is None.
             group_size: Number of values in a row that share one scale; -1 for a whole row.
             on_indivisible: As in `Int4Compression`.
             backup: As in `Int4Compression`.
             ignores: Returns whether to skip the weight of this name.
             data_aware: NNCF's options that need calibration text; may be empty.
+            int4_layers: The layers that become int4, by their names in the checkpoint; embedding
+                and output layer may be among them. None lets NNCF choose.
+            rounding: Fits the scales of the groups; None for NNCF's own.
 
         Raises:
             CompressionError: NNCF refuses the group size.
@@ -139,12 +150,13 @@ class GraphWeights:
             options["dataset"] = nncf.Dataset(list(decoder_inputs(self._model, self._samples)))
             options["subset_size"] = len(self._samples)
         try:
-            with self._watched_passes():
+            with self._watched_passes(), self._chosen(int4_layers), self._fitted(rounding):
                 nncf.compress_weights(
                     self._model,
                     mode=modes.INT4_SYM if symmetric else modes.INT4_ASYM,
                     ratio=ratio,
                     group_size=group_size,
+                    all_layers=int4_layers is not None,
                     ignored_scope=nncf.IgnoredScope(names=list(self._ignored_nodes(ignores))),
                     backup_mode={
                         "int8": backups.INT8_ASYM,
@@ -159,6 +171,39 @@ class GraphWeights:
                 )
         except nncf.InvalidGroupSizeError as error:
             raise CompressionError(f"NNCF refuses group_size={group_size}: {error}") from error
+
+    @contextlib.contextmanager
+    def _chosen(self, int4_layers: frozenset[str] | None) -> Iterator[None]:
+        """Replace NNCF's choice of the layers that become int4 by ours."""
+        if int4_layers is None:
+            yield
+            return
+
+        def choose(algorithm: Any, weights: Sequence[Any], *_: Any) -> None:
+            for weight in weights:
+                if layer_name(weight.weight_name) not in int4_layers:
+                    weight.compression_config = algorithm._get_backup_config(weight.weight_dtype)
+
+        algorithm = importlib.import_module(_REWRITING).WeightCompression
+        with replaced(algorithm, "apply_mixed_precision", choose):
+            yield
+
+    @contextlib.contextmanager
+    def _fitted(self, rounding: Rounding | None) -> Iterator[None]:
+        """Give NNCF our scales for the int4 weights for which it has computed none by itself."""
+        if rounding is None:
+            yield
+            return
+        backend = importlib.import_module(_BACKEND)
+        compress = original_of(backend, "compress_weight")
+
+        def fit(weight: Any, axes: Any, config: Any, computed: Any = None) -> Any:
+            if computed is None and config.num_bits == 4:
+                computed = rounding.fit(layer_name(self._rewriting), weight, config)
+            return compress(weight, axes, config, computed)
+
+        with replaced(backend, "compress_weight", fit):
+            yield
 
     def _ignored_nodes(self, ignores: Callable[[str], bool]) -> Iterator[str]:
         """Yield the operations that use an ignored weight; NNCF's scopes list operations."""
@@ -190,6 +235,7 @@ class GraphWeights:
         self._phases.begin("compress")
         sources = {weight.get_friendly_name(): _Source(weight) for weight in _weights(self._model)}
         for weight in self._follow(sequence, description, **options):
+            self._rewriting = weight.weight_name
             yield weight
             source = sources.pop(weight.weight_name, None)
             if source is None:

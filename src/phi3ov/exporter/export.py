@@ -24,7 +24,7 @@ import os
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ from .experts import traceable_experts
 from .mapped_weights import MappedConstants
 from .progress import Phases, ProgressCallback
 from .recipes import Compression, Int4Compression, Recipe, read_recipe
+from .sensitivity import LayerSensitivity, measure_sensitivity
 from .workplace import (
     check_replaceable,
     check_room,
@@ -197,10 +198,12 @@ class _Export:
     checkpoint: Checkpoint
     recipe: Recipe
     samples: Sequence[Sequence[int]]
+    measured_samples: Sequence[Sequence[int]]
     chat_format: ChatFormat
     notes: tuple[str, ...]
     work: Path
     phases: Phases
+    measured: dict[str, LayerSensitivity] = field(default_factory=dict)
 
     @classmethod
     def plan(cls, checkpoint: Checkpoint, recipe: Recipe, work: Path, phases: Phases) -> _Export:
@@ -215,15 +218,16 @@ class _Export:
         checkpoint = checkpoint.check_tensors()
         recipe.check(checkpoint)
         note = convert_tokenizer_pair(converted, made)
-        calibration = recipe.calibration
-        samples: Sequence[Sequence[int]] = ()
-        if calibration is not None:
-            longest = checkpoint.config.max_position_embeddings
-            samples = calibration.draw_samples(tokenizer, context_tokens=longest)
+        longest = checkpoint.config.max_position_embeddings
+        samples, measured_samples = (
+            text.draw_samples(tokenizer, context_tokens=longest) if text is not None else ()
+            for text in (recipe.calibration, recipe.measured_text)
+        )
         return cls(
             checkpoint=checkpoint,
             recipe=recipe,
             samples=samples,
+            measured_samples=measured_samples,
             chat_format=chat_format,
             notes=() if note is None else (note,),
             work=work,
@@ -247,7 +251,7 @@ class _Export:
 
     def convert(self) -> None:
         """Write the compressed model."""
-        self.phases.begin("convert")
+        self.phases.begin("measure" if self.measured_samples else "convert")
         folder = self.checkpoint_folder
         if self.checkpoint.is_restacked:
             folder.mkdir()
@@ -256,12 +260,19 @@ class _Export:
             traceable_experts if self.checkpoint.config.has_experts else contextlib.nullcontext
         )
         with contextlib.closing(MappedConstants(self.work / "compressed.bin")) as mapped, experts():
+            if self.measured_samples:
+                measured = measure_sensitivity(
+                    folder, self.measured_samples, self.recipe.round_rows, self.phases.follow
+                )
+                self.measured.update(measured)
+                self.phases.begin("convert")
             convert(folder, self.converted, functools.partial(self._rewrite, mapped))
 
     def _rewrite(self, mapped: MappedConstants, model: Any) -> None:
         """Compress the graph; optimum writes it afterwards."""
         self.phases.begin("analyse")
-        self.recipe.apply(GraphWeights(model, self.samples, mapped, self.phases))
+        weights = GraphWeights(model, self.samples, mapped, self.phases)
+        self.recipe.apply(weights, self.checkpoint, self.measured)
         self.phases.begin("write")
 
     def collect_files(self) -> None:

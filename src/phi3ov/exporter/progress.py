@@ -48,7 +48,9 @@ ProgressCallback = Callable[[ExportProgress], None]
 class Phases:
     """Reports the phases of an export and measures how long each takes."""
 
-    NAMES = ("check", "convert", "analyse", "compress", "write", "collect files", "verify")
+    NAMES = (
+        "check", "measure", "convert", "analyse", "compress", "write", "collect files", "verify"
+    )  # fmt: skip
 
     def __init__(self, progress: bool | ProgressCallback) -> None:  # noqa: FBT001
         self._printer = _Printer() if progress is True else None

@@ -19,12 +19,22 @@ from ..validation import is_integer, is_number, require_choice
 from .calibration import Calibration, default_texts, hash_texts
 from .checkpoint import Checkpoint
 from .compress import GraphWeights
+from .layer_choice import Candidate, choose_by_bytes, choose_by_share
+from .rounding import Rounding, round_by_extremes
+from .sensitivity import SAMPLE_TOKENS, SAMPLES, LayerSensitivity
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..family import Phi3Config
 
-_NEVER_INT4 = ("embed_tokens", "lm_head")
-"""NNCF keeps embeddings and the output layer in the backup precision."""
+_ENDS = ("model.embed_tokens", "lm_head")
+"""Embedding and output layer."""
+
+_SMALLEST_ADJUSTED = 32
+"""Smallest group size that NNCF adjusts to; it keeps narrower layers in the backup precision."""
+
+_DEFAULT_RATIO = 0.6
 
 _LEAST_GROUP = 16
 """Smallest group size that an error message recommends; scales of smaller ones cost a bit each."""
@@ -40,6 +50,11 @@ class Recipe(Protocol):
         """The calibration text; None if the recipe is not data-aware."""
         ...
 
+    @property
+    def measured_text(self) -> Calibration | None:
+        """The text on which `sensitivity` measures the layers; None if the recipe does not ask."""
+        ...
+
     def bits(self, checkpoint: Checkpoint) -> float:
         """Return an upper bound of the resulting bits per weight, scales included."""
         ...
@@ -52,8 +67,22 @@ class Recipe(Protocol):
         """
         ...
 
-    def apply(self, weights: GraphWeights) -> None:
+    def round_rows(self, rows: Tensor) -> Tensor:
+        """Return rows of a weight as the recipe's lowest precision holds them."""
+        ...
+
+    def apply(
+        self,
+        weights: GraphWeights,
+        checkpoint: Checkpoint,
+        measured: Mapping[str, LayerSensitivity],
+    ) -> None:
         """Rewrite a graph's weights.
+
+        Args:
+            weights: The graph's weights.
+            checkpoint: Where they come from.
+            measured: What was measured of each layer; empty without `measured_text`.
 
         Raises:
             CompressionError: The recipe does not fit the model.
@@ -87,18 +116,30 @@ class Int4Compression:
     Attributes:
         group_size: Number of values in a row that share one scale; -1 for a whole row.
         ratio: Share of the parameters that become int4, in (0, 1]; embeddings and output layer
-            do not count. NNCF keeps the most sensitive layers in the backup precision.
+            count only with ``embeddings="int4"``.
+        target_bytes: Size of all weight matrices in bytes, scales and zero points included,
+            instead of ``ratio``. As many layers become int4 as this size needs.
+        target_bits: The same as an average in bits per weight.
         symmetric: Without zero points (faster); asymmetric is a little more accurate.
         on_indivisible: Treatment of layers whose width is not a multiple of ``group_size``:
             ``"error"``, or ``"adjust"`` to the largest power of two that divides the width.
         backup: Precision of the remaining layers, the embeddings and the output layer: ``"int8"``
             with zero points, ``"int8_sym"`` without, or ``"none"`` to keep the checkpoint's.
+        embeddings: ``"backup"`` keeps embedding and output layer in the backup precision;
+            ``"int4"`` lets the layer choice decide about them as about every other layer, which
+            pays in small models with a large vocabulary.
+        layer_choice: Which layers become int4. ``"effect"``: those where int4 changes the
+            model's predictions least, measured on a short text. ``"nncf"``: those that NNCF
+            takes for the least sensitive by their weights.
+        rounding: Scales of the int4 groups. ``"weighted"``: the scale with the least error,
+            weighted by the inputs that the layer had while ``layer_choice`` was measured, or by
+            the weights' size where it was not. ``"nncf"``: from the group's extreme values.
         ignored_layers: Layers to keep in the checkpoint's precision: names such as
             ``"model.layers.0.mlp.down_proj"``, or shell patterns such as ``"*.down_proj"``.
         awq: Data-aware: scale the most important columns before rounding (AWQ).
         scale_estimation: Data-aware: choose each scale by the error in the layer's output.
         gptq: Data-aware: round column by column and compensate each error in the next (GPTQ).
-        texts: Calibration text; None for `calibration.default_texts`.
+        texts: Calibration text, also for the layer choice; None for `calibration.default_texts`.
         num_samples: Maximum number of calibration samples.
         sample_tokens: Length of each sample in tokens.
 
@@ -113,10 +154,15 @@ class Int4Compression:
     """
 
     group_size: int = 128
-    ratio: float = 0.6
+    ratio: float = _DEFAULT_RATIO
     symmetric: bool = True
     on_indivisible: Literal["error", "adjust"] = "error"
     backup: Literal["int8", "int8_sym", "none"] = "int8"
+    target_bytes: int | None = None
+    target_bits: float | None = None
+    embeddings: Literal["backup", "int4"] = "backup"
+    layer_choice: Literal["effect", "nncf"] = "effect"
+    rounding: Literal["weighted", "nncf"] = "weighted"
     ignored_layers: Sequence[str] = ()
     awq: bool = False
     scale_estimation: bool = False
@@ -133,6 +179,9 @@ class Int4Compression:
             raise OptionError(f"ratio={self.ratio!r} must be above 0 and at most 1.")
         require_choice("on_indivisible", self.on_indivisible, ("error", "adjust"))
         require_choice("backup", self.backup, ("int8", "int8_sym", "none"))
+        require_choice("embeddings", self.embeddings, ("backup", "int4"))
+        require_choice("layer_choice", self.layer_choice, ("effect", "nncf"))
+        require_choice("rounding", self.rounding, ("weighted", "nncf"))
         for name in ("symmetric", "awq", "scale_estimation", "gptq"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name}={getattr(self, name)!r} is not True or False.")
@@ -142,7 +191,41 @@ class Int4Compression:
                 "on_indivisible='adjust' contradicts group_size=-1: a whole row always divides. "
                 "Leave on_indivisible out."
             )
+        self._check_target()
         self._check_calibration()
+
+    def _check_target(self) -> None:
+        if self.target_bytes is not None and (
+            not is_integer(self.target_bytes) or self.target_bytes < 1
+        ):
+            raise OptionError(f"target_bytes={self.target_bytes!r} must be a positive integer.")
+        if self.target_bits is not None and (
+            not is_number(self.target_bits) or not 4 < self.target_bits < 16
+        ):
+            raise OptionError(f"target_bits={self.target_bits!r} must be above 4 and below 16.")
+        if self.target_bytes is not None and self.target_bits is not None:
+            raise OptionError(
+                f"target_bytes={self.target_bytes} and target_bits={self.target_bits} both say "
+                "how large the model becomes. Leave one of them out."
+            )
+        if self._has_target and self.ratio != _DEFAULT_RATIO:
+            raise OptionError(
+                f"ratio={self.ratio} contradicts a target size, from which the share of int4 "
+                "follows. Leave one of them out."
+            )
+        if self.layer_choice == "nncf":
+            for name, default in (
+                ("target_bytes", None), ("target_bits", None), ("embeddings", "backup")
+            ):  # fmt: skip
+                if getattr(self, name) != default:
+                    raise OptionError(
+                        f"{name}={getattr(self, name)!r} needs layer_choice='effect': NNCF chooses "
+                        "by a ratio, and among the layers of the blocks alone."
+                    )
+
+    @property
+    def _has_target(self) -> bool:
+        return self.target_bytes is not None or self.target_bits is not None
 
     def _keep_strings(self, name: str) -> None:
         """Store a sequence of strings as a tuple, so that recipes can be compared and hashed."""
@@ -168,10 +251,17 @@ class Int4Compression:
             if not self.texts:
                 raise OptionError("texts=() is empty. Give calibration text, or None.")
         for name, default in defaults.items():
-            if not self.data_aware and getattr(self, name) != default:
-                given = "(...)" if name == "texts" else getattr(self, name)
+            if self.data_aware or getattr(self, name) == default:
+                continue
+            if name != "texts":
                 raise OptionError(
-                    f"{name}={given} goes with awq, scale_estimation or gptq, and none is on."
+                    f"{name}={getattr(self, name)} goes with awq, scale_estimation or gptq, and "
+                    "none is on."
+                )
+            if self.layer_choice == "nncf":
+                raise OptionError(
+                    "texts=(...) goes with layer_choice='effect', awq, scale_estimation or gptq, "
+                    "and none is on."
                 )
 
     @property
@@ -190,8 +280,21 @@ class Int4Compression:
             sample_tokens=self.sample_tokens,
         )
 
+    @property
+    def measured_text(self) -> Calibration | None:
+        """The text on which the layers are measured; None with ``layer_choice="nncf"``."""
+        if self.layer_choice == "nncf":
+            return None
+        return Calibration(
+            texts=None if self.texts is None else tuple(self.texts),
+            num_samples=SAMPLES,
+            sample_tokens=SAMPLE_TOKENS,
+        )
+
     def bits(self, checkpoint: Checkpoint) -> float:
         """Return an upper bound of the resulting bits per weight, scales included."""
+        if self._has_target:
+            return 8 * self._target(checkpoint) / checkpoint.parameters
         ignored = sum(
             math.prod(shape)
             for name, shape in checkpoint.config.tensor_shapes().items()
@@ -218,6 +321,99 @@ class Int4Compression:
         self._check_ignored(checkpoint.config)
         if self.group_size != -1 and self.on_indivisible == "error":
             self._check_divisible(checkpoint.config)
+        if self._has_target:
+            self._check_reachable(checkpoint)
+
+    def _check_reachable(self, checkpoint: Checkpoint) -> None:
+        target = self._target(checkpoint)
+        fixed, candidates = self._candidates(checkpoint, {})
+        smallest = fixed + sum(candidate.int4_bytes for candidate in candidates)
+        largest = fixed + sum(candidate.backup_bytes for candidate in candidates)
+        given = (
+            f"target_bytes={self.target_bytes}"
+            if self.target_bits is None
+            else f"target_bits={self.target_bits}, which are {target:.0f} bytes"
+        )
+        if target < smallest:
+            raise CompressionError(
+                f"{given}, cannot be reached: with int4 in every layer that may have it, the "
+                f"weights need {smallest} bytes. Ask for more, or for larger groups"
+                + ("." if self.embeddings == "int4" else ", or for embeddings='int4'.")
+            )
+        if target >= largest:
+            raise CompressionError(
+                f"{given}, leaves nothing for int4: the weights need {largest} bytes in the "
+                f"backup precision {self.backup!r}. Ask for less, or for compression='int8'."
+            )
+
+    def _target(self, checkpoint: Checkpoint) -> float:
+        """Return the size of all weight matrices that is asked for, in bytes."""
+        if self.target_bytes is not None:
+            return self.target_bytes
+        assert self.target_bits is not None
+        return self.target_bits * checkpoint.parameters / 8
+
+    def _candidates(
+        self, checkpoint: Checkpoint, measured: Mapping[str, LayerSensitivity]
+    ) -> tuple[int, list[Candidate]]:
+        """Return the bytes of the layers that stay as they are, and all layers that may be int4."""
+        config = checkpoint.config
+        blocks = config.linear_shapes()
+        fixed, candidates = 0, []
+        for tensor, shape in config.tensor_shapes().items():
+            name = layer_name(tensor)
+            if name not in blocks and name not in _ENDS:
+                continue
+            parameters, columns = math.prod(shape), shape[-1]
+            rows = parameters // columns
+            backup = {
+                "int8": parameters + 3 * rows,
+                "int8_sym": parameters + 2 * rows,
+                "none": int(parameters * checkpoint.source_bits / 8),
+            }[self.backup]
+            size = self._group_size_of(columns)
+            if self.ignores(name):
+                fixed += int(parameters * checkpoint.source_bits / 8)
+            elif not size or (name in _ENDS and self.embeddings == "backup"):
+                fixed += backup
+            else:
+                groups = parameters // size
+                zero_points = 0 if self.symmetric else groups // 2
+                candidates.append(
+                    Candidate(
+                        name=name,
+                        parameters=parameters,
+                        effect=measured[name].effect if measured else 0.0,
+                        int4_bytes=parameters // 2 + 2 * groups + zero_points,
+                        backup_bytes=backup,
+                    )
+                )
+        return fixed, candidates
+
+    def _group_size_of(self, columns: int) -> int:
+        """Return the group size of rows of this width; 0 if NNCF keeps them out of int4."""
+        if self.group_size == -1:
+            return columns
+        if columns % self.group_size == 0:
+            return self.group_size
+        power = columns & -columns
+        return power if power >= _SMALLEST_ADJUSTED else 0
+
+    def round_rows(self, rows: Tensor) -> Tensor:
+        """Return rows of a weight, float32 of shape [rows, columns], as int4 holds them."""
+        size = self._group_size_of(rows.shape[-1])
+        return round_by_extremes(rows, size, symmetric=self.symmetric) if size else rows
+
+    def _choose(
+        self, checkpoint: Checkpoint, measured: Mapping[str, LayerSensitivity]
+    ) -> frozenset[str]:
+        """Return the layers that become int4, by what was measured of them."""
+        fixed, candidates = self._candidates(checkpoint, measured)
+        if not self._has_target:
+            return choose_by_share(candidates, self.ratio)
+        chosen = choose_by_bytes(candidates, self._target(checkpoint) - fixed)
+        assert chosen is not None  # check() has refused such a target
+        return chosen
 
     def _check_ignored(self, config: Phi3Config) -> None:
         blocks = set(config.linear_shapes())
@@ -254,13 +450,25 @@ class Int4Compression:
                 layers=tuple(misfits),
             )
 
-    def apply(self, weights: GraphWeights) -> None:
+    def apply(
+        self,
+        weights: GraphWeights,
+        checkpoint: Checkpoint,
+        measured: Mapping[str, LayerSensitivity],
+    ) -> None:
         """Rewrite a graph's weights by NNCF.
 
         Raises:
             CompressionError: NNCF refuses the group size.
         """
+        moments = {
+            name: layer.moments
+            for name, layer in measured.items()
+            if layer.moments is not None and not self.awq  # AWQ rescales the inputs
+        }
         weights.compress_to_int4(
+            int4_layers=self._choose(checkpoint, measured) if measured else None,
+            rounding=Rounding(moments) if self.rounding == "weighted" else None,
             symmetric=self.symmetric,
             ratio=self.ratio,
             group_size=self.group_size,
@@ -287,7 +495,8 @@ class Int4Compression:
         countable = [
             layer
             for layer in layers
-            if not any(part in layer.name for part in _NEVER_INT4) and not self.ignores(layer.name)
+            if not self.ignores(layer.name)
+            and (self.embeddings == "int4" or layer_name(layer.name) not in _ENDS)
         ]
         int4 = [layer for layer in countable if layer.precision == "int4"]
         wrong = tuple(layer.name for layer in layers if not self._is_as_asked(layer))
@@ -297,6 +506,8 @@ class Int4Compression:
                 f"{len(int4)} layers are int4.",
                 layers=wrong,
             )
+        if self._has_target:
+            return  # the size follows from the layers that are int4, which _choose() counted
         total = sum(layer.parameters for layer in countable)
         share = sum(layer.parameters for layer in int4) / total
         one_layer = max(layer.parameters for layer in countable) / total
@@ -370,6 +581,11 @@ class Int8Compression:
     """Every weight matrix in 8 bits with zero points, one scale per row."""
 
     calibration: None = None
+    measured_text: None = None
+
+    def round_rows(self, rows: Tensor) -> Tensor:
+        """Return the rows: this recipe measures nothing."""
+        return rows
 
     def bits(self, checkpoint: Checkpoint) -> float:  # noqa: ARG002
         """Return the bits per weight with scales."""
@@ -378,7 +594,12 @@ class Int8Compression:
     def check(self, checkpoint: Checkpoint) -> None:
         """Accept every model: a row of any width has one scale."""
 
-    def apply(self, weights: GraphWeights) -> None:
+    def apply(
+        self,
+        weights: GraphWeights,
+        checkpoint: Checkpoint,  # noqa: ARG002
+        measured: Mapping[str, LayerSensitivity],  # noqa: ARG002
+    ) -> None:
         """Rewrite a graph's weights by NNCF."""
         weights.compress_to_int8(ignores=is_router)
 
@@ -400,6 +621,11 @@ class Fp16Compression:
     """Every weight matrix as float16: no compression of a 16-bit checkpoint."""
 
     calibration: None = None
+    measured_text: None = None
+
+    def round_rows(self, rows: Tensor) -> Tensor:
+        """Return the rows: this recipe measures nothing."""
+        return rows
 
     def bits(self, checkpoint: Checkpoint) -> float:  # noqa: ARG002
         """Return the bits per weight."""
@@ -408,7 +634,12 @@ class Fp16Compression:
     def check(self, checkpoint: Checkpoint) -> None:
         """Accept every model; values that fp16 cannot hold are found while rewriting."""
 
-    def apply(self, weights: GraphWeights) -> None:
+    def apply(
+        self,
+        weights: GraphWeights,
+        checkpoint: Checkpoint,  # noqa: ARG002
+        measured: Mapping[str, LayerSensitivity],  # noqa: ARG002
+    ) -> None:
         """Store the weights as fp16.
 
         Raises:

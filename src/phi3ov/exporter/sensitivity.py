@@ -1,0 +1,211 @@
+"""Measures how much int4 in each layer changes the model's predictions.
+
+The change is the divergence KL(checkpoint || compressed), in nats per token. To second order, the
+divergence that an error ``e`` in a layer's output causes is half the mean of ``(g * e) ** 2``,
+where ``g`` is the gradient of the log-probability of a token that is drawn from the model's own
+prediction (the Fisher information). `measure_sensitivity` reads a short text once, forward and
+backward, and gets that number for all layers together. Errors of different outputs and tokens are
+taken as independent.
+
+The weights stay in the checkpoint's mapped files and are widened to float32 some rows at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SAMPLES = 4
+"""Number of pieces of text that are read, evenly spread over the text."""
+
+SAMPLE_TOKENS = 32
+"""Tokens of each piece. 128 tokens order the layers as 2 048 do (docs/recipes.md)."""
+
+_WIDENED_VALUES = 1 << 20
+"""Number of weight values that are widened to float32 at once: 4 MB."""
+
+_SEED = 0
+"""Seed of the drawn tokens, so that two exports choose alike."""
+
+_EMBEDDING, _HEAD = "model.embed_tokens", "lm_head"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSensitivity:
+    """What was measured of one layer.
+
+    Attributes:
+        effect: Divergence that int4 in this layer alone causes, in nats per token.
+        moments: Mean square of each column's input, float32 of shape [columns]; None for an
+            embedding whose input is a token id alone.
+    """
+
+    effect: float
+    moments: Any
+
+
+def measure_sensitivity(
+    checkpoint: Path,
+    samples: Sequence[Sequence[int]],
+    rounded: Callable[[Tensor], Tensor],
+    follow: Callable[[Sequence[Any], str], Iterator[Any]],
+) -> dict[str, LayerSensitivity]:
+    """Measure every linear layer and the embedding of a checkpoint in Phi-3's layout.
+
+    Args:
+        checkpoint: The folder of the checkpoint.
+        samples: Token ids, all of one length of at least 2.
+        rounded: Returns rows of a weight, float32 of shape [rows, columns], as int4 holds them.
+        follow: Reports the progress over a sequence under a name.
+
+    Returns:
+        The measurement of each layer by its name in the checkpoint, without ``.weight``. Tied
+        embeddings appear once, as ``model.embed_tokens``, with the effects of both uses.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        checkpoint, dtype="auto", attn_implementation="sdpa", local_files_only=True
+    ).eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    embedding = model.get_input_embeddings()
+    tied = model.get_output_embeddings().weight is embedding.weight
+    meters = {_EMBEDDING: _Meter(embedding.weight, rounded)}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            meter = _Meter(module.weight, rounded)
+            meter = meters.setdefault(_EMBEDDING if tied and name == _HEAD else name, meter)
+            module.forward = _measured_linear(module, meter)
+    embedding.forward = _measured_lookup(meters[_EMBEDDING])
+
+    ids = torch.tensor([list(sample) for sample in samples])
+    for passes in follow(("forward", "backward"), "Measuring the layers"):
+        if passes == "forward":
+            with (
+                torch.enable_grad(),
+                torch.autograd.graph.saved_tensors_hooks(_narrowed, _widened),
+            ):
+                likelihood = _likelihood_of_drawn_tokens(model(ids, use_cache=False).logits)
+        else:
+            likelihood.backward()
+    return {name: meter.result(ids.numel()) for name, meter in meters.items()}
+
+
+def _likelihood_of_drawn_tokens(logits: Tensor) -> Tensor:
+    """Draw a token from each prediction and return the sum of their log-probabilities."""
+    import torch
+
+    likely = logits.flatten(0, -2).float().log_softmax(-1)
+    drawn = torch.multinomial(
+        likely.detach().exp(), 1, generator=torch.Generator().manual_seed(_SEED)
+    )
+    return likely.gather(1, drawn).sum()
+
+
+class _Meter:
+    """Sums the squared effects of one weight matrix, and the squares of its inputs."""
+
+    def __init__(self, weight: Tensor, rounded: Callable[[Tensor], Tensor]) -> None:
+        self.weight = weight
+        self._rounded = rounded
+        self._squares = 0.0
+        self._moments: Any = None
+        self._inputs = 0
+
+    def add_inputs(self, inputs: Tensor) -> None:
+        """Add inputs of shape [tokens, columns]."""
+        moments = inputs.square().sum(0)
+        self._moments = moments if self._moments is None else self._moments + moments
+        self._inputs += len(inputs)
+
+    def add_error(self, error: Tensor, gradient: Tensor) -> None:
+        """Add an error in the output, with the gradient there."""
+        self._squares += float((error * gradient).square().sum())
+
+    def error_of(self, rows: Tensor) -> Tensor:
+        """Return the error of int4 in rows of the weight."""
+        return self._rounded(rows) - rows
+
+    def result(self, tokens: int) -> LayerSensitivity:
+        moments = None if self._moments is None else (self._moments / self._inputs).numpy()
+        return LayerSensitivity(effect=0.5 * self._squares / tokens, moments=moments)
+
+
+def _measured_linear(module: Any, meter: _Meter) -> Callable[[Tensor], Tensor]:
+    """Return a forward pass of a linear layer that measures itself in the backward pass.
+
+    The weight has the shape [outputs, inputs]; that of stacked experts has one dimension before.
+    """
+    import torch
+
+    bias = module.bias
+    stacked = meter.weight.dim() == 3
+    matrices = [
+        matrix.split(max(1, _WIDENED_VALUES // matrix.shape[-1]))
+        for matrix in (meter.weight if stacked else (meter.weight,))
+    ]
+
+    def per_matrix(values: Tensor) -> Tensor:
+        return values if stacked else values.reshape(1, -1, values.shape[-1])
+
+    class Measured(torch.autograd.Function):  # type: ignore[misc]
+        @staticmethod
+        def forward(context: Any, inputs: Tensor) -> Tensor:
+            context.save_for_backward(inputs)
+            meter.add_inputs(inputs.flatten(0, -2))
+            products = [
+                torch.cat([values @ part.float().T for part in parts], dim=-1)
+                for values, parts in zip(per_matrix(inputs), matrices, strict=True)
+            ]
+            product = torch.stack(products).reshape(*inputs.shape[:-1], -1)
+            return product if bias is None else product + bias.float()
+
+        @staticmethod
+        def backward(context: Any, gradients: Tensor) -> Tensor:
+            (inputs,) = context.saved_tensors
+            back = torch.zeros_like(per_matrix(inputs))
+            for sums, values, gradient, parts in zip(
+                back, per_matrix(inputs), per_matrix(gradients), matrices, strict=True
+            ):
+                start = 0
+                for part in parts:
+                    rows, slopes = part.float(), gradient[:, start : start + len(part)]
+                    start += len(part)
+                    meter.add_error(values @ meter.error_of(rows).T, slopes)
+                    sums += slopes @ rows
+            return back.reshape(inputs.shape)
+
+    return lambda inputs: Measured.apply(inputs.float())  # type: ignore[no-any-return]
+
+
+def _measured_lookup(meter: _Meter) -> Callable[[Tensor], Tensor]:
+    """Return a forward pass of the embedding that measures itself in the backward pass."""
+
+    def forward(ids: Tensor) -> Tensor:
+        rows = meter.weight[ids].float()
+        flat = rows.flatten(0, -2)
+        error = meter.error_of(flat).reshape(rows.shape)
+        rows.requires_grad_()
+        rows.register_hook(lambda gradient: meter.add_error(error, gradient))
+        return rows
+
+    return forward
+
+
+def _narrowed(tensor: Tensor) -> tuple[Any, Tensor]:
+    """Keep activations for the backward pass in 16 bits: half the memory."""
+    import torch
+
+    return tensor.dtype, tensor.bfloat16() if tensor.dtype == torch.float32 else tensor
+
+
+def _widened(kept: tuple[Any, Tensor]) -> Tensor:
+    dtype, tensor = kept
+    return tensor.to(dtype)
