@@ -94,6 +94,10 @@ class Manifest:
     def to_json(self) -> str:
         """Return the text of ``phi3ov.json``, which is the same for the same content."""
         values = asdict(self)
+        for layer in values["layers"]:
+            for name in ("error", "int4_effect"):
+                if layer[name] is None:
+                    del layer[name]
         if not self.chat_extension:  # earlier versions refuse a field that they do not know
             del values["chat_extension"]
         return json.dumps(values, indent=2, ensure_ascii=False) + "\n"

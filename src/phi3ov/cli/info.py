@@ -60,6 +60,7 @@ def run(
         )
     if layers:
         print("\n" + draw_layers(artifact.manifest.layers, sys.stdout.encoding))
+        print_extremes(artifact.manifest.layers)
 
 
 def _weight_row(weight: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
@@ -138,6 +139,23 @@ def _describe_experts(artifact: Artifact) -> str:
     if not config.has_experts:
         return "no"
     return f"{config.num_local_experts} per block, {config.num_experts_per_tok} per token"
+
+
+def print_extremes(layers: Sequence[WeightLayer], count: int = 3) -> None:
+    """Print the layers with the largest rounding error, and those where int4 costs most."""
+    for title, name, show in (
+        ("largest error of the weights", "error", "{:.1%}"),
+        ("largest effect of int4 (nats per token)", "int4_effect", "{:.2g}"),
+    ):
+        figures = [(getattr(layer, name), layer) for layer in layers]
+        known = sorted(
+            ((figure, layer) for figure, layer in figures if figure is not None),
+            key=lambda pair: -pair[0],
+        )
+        if known:
+            print(f"\n{title}:")
+        for figure, layer in known[:count]:
+            print(f"  {show.format(figure):>8}  {layer.precision:5} {layer.name}")
 
 
 _BARS: Mapping[Precision, str] = dict(

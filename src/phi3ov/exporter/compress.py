@@ -21,7 +21,7 @@ from ..thirdparty.overrides import original_of, replaced
 from .calibration import decoder_inputs
 from .mapped_weights import MappedConstants, give_back
 from .progress import Phases
-from .rounding import Rounding
+from .rounding import Rounding, relative_error
 
 _PASSES = (
     "nncf.common.tensor_statistics.aggregator",
@@ -62,6 +62,8 @@ class GraphWeights:
         self._mapped = mapped
         self._phases = phases
         self._rewriting = ""
+        self.errors: dict[str, float] = {}
+        """Relative error of each compressed weight, by layer name."""
 
     def store_as_fp16(self) -> None:
         """Store the fp32 and bf16 weight matrices as fp16, and change no other constant.
@@ -150,7 +152,7 @@ class GraphWeights:
             options["dataset"] = nncf.Dataset(list(decoder_inputs(self._model, self._samples)))
             options["subset_size"] = len(self._samples)
         try:
-            with self._watched_passes(), self._chosen(int4_layers), self._fitted(rounding):
+            with self._watched_passes(rounding), self._chosen(int4_layers):
                 nncf.compress_weights(
                     self._model,
                     mode=modes.INT4_SYM if symmetric else modes.INT4_ASYM,
@@ -188,22 +190,25 @@ class GraphWeights:
         with replaced(algorithm, "apply_mixed_precision", choose):
             yield
 
-    @contextlib.contextmanager
-    def _fitted(self, rounding: Rounding | None) -> Iterator[None]:
-        """Give NNCF our scales for the int4 weights for which it has computed none by itself."""
-        if rounding is None:
-            yield
-            return
-        backend = importlib.import_module(_BACKEND)
-        compress = original_of(backend, "compress_weight")
+    def _compressor(self, rounding: Rounding | None) -> Callable[..., Any]:
+        """Return a function that has NNCF compress a weight, and records the error.
+
+        It gives NNCF our scales for the int4 weights for which NNCF has computed none by itself.
+        """
+        compress = original_of(importlib.import_module(_BACKEND), "compress_weight")
 
         def fit(weight: Any, axes: Any, config: Any, computed: Any = None) -> Any:
-            if computed is None and config.num_bits == 4:
-                computed = rounding.fit(layer_name(self._rewriting), weight, config)
-            return compress(weight, axes, config, computed)
+            layer = layer_name(self._rewriting)
+            if rounding is not None and computed is None and config.num_bits == 4:
+                computed = rounding.fit(layer, weight, config)
+            if computed is not None and computed.tensor is not None:
+                made = computed
+            else:
+                made = compress(weight, axes, config, computed)
+            self.errors[layer] = relative_error(weight, made)
+            return made
 
-        with replaced(backend, "compress_weight", fit):
-            yield
+        return fit
 
     def _ignored_nodes(self, ignores: Callable[[str], bool]) -> Iterator[str]:
         """Yield the operations that use an ignored weight; NNCF's scopes list operations."""
@@ -213,9 +218,11 @@ class GraphWeights:
                     yield user.get_node().get_friendly_name()
 
     @contextlib.contextmanager
-    def _watched_passes(self) -> Iterator[None]:
-        """Replace NNCF's progress bar in each of its passes by our own iterators."""
+    def _watched_passes(self, rounding: Rounding | None = None) -> Iterator[None]:
+        """Replace NNCF's progress bar in each of its passes, and its rounding of one weight."""
         with contextlib.ExitStack() as stack:
+            backend = importlib.import_module(_BACKEND)
+            stack.enter_context(replaced(backend, "compress_weight", self._compressor(rounding)))
             for name in _PASSES:
                 module = importlib.import_module(name)
                 stack.enter_context(replaced(module, "track", self._follow))

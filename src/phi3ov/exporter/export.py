@@ -3,12 +3,13 @@
 The steps, each a phase that progress reports:
 
 1. check the checkpoint, the recipe, disk and memory (before anything is written);
-2. convert the checkpoint to an OpenVINO graph over its own, mapped weights (`convert`);
-3. analyse: NNCF chooses the precision of each weight, and runs calibration text;
-4. compress the weights, one by one, into a mapped file (`compress`, `mapped_weights`);
-5. write the compressed model;
-6. collect the checkpoint's configs and tokenizer files;
-7. verify: read the result back and compare it with the recipe; write the manifest, and rename
+2. measure what int4 in each layer would cost, if the recipe asks for it (`sensitivity`);
+3. convert the checkpoint to an OpenVINO graph over its own, mapped weights (`convert`);
+4. analyse: the recipe or NNCF chooses the precision of each weight; NNCF runs calibration text;
+5. compress the weights, one by one, into a mapped file (`compress`, `mapped_weights`);
+6. write the compressed model;
+7. collect the checkpoint's configs and tokenizer files;
+8. verify: read the result back and compare it with the recipe; write the manifest, and rename
    the folder into place.
 
 All work happens in a hidden folder next to the target. An export matches its recipe, or it raises
@@ -20,17 +21,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import logging
 import os
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from ..artifact.folder import MANIFEST_NAME, MODEL_BIN, MODEL_XML, Artifact, Manifest, record_files
-from ..artifact.ir import WeightSummary, read_weights, summarize
+from ..artifact.ir import WeightLayer, WeightSummary, layer_name, read_weights, summarize
 from ..errors import ExportError, MissingDependencyError, Phi3OVError
 from ..prompt.chat_tokenizer import ChatTokenizer
 from ..prompt.formats import ChatFormat
@@ -49,8 +51,8 @@ from .convert import convert
 from .experts import traceable_experts
 from .mapped_weights import MappedConstants
 from .progress import Phases, ProgressCallback
-from .recipes import Compression, Int4Compression, Recipe, read_recipe
-from .sensitivity import LayerSensitivity, measure_sensitivity
+from .recipes import Bench, Compression, Int4Compression, Prepared, Recipe, read_recipe
+from .sensitivity import LayerSensitivity
 from .workplace import (
     check_replaceable,
     check_room,
@@ -70,6 +72,14 @@ _TOOLS = (
     "torch",
 )
 
+
+WORST_ERROR: Mapping[str, float] = {"int4": 0.25, "int8": 0.05} | dict.fromkeys(
+    ("fp16", "bf16", "fp32"), 0.01
+)
+"""Relative error of a layer's weights above which an export warns, by precision. Normally
+distributed weights in groups of 128 have 0.12 in int4, and 0.01 in int8 rows."""
+
+_LOGGER = logging.getLogger("phi3ov")
 
 _ONE_AT_A_TIME = threading.RLock()
 """Held while optimum converts and NNCF compresses. Both patch the model's classes during that
@@ -147,9 +157,9 @@ def export_model(
             try:
                 with _ONE_AT_A_TIME, quiet_tools(log), su_rope_accepted():
                     job = _Export.plan(checkpoint, recipe, work, phases)
-                    job.convert()
+                    figures = job.convert()
                 job.collect_files()
-                weights = job.verify()
+                weights = job.verify(figures)
                 put_into_place(job.made, target, work, overwrite=overwrite)
             except Phi3OVError:
                 raise
@@ -192,6 +202,24 @@ def _require_tools() -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Figures:
+    """What an export has measured of the layers, by layer name."""
+
+    errors: Mapping[str, float]
+    measured: Mapping[str, LayerSensitivity]
+
+    def add_to(self, layer: WeightLayer) -> WeightLayer:
+        """Return the layer with its figures, to three digits."""
+        name = layer_name(layer.name)
+        error, measured = self.errors.get(name), self.measured.get(name)
+        return replace(
+            layer,
+            error=None if error is None else float(f"{error:.3g}"),
+            int4_effect=None if measured is None else float(f"{measured.effect:.3g}"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Export:
     """State and steps of one export; the steps stand in the order in which they are called."""
 
@@ -203,7 +231,6 @@ class _Export:
     notes: tuple[str, ...]
     work: Path
     phases: Phases
-    measured: dict[str, LayerSensitivity] = field(default_factory=dict)
 
     @classmethod
     def plan(cls, checkpoint: Checkpoint, recipe: Recipe, work: Path, phases: Phases) -> _Export:
@@ -249,8 +276,8 @@ class _Export:
         """The folder that becomes the artifact."""
         return self.work / "made"
 
-    def convert(self) -> None:
-        """Write the compressed model."""
+    def convert(self) -> _Figures:
+        """Write the compressed model, and return what was measured of its layers."""
         self.phases.begin("measure" if self.measured_samples else "convert")
         folder = self.checkpoint_folder
         if self.checkpoint.is_restacked:
@@ -259,20 +286,38 @@ class _Export:
         experts = (
             traceable_experts if self.checkpoint.config.has_experts else contextlib.nullcontext
         )
+        errors: dict[str, float] = {}
         with contextlib.closing(MappedConstants(self.work / "compressed.bin")) as mapped, experts():
-            if self.measured_samples:
-                measured = measure_sensitivity(
-                    folder, self.measured_samples, self.recipe.round_rows, self.phases.follow
-                )
-                self.measured.update(measured)
-                self.phases.begin("convert")
-            convert(folder, self.converted, functools.partial(self._rewrite, mapped))
+            prepared = self._prepare(folder)
+            rewrite = functools.partial(self._rewrite, mapped, prepared, errors)
+            convert(folder, self.converted, rewrite)
+        return _Figures(errors=errors, measured=prepared.measured)
 
-    def _rewrite(self, mapped: MappedConstants, model: Any) -> None:
+    def _prepare(self, folder: Path) -> Prepared:
+        """Run the checkpoint on text, if the recipe needs that."""
+        if not self.measured_samples:
+            return Prepared()
+        rounded = self.work / "rounded"
+        rounded.mkdir()
+        bench = Bench(
+            folder=folder,
+            measured_samples=self.measured_samples,
+            samples=self.samples,
+            work=rounded,
+            follow=self.phases.follow,
+        )
+        prepared = self.recipe.prepare(self.checkpoint, bench)
+        self.phases.begin("convert")
+        return prepared
+
+    def _rewrite(
+        self, mapped: MappedConstants, prepared: Prepared, errors: dict[str, float], model: Any
+    ) -> None:
         """Compress the graph; optimum writes it afterwards."""
         self.phases.begin("analyse")
         weights = GraphWeights(model, self.samples, mapped, self.phases)
-        self.recipe.apply(weights, self.checkpoint, self.measured)
+        self.recipe.apply(weights, prepared)
+        errors.update(weights.errors)
         self.phases.begin("write")
 
     def collect_files(self) -> None:
@@ -284,11 +329,12 @@ class _Export:
         for name in (MODEL_XML, MODEL_BIN):
             os.replace(self.converted / name, self.made / name)
 
-    def verify(self) -> tuple[WeightSummary, ...]:
+    def verify(self, figures: _Figures) -> tuple[WeightSummary, ...]:
         """Check that the model matches the recipe, and write its manifest."""
         self.phases.begin("verify")
-        layers = read_weights(self.made / MODEL_XML)
+        layers = tuple(map(figures.add_to, read_weights(self.made / MODEL_XML)))
         self.recipe.verify(layers)
+        _warn_of_errors(layers)
         weights = summarize(layers)
         manifest = Manifest(
             source=self.checkpoint.public_source,
@@ -308,3 +354,16 @@ class _Export:
         path = self.made / MANIFEST_NAME
         path.write_text(manifest.to_json(), encoding="utf-8", newline="\n")
         return weights
+
+
+def _warn_of_errors(layers: Sequence[WeightLayer]) -> None:
+    """Log the layers whose weights lost more than they do in every known model."""
+    wrong = [layer for layer in layers if (layer.error or 0) > WORST_ERROR[layer.precision]]
+    if wrong:
+        worst = max(wrong, key=lambda layer: layer.error or 0)
+        _LOGGER.warning(
+            "%d of %d layers lost more than usual by rounding, the most %s: its error is %.0f %% "
+            "of its weights. Compare the answers (phi3ov quality), and leave it out "
+            "(ignored_layers=...) or take smaller groups.",
+            len(wrong), len(layers), worst.name, 100 * (worst.error or 0),
+        )  # fmt: skip

@@ -8,9 +8,10 @@ rewrites the weights; ``docs/recipes.md`` says when to use which recipe.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ..artifact.ir import WeightLayer, is_router, layer_name
@@ -19,9 +20,10 @@ from ..validation import is_integer, is_number, require_choice
 from .calibration import Calibration, default_texts, hash_texts
 from .checkpoint import Checkpoint
 from .compress import GraphWeights
+from .gptq import FittedWeight, fit_layers
 from .layer_choice import Candidate, choose_by_bytes, choose_by_share
 from .rounding import Rounding, round_by_extremes
-from .sensitivity import SAMPLE_TOKENS, SAMPLES, LayerSensitivity
+from .sensitivity import SAMPLE_TOKENS, SAMPLES, LayerSensitivity, measure_sensitivity
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,22 +69,16 @@ class Recipe(Protocol):
         """
         ...
 
-    def round_rows(self, rows: Tensor) -> Tensor:
-        """Return rows of a weight as the recipe's lowest precision holds them."""
+    def prepare(self, checkpoint: Checkpoint, bench: Bench) -> Prepared:
+        """Run the checkpoint on text, as far as the recipe needs that, before it is converted."""
         ...
 
-    def apply(
-        self,
-        weights: GraphWeights,
-        checkpoint: Checkpoint,
-        measured: Mapping[str, LayerSensitivity],
-    ) -> None:
+    def apply(self, weights: GraphWeights, prepared: Prepared) -> None:
         """Rewrite a graph's weights.
 
         Args:
             weights: The graph's weights.
-            checkpoint: Where they come from.
-            measured: What was measured of each layer; empty without `measured_text`.
+            prepared: What `prepare` returned.
 
         Raises:
             CompressionError: The recipe does not fit the model.
@@ -100,6 +96,40 @@ class Recipe(Protocol):
     def describe(self, samples: Sequence[Sequence[int]] = ()) -> dict[str, Any]:
         """Return the recipe as the manifest records it: everything but the text itself."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """What a recipe may use to run the checkpoint in torch.
+
+    Attributes:
+        folder: The checkpoint, with the layers that the graph will have.
+        measured_samples: Token ids of `Recipe.measured_text`.
+        samples: Token ids of `Recipe.calibration`.
+        work: An existing folder for files that the export needs until it is done.
+        follow: Reports the progress over a sequence under a name.
+    """
+
+    folder: Path
+    measured_samples: Sequence[Sequence[int]]
+    samples: Sequence[Sequence[int]]
+    work: Path
+    follow: Callable[[Sequence[Any], str], Iterator[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What running the checkpoint has shown; empty for recipes that need none of it.
+
+    Attributes:
+        measured: What was measured of each layer, by layer name.
+        int4_layers: The layers that become int4; None lets NNCF choose.
+        rounded: Weights that GPTQ has rounded, by layer name.
+    """
+
+    measured: Mapping[str, LayerSensitivity] = field(default_factory=dict)
+    int4_layers: frozenset[str] | None = None
+    rounded: Mapping[str, FittedWeight] = field(default_factory=dict)
 
 
 NPU_GROUPED_PARAMETERS = 5_000_000_000
@@ -212,6 +242,17 @@ class Int4Compression:
             raise OptionError(
                 f"ratio={self.ratio} contradicts a target size, from which the share of int4 "
                 "follows. Leave one of them out."
+            )
+        if self.rounding == "weighted" and self.gptq and (self.awq or self.scale_estimation):
+            other = "awq" if self.awq else "scale_estimation"
+            raise OptionError(
+                f"gptq=True and {other}=True with rounding='weighted': phi3ov's GPTQ fits the "
+                f"scales itself. Leave {other} out, or take NNCF's GPTQ by rounding='nncf'."
+            )
+        if self.rounding == "weighted" and self.gptq and self.layer_choice == "nncf":
+            raise OptionError(
+                "gptq=True with layer_choice='nncf' needs rounding='nncf', NNCF's own GPTQ: "
+                "phi3ov's rounds the layers that it has chosen itself."
             )
         if self.layer_choice == "nncf":
             for name, default in (
@@ -399,7 +440,33 @@ class Int4Compression:
         power = columns & -columns
         return power if power >= _SMALLEST_ADJUSTED else 0
 
-    def round_rows(self, rows: Tensor) -> Tensor:
+    @property
+    def rounds_by_gptq(self) -> bool:
+        """Whether phi3ov's own GPTQ rounds the int4 layers; NNCF's does with rounding="nncf"."""
+        return self.gptq and self.rounding == "weighted"
+
+    def prepare(self, checkpoint: Checkpoint, bench: Bench) -> Prepared:
+        """Measure the layers, choose those that become int4, and round them by GPTQ."""
+        if not bench.measured_samples:
+            return Prepared()
+        measured = measure_sensitivity(
+            bench.folder, bench.measured_samples, self._round_rows, bench.follow
+        )
+        chosen = self._choose(checkpoint, measured)
+        rounded: Mapping[str, FittedWeight] = {}
+        if self.rounds_by_gptq:
+            shapes = checkpoint.config.tensor_shapes()
+            rounded = fit_layers(
+                bench.folder,
+                bench.samples,
+                {name: self._group_size_of(shapes[f"{name}.weight"][-1]) for name in chosen},
+                symmetric=self.symmetric,
+                folder=bench.work,
+                follow=bench.follow,
+            )
+        return Prepared(measured=measured, int4_layers=chosen, rounded=rounded)
+
+    def _round_rows(self, rows: Tensor) -> Tensor:
         """Return rows of a weight, float32 of shape [rows, columns], as int4 holds them."""
         size = self._group_size_of(rows.shape[-1])
         return round_by_extremes(rows, size, symmetric=self.symmetric) if size else rows
@@ -450,12 +517,7 @@ class Int4Compression:
                 layers=tuple(misfits),
             )
 
-    def apply(
-        self,
-        weights: GraphWeights,
-        checkpoint: Checkpoint,
-        measured: Mapping[str, LayerSensitivity],
-    ) -> None:
+    def apply(self, weights: GraphWeights, prepared: Prepared) -> None:
         """Rewrite a graph's weights by NNCF.
 
         Raises:
@@ -463,27 +525,25 @@ class Int4Compression:
         """
         moments = {
             name: layer.moments
-            for name, layer in measured.items()
+            for name, layer in prepared.measured.items()
             if layer.moments is not None and not self.awq  # AWQ rescales the inputs
         }
+        rounding = Rounding(moments, prepared.rounded) if self.rounding == "weighted" else None
+        data_aware = {
+            "awq": self.awq,
+            "scale_estimation": self.scale_estimation,
+            "gptq": self.gptq and not self.rounds_by_gptq,
+        }
         weights.compress_to_int4(
-            int4_layers=self._choose(checkpoint, measured) if measured else None,
-            rounding=Rounding(moments) if self.rounding == "weighted" else None,
+            int4_layers=prepared.int4_layers,
+            rounding=rounding,
             symmetric=self.symmetric,
             ratio=self.ratio,
             group_size=self.group_size,
             on_indivisible=self.on_indivisible,
             backup=self.backup,
             ignores=self.ignores,
-            data_aware=(
-                {
-                    "awq": self.awq,
-                    "scale_estimation": self.scale_estimation,
-                    "gptq": self.gptq,
-                }
-                if self.data_aware
-                else {}
-            ),
+            data_aware=data_aware if any(data_aware.values()) else {},
         )
 
     def verify(self, layers: Sequence[WeightLayer]) -> None:
@@ -583,9 +643,9 @@ class Int8Compression:
     calibration: None = None
     measured_text: None = None
 
-    def round_rows(self, rows: Tensor) -> Tensor:
-        """Return the rows: this recipe measures nothing."""
-        return rows
+    def prepare(self, checkpoint: Checkpoint, bench: Bench) -> Prepared:  # noqa: ARG002
+        """Return nothing: this recipe does not run the checkpoint."""
+        return Prepared()
 
     def bits(self, checkpoint: Checkpoint) -> float:  # noqa: ARG002
         """Return the bits per weight with scales."""
@@ -594,12 +654,7 @@ class Int8Compression:
     def check(self, checkpoint: Checkpoint) -> None:
         """Accept every model: a row of any width has one scale."""
 
-    def apply(
-        self,
-        weights: GraphWeights,
-        checkpoint: Checkpoint,  # noqa: ARG002
-        measured: Mapping[str, LayerSensitivity],  # noqa: ARG002
-    ) -> None:
+    def apply(self, weights: GraphWeights, prepared: Prepared) -> None:  # noqa: ARG002
         """Rewrite a graph's weights by NNCF."""
         weights.compress_to_int8(ignores=is_router)
 
@@ -623,9 +678,9 @@ class Fp16Compression:
     calibration: None = None
     measured_text: None = None
 
-    def round_rows(self, rows: Tensor) -> Tensor:
-        """Return the rows: this recipe measures nothing."""
-        return rows
+    def prepare(self, checkpoint: Checkpoint, bench: Bench) -> Prepared:  # noqa: ARG002
+        """Return nothing: this recipe does not run the checkpoint."""
+        return Prepared()
 
     def bits(self, checkpoint: Checkpoint) -> float:  # noqa: ARG002
         """Return the bits per weight."""
@@ -634,12 +689,7 @@ class Fp16Compression:
     def check(self, checkpoint: Checkpoint) -> None:
         """Accept every model; values that fp16 cannot hold are found while rewriting."""
 
-    def apply(
-        self,
-        weights: GraphWeights,
-        checkpoint: Checkpoint,  # noqa: ARG002
-        measured: Mapping[str, LayerSensitivity],  # noqa: ARG002
-    ) -> None:
+    def apply(self, weights: GraphWeights, prepared: Prepared) -> None:  # noqa: ARG002
         """Store the weights as fp16.
 
         Raises:

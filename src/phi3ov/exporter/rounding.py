@@ -12,6 +12,7 @@ over the group. The number of bytes, the file format and the speed of the model 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,15 +20,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .gptq import FittedWeight
+
 SYMMETRIC_RANGES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
 """Ranges that `fit_groups` tries for symmetric groups, as shares of the group's largest value."""
 
-ASYMMETRIC_RANGES = (1.0, 0.93, 0.86, 0.79)
+ASYMMETRIC_RANGES = (1.0, 0.9, 0.8, 0.68)
 """Ranges that `fit_groups` tries for asymmetric groups, as shares of the distance between the
 group's smallest and largest value."""
 
 _CHUNK_VALUES = 1 << 18
 """Number of weight values that are fitted at once: 1 MB in float32, so they stay in the cache."""
+
+_UNUSED = 1e-6
+"""Share of the mean importance below which a column does not count: its input is always zero."""
+
+_READ_ROWS = 8
+"""Step between the rows that `relative_error` reads."""
 
 _SMALLEST = 2.0**-24
 """Smallest positive float16."""
@@ -40,18 +49,24 @@ class Rounding:
     Attributes:
         moments: Mean square of each column's input, by layer name; a layer that is not there is
             fitted by the size of its weights.
+        rounded: Weights that `gptq` has rounded already, by layer name.
     """
 
     moments: Mapping[str, Any] = field(default_factory=dict)
+    rounded: Mapping[str, FittedWeight] = field(default_factory=dict)
 
     def fit(self, layer: str, weight: Any, config: Any) -> Any:
         """Return NNCF's ``CompressedWeight`` with scales and zero points for one weight.
+
+        It holds the integers as well where `gptq` has chosen them.
 
         Args:
             layer: Its name in the checkpoint, without ``.weight``.
             weight: NNCF's tensor of shape [..., rows, columns].
             config: NNCF's ``WeightCompressionConfig`` for it.
         """
+        if layer in self.rounded:
+            return self.rounded[layer].read()
         import torch
         from nncf.quantization.algorithms.weight_compression.parameters import CompressedWeight
         from nncf.tensor import Tensor as NncfTensor
@@ -104,12 +119,15 @@ def fit_groups(
     shared = None
     if moments is not None:
         shared = moments.float().reshape(1, groups, group_size)
-        shared = shared + shared.mean() * 1e-6  # an input that is always zero still has a weight
+        used = shared > shared.mean() * _UNUSED
+        shared = shared + shared.mean() * _UNUSED
     step = max(1, _CHUNK_VALUES // columns)
     for start in range(0, rows, step):
         part = slice(start, start + step)
         values = weight[part].float().reshape(-1, groups, group_size)
         importance = values.abs() if shared is None else shared
+        if shared is not None:
+            values = torch.where(used, values, 0.0)  # NNCF clips what is outside the range
         if zero_points is None:
             scales[part] = _fit_symmetric(values, importance)
         else:
@@ -130,6 +148,35 @@ def round_by_extremes(rows: Tensor, group_size: int, *, symmetric: bool) -> Tens
     zero_point = (-low / scale).round_()
     levels = (values / scale).add_(zero_point).round_().clamp_(0, 15)
     return levels.sub_(zero_point).mul_(scale).reshape(rows.shape)
+
+
+def relative_error(weight: Any, compressed: Any) -> float:
+    """Return the norm of a weight's rounding error, divided by the weight's own norm.
+
+    Every eighth row is read, which is enough for a layer's figure.
+
+    Args:
+        weight: NNCF's tensor of shape [..., rows, columns].
+        compressed: NNCF's ``CompressedWeight`` of it.
+    """
+    import torch
+
+    rows = _as_torch(weight)
+    columns = rows.shape[-1]
+    rows = rows.reshape(-1, columns)[::_READ_ROWS].float()
+    scale = compressed.scale.as_numpy_tensor().data
+    groups = scale.size // math.prod(weight.shape[:-1])
+
+    def read(part: Any, size: int) -> Tensor:
+        values = part.as_numpy_tensor().data.reshape(-1, groups, size)
+        return torch.from_numpy(values[::_READ_ROWS]).float()
+
+    levels = read(compressed.tensor, columns // groups)
+    if compressed.zero_point is not None:
+        levels -= read(compressed.zero_point, 1)
+    scales = read(compressed.scale, 1)
+    error = (levels * scales).reshape(rows.shape) - rows
+    return float(error.norm() / rows.norm().clamp(min=_SMALLEST))
 
 
 def _signed_extreme(values: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .widened import row_parts, widened_product
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -25,9 +27,6 @@ SAMPLES = 4
 
 SAMPLE_TOKENS = 32
 """Tokens of each piece. 128 tokens order the layers as 2 048 do (docs/recipes.md)."""
-
-_WIDENED_VALUES = 1 << 20
-"""Number of weight values that are widened to float32 at once: 4 MB."""
 
 _SEED = 0
 """Seed of the drawn tokens, so that two exports choose alike."""
@@ -73,8 +72,7 @@ def measure_sensitivity(
     model = AutoModelForCausalLM.from_pretrained(
         checkpoint, dtype="auto", attn_implementation="sdpa", local_files_only=True
     ).eval()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+    model.requires_grad_(requires_grad=False)
     embedding = model.get_input_embeddings()
     tied = model.get_output_embeddings().weight is embedding.weight
     meters = {_EMBEDDING: _Meter(embedding.weight, rounded)}
@@ -145,12 +143,8 @@ def _measured_linear(module: Any, meter: _Meter) -> Callable[[Tensor], Tensor]:
     """
     import torch
 
-    bias = module.bias
-    stacked = meter.weight.dim() == 3
-    matrices = [
-        matrix.split(max(1, _WIDENED_VALUES // matrix.shape[-1]))
-        for matrix in (meter.weight if stacked else (meter.weight,))
-    ]
+    weight, bias = meter.weight, module.bias
+    stacked = weight.dim() == 3
 
     def per_matrix(values: Tensor) -> Tensor:
         return values if stacked else values.reshape(1, -1, values.shape[-1])
@@ -160,29 +154,27 @@ def _measured_linear(module: Any, meter: _Meter) -> Callable[[Tensor], Tensor]:
         def forward(context: Any, inputs: Tensor) -> Tensor:
             context.save_for_backward(inputs)
             meter.add_inputs(inputs.flatten(0, -2))
-            products = [
-                torch.cat([values @ part.float().T for part in parts], dim=-1)
-                for values, parts in zip(per_matrix(inputs), matrices, strict=True)
-            ]
-            product = torch.stack(products).reshape(*inputs.shape[:-1], -1)
+            product = widened_product(inputs, weight)
             return product if bias is None else product + bias.float()
 
         @staticmethod
         def backward(context: Any, gradients: Tensor) -> Tensor:
             (inputs,) = context.saved_tensors
             back = torch.zeros_like(per_matrix(inputs))
-            for sums, values, gradient, parts in zip(
-                back, per_matrix(inputs), per_matrix(gradients), matrices, strict=True
-            ):
+            stack = zip(
+                per_matrix(inputs), per_matrix(gradients), weight if stacked else (weight,),
+                strict=True,
+            )  # fmt: skip
+            for number, (values, gradient, matrix) in enumerate(stack):
                 start = 0
-                for part in parts:
+                for part in row_parts(matrix):
                     rows, slopes = part.float(), gradient[:, start : start + len(part)]
                     start += len(part)
                     meter.add_error(values @ meter.error_of(rows).T, slopes)
-                    sums += slopes @ rows
+                    back[number] += slopes @ rows
             return back.reshape(inputs.shape)
 
-    return lambda inputs: Measured.apply(inputs.float())  # type: ignore[no-any-return]
+    return lambda inputs: Measured.apply(inputs.float())
 
 
 def _measured_lookup(meter: _Meter) -> Callable[[Tensor], Tensor]:

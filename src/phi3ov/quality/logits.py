@@ -12,12 +12,10 @@ from typing import Any
 
 from ..engine.logits import Logits
 from ..exporter.checkpoint import weight_files
+from ..exporter.widened import widened_product
 
 _SMALL_BYTES = 2**30
 """Checkpoints up to this size are widened to float32 once, larger ones layer by layer."""
-
-_WIDENED_VALUES = 2**20
-"""Number of weight values that are widened to float32 at once: 4 MB."""
 
 
 class SourceModel:
@@ -79,13 +77,8 @@ def _widened(module: Any) -> Callable[[Any], Any]:
     if isinstance(module, torch.nn.Embedding):
         return lambda ids: functions.embedding(ids, weight).float()
 
-    step = max(1, _WIDENED_VALUES // weight.shape[1])
-
     def linear(values: Any) -> Any:
-        output = torch.empty(*values.shape[:-1], weight.shape[0])
-        for start in range(0, weight.shape[0], step):
-            rows = slice(start, start + step)
-            output[..., rows] = functions.linear(values, weight[rows].float())
+        output = widened_product(values, weight)
         return output if module.bias is None else output + module.bias.float()
 
     return linear
