@@ -35,6 +35,7 @@ RECIPES = {
     ),
     "all": Int4Compression(
         symmetric=False, awq=True, scale_estimation=True, gptq=True, backup="none",
+        layer_choice="nncf", rounding="nncf",
         ignored_layers=("*.qkv_proj",), texts=("Some text of ours. " * 100,),
         num_samples=16, sample_tokens=64,
     ),
@@ -107,10 +108,11 @@ def test_the_ir_holds_what_the_recipe_asks(name: str, exports: Exports) -> None:
         else:
             assert layer.precision == backup
             assert layer.symmetric == (recipe.backup != "int8")
-    for end in ("model.embed_tokens", "lm_head"):
-        assert layers[end].precision != "int4"
+    if recipe.embeddings == "backup":
+        for end in ("model.embed_tokens", "lm_head"):
+            assert layers[end].precision != "int4"
     count = sum(layer.precision == "int4" for layer in layers.values())
-    if recipe.ignored_layers:
+    if recipe.ignored_layers or recipe.target_bits:
         assert count > 0
     elif recipe.ratio == 1.0:
         assert count == 8
@@ -226,11 +228,11 @@ def test_the_command_takes_presets_and_calibration_text(
     calibrate = ["--calibrate", str(text)]
     assert main([*arguments, "--preset", "accurate", "--ratio", "1.0", *calibrate]) == 0
     recipe = Artifact.open(tmp_path / "made").manifest.recipe
-    assert (recipe["awq"], recipe["ratio"]) == (True, 1.0)
+    assert (recipe["gptq"], recipe["ratio"]) == (True, 1.0)
     assert recipe["calibration"]["origin"] == "given"
     arguments[2] = str(tmp_path / "other")
-    assert main([*arguments, "--preset", "small", *calibrate]) == 1
-    assert "texts=(...) goes with awq" in capsys.readouterr().err
+    assert main([*arguments, "--preset", "optimum-intel", "--target-bits", "5", *calibrate]) == 1
+    assert "target_bits=5.0 and ratio" in capsys.readouterr().err
     assert main([*arguments, "--preset", "accurate", "--calibrate", str(tmp_path)]) == 1
     assert "cannot be read" in capsys.readouterr().err
     with pytest.raises(SystemExit):

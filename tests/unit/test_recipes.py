@@ -29,6 +29,11 @@ PRESETS = (Int4Compression.accurate(), Int4Compression.small(), Int4Compression.
         *(({name: value}, f"{name}={value!r}")
           for name in ("symmetric", "awq", "scale_estimation", "gptq") for value in (1, None)),
         *(({"backup": value}, f"backup={value!r}") for value in ("int4", "", None, "NONE")),
+        *(({"target_bytes": value}, f"target_bytes={value!r}") for value in (0, -1, 1.5, True)),
+        *(({"target_bits": value}, f"target_bits={value!r}") for value in (4, 16, "5", True)),
+        *(({name: value}, f"{name}={value!r}") for name, value in (
+            ("embeddings", "int8"), ("layer_choice", "best"), ("rounding", None),
+            ("awq", "free"))),
         *(({"awq": True, name: value}, f"{name}={value!r}")
           for name in ("num_samples", "sample_tokens") for value in (0, -1, 1.5, True, None)),
         ({"ignored_layers": "model.layers.0.mlp.down_proj"}, "ignored_layers='model"),
@@ -49,7 +54,15 @@ def test_bad_value_names_field_and_value(values: dict[str, Any], message: str) -
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"texts": ("Some text.",)}, ("texts=", "awq")),
+        ({"texts": ("Some text.",), "layer_choice": "nncf"}, ("texts=", "awq")),
+        ({"target_bits": 5.0, "target_bytes": 10}, ("target_bits=5.0", "target_bytes=10")),
+        ({"target_bits": 5.0, "ratio": 0.7}, ("ratio=0.7", "target")),
+        ({"target_bytes": 10, "layer_choice": "nncf"}, ("target_bytes=10", "layer_choice=")),
+        ({"target_bits": 5.0, "layer_choice": "nncf"}, ("target_bits=5.0", "layer_choice=")),
+        ({"embeddings": "int4", "layer_choice": "nncf"}, ("embeddings='int4'", "layer_choice=")),
+        ({"gptq": True, "awq": True}, ("gptq=True", "awq=True")),
+        ({"gptq": True, "scale_estimation": True}, ("gptq=True", "scale_estimation=True")),
+        ({"gptq": True, "layer_choice": "nncf"}, ("gptq=True", "rounding='nncf'")),
         ({"num_samples": 64}, ("num_samples=64", "awq")),
         ({"sample_tokens": 64}, ("sample_tokens=64", "awq")),
         ({"group_size": -1, "on_indivisible": "adjust"}, ("group_size=-1", "'adjust'")),
@@ -72,7 +85,7 @@ def test_a_preset_is_an_ordinary_value_that_can_be_changed() -> None:
     assert (rows.symmetric, rows.ratio, rows.group_size) == (True, 1.0, -1)
     with pytest.raises(OptionError, match="parameters=0"):
         Int4Compression.npu(0)
-    assert small == replace(Int4Compression(), ratio=1.0)
+    assert (small.target_bits, small.embeddings) == (4.5, "int4")
     assert Int4Compression.accurate(("Text.",)).texts == ("Text.",)
     with pytest.raises(OptionError, match="contradicts"):
         replace(rows, on_indivisible="adjust")

@@ -37,13 +37,17 @@ def run(
         ),
     ] = None,
     calibrate: Annotated[
-        list[Path] | None, typer.Option(help="accurate: a text file; repeat for more")
+        list[Path] | None,
+        typer.Option(help="int4: a text file to measure or calibrate on; repeat for more"),
     ] = None,
     group_size: Annotated[
         int | None, typer.Option(help="int4: values per scale", show_default="128")
     ] = None,
     ratio: Annotated[
         float | None, typer.Option(help="int4: share of int4 parameters", show_default="0.6")
+    ] = None,
+    target_bits: Annotated[
+        float | None, typer.Option(help="int4: average bits per weight, instead of --ratio")
     ] = None,
     asymmetric: Annotated[
         bool, typer.Option("--asymmetric", help="int4: with zero points")
@@ -69,6 +73,7 @@ def run(
         "texts": texts or None,
         "group_size": group_size,
         "ratio": ratio,
+        "target_bits": target_bits,
         "symmetric": False if asymmetric else None,
         "on_indivisible": "adjust" if adjust else None,
     }

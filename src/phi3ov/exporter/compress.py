@@ -117,7 +117,7 @@ class GraphWeights:
         on_indivisible: str,
         backup: str,
         ignores: Callable[[str], bool],
-        data_aware: Mapping[str, bool],
+        by_nncf: Mapping[str, bool],
         int4_layers: frozenset[str] | None = None,
         rounding: Rounding | None = None,
     ) -> None:
@@ -131,7 +131,7 @@ class GraphWeights:
             on_indivisible: As in `Int4Compression`.
             backup: As in `Int4Compression`.
             ignores: Returns whether to skip the weight of this name.
-            data_aware: NNCF's options that need calibration text; may be empty.
+            by_nncf: NNCF's options that fit the weights to activations; may be empty.
             int4_layers: The layers that become int4, by their names in the checkpoint; embedding
                 and output layer may be among them. None lets NNCF choose.
             rounding: Fits the scales of the groups; None for NNCF's own.
@@ -147,8 +147,8 @@ class GraphWeights:
         )
 
         modes, backups = nncf.CompressWeightsMode, nncf.BackupMode
-        options: dict[str, Any] = dict(data_aware)
-        if data_aware:
+        options: dict[str, Any] = dict(by_nncf)
+        if by_nncf and self._samples:
             options["dataset"] = nncf.Dataset(list(decoder_inputs(self._model, self._samples)))
             options["subset_size"] = len(self._samples)
         try:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .rounding import fit_groups
 from .tensors import EMBEDDING, HEAD
-from .widened import widened_product
+from .widened import linear_layers, load_mapped, widened_product
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,22 +78,15 @@ def fit_layers(
         out: its input is a token id, and there is nothing to make up for.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
-        checkpoint, dtype="auto", attn_implementation="sdpa", local_files_only=True
-    ).eval()
+    model = load_mapped(checkpoint)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     embedding.forward = lambda ids: embedding.weight[ids].float()
     tied = head.weight is embedding.weight
     head_name = (EMBEDDING if tied else HEAD).removesuffix(".weight")
     made: dict[str, FittedWeight] = {}
-    layers = [
-        (name, module)
-        for name, module in model.model.named_modules(prefix="model")
-        if isinstance(module, torch.nn.Linear)
-    ]
-    steps = iter(follow([name for name, _ in layers] + [head_name], "Rounding by GPTQ"))
+    layers = {name: module for name, module in linear_layers(model).items() if module is not head}
+    steps = iter(follow([*layers, head_name], "Rounding by GPTQ"))
 
     def round_at(name: str, module: Any, inputs: Tensor) -> Tensor:
         next(steps)
@@ -109,7 +102,7 @@ def fit_layers(
         made[name] = fitted
         return widened_product(inputs, rounded)
 
-    for name, module in layers:
+    for name, module in layers.items():
         module.forward = _forward(name, module, round_at)
     with torch.inference_mode():
         hidden = model.model(torch.tensor([list(sample) for sample in samples]), use_cache=False)

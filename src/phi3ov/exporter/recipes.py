@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -166,9 +166,13 @@ class Int4Compression:
             the weights' size where it was not. ``"nncf"``: from the group's extreme values.
         ignored_layers: Layers to keep in the checkpoint's precision: names such as
             ``"model.layers.0.mlp.down_proj"``, or shell patterns such as ``"*.down_proj"``.
-        awq: Data-aware: scale the most important columns before rounding (AWQ).
-        scale_estimation: Data-aware: choose each scale by the error in the layer's output.
-        gptq: Data-aware: round column by column and compensate each error in the next (GPTQ).
+        awq: Data-aware: scale the most important columns before rounding (AWQ), by NNCF.
+            ``"data-free"`` takes them from the weights alone. It adds a multiplication to some
+            layers of the model.
+        scale_estimation: Data-aware: choose each scale by the error in the layer's output, by
+            NNCF.
+        gptq: Data-aware: round column by column and compensate each error in the next (GPTQ),
+            by phi3ov in one pass over the text; by NNCF with ``rounding="nncf"``.
         texts: Calibration text, also for the layer choice; None for `calibration.default_texts`.
         num_samples: Maximum number of calibration samples.
         sample_tokens: Length of each sample in tokens.
@@ -194,7 +198,7 @@ class Int4Compression:
     layer_choice: Literal["effect", "nncf"] = "effect"
     rounding: Literal["weighted", "nncf"] = "weighted"
     ignored_layers: Sequence[str] = ()
-    awq: bool = False
+    awq: bool | Literal["data-free"] = False
     scale_estimation: bool = False
     gptq: bool = False
     texts: Sequence[str] | None = field(default=None, repr=False)
@@ -213,6 +217,8 @@ class Int4Compression:
         require_choice("layer_choice", self.layer_choice, ("effect", "nncf"))
         require_choice("rounding", self.rounding, ("weighted", "nncf"))
         for name in ("symmetric", "awq", "scale_estimation", "gptq"):
+            if name == "awq" and self.awq == "data-free":
+                continue
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name}={getattr(self, name)!r} is not True or False.")
         self._keep_strings("ignored_layers")
@@ -308,7 +314,7 @@ class Int4Compression:
     @property
     def data_aware(self) -> bool:
         """Whether the recipe needs calibration text."""
-        return self.awq or self.scale_estimation or self.gptq
+        return self.awq is True or self.scale_estimation or self.gptq
 
     @property
     def calibration(self) -> Calibration | None:
@@ -529,8 +535,8 @@ class Int4Compression:
             if layer.moments is not None and not self.awq  # AWQ rescales the inputs
         }
         rounding = Rounding(moments, prepared.rounded) if self.rounding == "weighted" else None
-        data_aware = {
-            "awq": self.awq,
+        by_nncf = {
+            "awq": bool(self.awq),
             "scale_estimation": self.scale_estimation,
             "gptq": self.gptq and not self.rounds_by_gptq,
         }
@@ -543,7 +549,7 @@ class Int4Compression:
             on_indivisible=self.on_indivisible,
             backup=self.backup,
             ignores=self.ignores,
-            data_aware=data_aware if any(data_aware.values()) else {},
+            by_nncf=by_nncf if any(by_nncf.values()) else {},
         )
 
     def verify(self, layers: Sequence[WeightLayer]) -> None:
@@ -607,17 +613,44 @@ class Int4Compression:
 
     @classmethod
     def accurate(cls, texts: Sequence[str] | None = None) -> Int4Compression:
-        """Return an int4 recipe of the default's size with a quarter of its error (measured).
+        """Return an int4 recipe of the default's size and speed with half of its error (measured).
 
         Args:
             texts: Text like the model's later input; None for `calibration.default_texts`.
         """
-        return cls(group_size=64, symmetric=False, awq=True, scale_estimation=True, texts=texts)
+        return cls(group_size=64, symmetric=False, gptq=True, num_samples=32, texts=texts)
 
     @classmethod
     def small(cls) -> Int4Compression:
-        """Return the recipe with the fewest bytes per token: every block layer int4."""
-        return cls(ratio=1.0)
+        """Return a recipe of 4.5 bits per weight, for the fewest bytes per token.
+
+        It has groups of 64 with zero points. Embedding and output layer become int4 where that
+        costs less than int4 elsewhere.
+        """
+        return cls(group_size=64, symmetric=False, target_bits=4.5, embeddings="int4")
+
+    @classmethod
+    def optimum_intel(cls, model: str = "microsoft/Phi-3-mini-4k-instruct") -> Int4Compression:
+        """Return the recipe that optimum-intel 2.2 takes for a model when it is given none.
+
+        Args:
+            model: The hub id. optimum-intel has recipes of their own for Phi-3-mini-4k,
+                Phi-3.5-mini, Phi-4-mini and Phi-4-reasoning, and one for all other models.
+
+        Example:
+            >>> Int4Compression.optimum_intel("microsoft/Phi-4-mini-instruct").awq
+            'data-free'
+        """
+        by_nncf = cls(
+            group_size=64, ratio=1.0, symmetric=False, layer_choice="nncf", rounding="nncf"
+        )
+        own: dict[str, dict[str, Any]] = {
+            "microsoft/Phi-3-mini-4k-instruct": {"scale_estimation": True},
+            "microsoft/Phi-3.5-mini-instruct": {"awq": "data-free"},
+            "microsoft/Phi-4-mini-instruct": {"awq": "data-free"},
+            "microsoft/Phi-4-reasoning": {},
+        }
+        return replace(by_nncf, **own.get(model, {"group_size": 128}))
 
     @classmethod
     def npu(cls, parameters: int = 3_800_000_000) -> Int4Compression:
@@ -714,6 +747,7 @@ PRESETS: dict[str, Callable[[], Int4Compression]] = {
     "accurate": Int4Compression.accurate,
     "small": Int4Compression.small,
     "npu": Int4Compression.npu,
+    "optimum-intel": Int4Compression.optimum_intel,
 }
 """Named recipes that the command line offers. Add a new one here."""
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .widened import row_parts, widened_product
+from .widened import linear_layers, load_mapped, row_parts, widened_product
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,20 +67,15 @@ def measure_sensitivity(
         embeddings appear once, as ``model.embed_tokens``, with the effects of both uses.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
-        checkpoint, dtype="auto", attn_implementation="sdpa", local_files_only=True
-    ).eval()
-    model.requires_grad_(requires_grad=False)
+    model = load_mapped(checkpoint)
     embedding = model.get_input_embeddings()
     tied = model.get_output_embeddings().weight is embedding.weight
     meters = {_EMBEDDING: _Meter(embedding.weight, rounded)}
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear):
-            meter = _Meter(module.weight, rounded)
-            meter = meters.setdefault(_EMBEDDING if tied and name == _HEAD else name, meter)
-            module.forward = _measured_linear(module, meter)
+    for name, module in linear_layers(model).items():
+        meter = _Meter(module.weight, rounded)
+        meter = meters.setdefault(_EMBEDDING if tied and name == _HEAD else name, meter)
+        module.forward = _measured_linear(module, meter)
     embedding.forward = _measured_lookup(meters[_EMBEDDING])
 
     ids = torch.tensor([list(sample) for sample in samples])
