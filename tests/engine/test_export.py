@@ -30,7 +30,9 @@ from .conftest import LoadModel, Zoo, left_in
 from .truth import greedy, load_truth, prompt_text
 
 ROW = "phi-3-mini-4k"
-PHASES = ["check", "convert", "analyse", "compress", "write", "collect files", "verify"]
+PHASES = [
+    "check", "measure", "convert", "analyse", "compress", "write", "collect files", "verify"
+]  # fmt: skip
 RECIPES: dict[str, Compression] = {
     "int4": Int4Compression(ratio=1.0, group_size=64),
     "int4 mixed": Int4Compression(),
@@ -173,6 +175,11 @@ def test_the_manifest_says_what_was_done(exports: Callable[[str], Path], zoo: Zo
         "symmetric": True,
         "on_indivisible": "error",
         "backup": "int8",
+        "target_bytes": None,
+        "target_bits": None,
+        "embeddings": "backup",
+        "layer_choice": "effect",
+        "rounding": "weighted",
         "ignored_layers": [],
         "awq": False,
         "scale_estimation": False,
@@ -335,7 +342,7 @@ def test_progress_goes_where_it_was_asked_to(
     lines = told.stderr.splitlines()
     assert len(lines) == len(PHASES), told.stderr
     for step, (line, phase) in enumerate(zip(lines, PHASES, strict=True), 1):
-        assert line.startswith(f"phi3ov export [{step}/7] {phase} (")
+        assert line.startswith(f"phi3ov export [{step}/8] {phase} (")
 
 
 @pytest.mark.parametrize("recipe", [Int4Compression(), "int8", "fp16"])
@@ -346,7 +353,7 @@ def test_a_long_phase_tells_how_far_it_is(recipe: Compression, zoo: Zoo, tmp_pat
     passes = {(one.phase, one.detail) for one in seen if one.done > 0}
     phases = [phase for phase, _ in sorted(passes)]
     assert phases == (
-        ["analyse", "compress"] if isinstance(recipe, Int4Compression) else ["compress"]
+        ["compress", "measure"] if isinstance(recipe, Int4Compression) else ["compress"]
     )
     for phase, detail in passes:
         assert detail
@@ -368,8 +375,8 @@ def test_a_terminal_shows_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
         for _ in phases.follow(range(4), "Applying Weight Compression"):
             pass
     shown = terminal.getvalue()
-    assert "[2/7] convert" in shown
-    assert "[4/7] compress" in shown
+    assert "[3/8] convert" in shown
+    assert "[5/8] compress" in shown
     assert " 25 %" in shown
     assert "100 %" in shown
 

@@ -481,7 +481,7 @@ def test_a_token_without_a_row_is_refused_at_export_and_load(
         load(tmp_path / "artifact")
 
 
-@pytest.mark.parametrize("phase", ["check", "convert", "verify"])
+@pytest.mark.parametrize("phase", ["check", "measure", "convert", "verify"])
 def test_an_interrupted_export_cleans_up(phase: str, zoo: Zoo, tmp_path: Path) -> None:
     """Ctrl-C comes through as it is, and leaves nothing."""
 

@@ -232,7 +232,7 @@ def test_the_command_takes_presets_and_calibration_text(
     assert recipe["calibration"]["origin"] == "given"
     arguments[2] = str(tmp_path / "other")
     assert main([*arguments, "--preset", "optimum-intel", "--target-bits", "5", *calibrate]) == 1
-    assert "target_bits=5.0 and ratio" in capsys.readouterr().err
+    assert "ratio=1.0 contradicts target_bits=5.0" in capsys.readouterr().err
     assert main([*arguments, "--preset", "accurate", "--calibrate", str(tmp_path)]) == 1
     assert "cannot be read" in capsys.readouterr().err
     with pytest.raises(SystemExit):
@@ -254,7 +254,7 @@ def test_a_large_source_is_computed_in_float32_as_a_small_one_is(
         whole = SourceModel(zoo.checkpoint(row))
         assert _dtypes(whole) == {torch.float32}
         monkeypatch.setattr("phi3ov.quality.logits._SMALL_BYTES", 0)
-        monkeypatch.setattr("phi3ov.quality.logits._WIDENED_VALUES", 128 * 50)
+        monkeypatch.setattr("phi3ov.exporter.widened._WIDENED_VALUES", 128 * 50)
         layered = SourceModel(zoo.checkpoint(row))
         assert _dtypes(layered) == {torch.bfloat16}
         monkeypatch.undo()

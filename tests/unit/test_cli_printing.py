@@ -92,9 +92,9 @@ def test_an_export_draws_a_bar_for_each_phase(monkeypatch: pytest.MonkeyPatch) -
         phases.begin("compress")
         assert list(phases.follow(range(3), "statistics")) == [0, 1, 2]
         phases.begin("verify")
-    last = visible(terminal).rpartition("1/7 check")[2]
-    assert re.search(r"4/7 compress.*100%", last)
-    assert re.search(r"7/7 verify.*100%", last)
+    last = visible(terminal).rpartition("1/8 check")[2]
+    assert re.search(r"5/8 compress.*100%", last)
+    assert re.search(r"8/8 verify.*100%", last)
 
 
 def test_a_batch_draws_one_bar(monkeypatch: pytest.MonkeyPatch) -> None:

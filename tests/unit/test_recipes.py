@@ -56,7 +56,7 @@ def test_bad_value_names_field_and_value(values: dict[str, Any], message: str) -
     [
         ({"texts": ("Some text.",), "layer_choice": "nncf"}, ("texts=", "awq")),
         ({"target_bits": 5.0, "target_bytes": 10}, ("target_bits=5.0", "target_bytes=10")),
-        ({"target_bits": 5.0, "ratio": 0.7}, ("ratio=0.7", "target")),
+        ({"target_bits": 5.0, "ratio": 0.7}, ("ratio=0.7", "target_bits=5.0")),
         ({"target_bytes": 10, "layer_choice": "nncf"}, ("target_bytes=10", "layer_choice=")),
         ({"target_bits": 5.0, "layer_choice": "nncf"}, ("target_bits=5.0", "layer_choice=")),
         ({"embeddings": "int4", "layer_choice": "nncf"}, ("embeddings='int4'", "layer_choice=")),

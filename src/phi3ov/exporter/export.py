@@ -278,7 +278,7 @@ class _Export:
 
     def convert(self) -> _Figures:
         """Write the compressed model, and return what was measured of its layers."""
-        self.phases.begin("measure" if self.measured_samples else "convert")
+        self.phases.begin("measure")
         folder = self.checkpoint_folder
         if self.checkpoint.is_restacked:
             folder.mkdir()
@@ -290,6 +290,7 @@ class _Export:
         with contextlib.closing(MappedConstants(self.work / "compressed.bin")) as mapped, experts():
             prepared = self._prepare(folder)
             rewrite = functools.partial(self._rewrite, mapped, prepared, errors)
+            self.phases.begin("convert")
             convert(folder, self.converted, rewrite)
         return _Figures(errors=errors, measured=prepared.measured)
 
@@ -306,9 +307,7 @@ class _Export:
             work=rounded,
             follow=self.phases.follow,
         )
-        prepared = self.recipe.prepare(self.checkpoint, bench)
-        self.phases.begin("convert")
-        return prepared
+        return self.recipe.prepare(self.checkpoint, bench)
 
     def _rewrite(
         self, mapped: MappedConstants, prepared: Prepared, errors: dict[str, float], model: Any

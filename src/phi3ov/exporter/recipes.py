@@ -245,9 +245,14 @@ class Int4Compression:
                 "how large the model becomes. Leave one of them out."
             )
         if self._has_target and self.ratio != _DEFAULT_RATIO:
+            target = (
+                f"target_bits={self.target_bits}"
+                if self.target_bytes is None
+                else f"target_bytes={self.target_bytes}"
+            )
             raise OptionError(
-                f"ratio={self.ratio} contradicts a target size, from which the share of int4 "
-                "follows. Leave one of them out."
+                f"ratio={self.ratio} contradicts {target}, from which the share of int4 follows. "
+                "Leave one of them out."
             )
         if self.rounding == "weighted" and self.gptq and (self.awq or self.scale_estimation):
             other = "awq" if self.awq else "scale_estimation"
