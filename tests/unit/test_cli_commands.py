@@ -43,7 +43,7 @@ MODEL = (
 )
 OPTIONS = {
     "export": "--adjust --asymmetric --calibrate --group-size --help --json --log --overwrite "
-    "--precision --preset --quiet --ratio --revision -h output source",
+    "--precision --preset --quiet --ratio --revision --target-bits -h output source",
     "chat": f"{MODEL} --cache-gb --choice --draft --file --json --json-schema --no-history "
     "--prompt-lookup --regex --system --verbose message model",
     "serve": "--adapter --allow-control-tokens --allowed-host --allowed-origin --api-key-file "
