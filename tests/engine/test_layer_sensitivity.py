@@ -17,7 +17,7 @@ from phi3ov.artifact.folder import MODEL_XML
 from phi3ov.artifact.ir import is_weight, layer_name, read_weights
 from phi3ov.exporter.gptq import fit_layers, round_by_gptq
 from phi3ov.exporter.rounding import fit_groups
-from phi3ov.exporter.sensitivity import measure_sensitivity
+from phi3ov.exporter.sensitivity import RoundedRows, measure_sensitivity
 
 from .checkpoints import FAMILY, build_checkpoint
 from .conftest import Zoo
@@ -45,6 +45,11 @@ def coarse(rows: torch.Tensor) -> torch.Tensor:
     return (rows / step.clamp(min=1e-9)).round() * step
 
 
+def coarsely(rows: torch.Tensor, _: object) -> RoundedRows:
+    """Round for `measure_sensitivity`."""
+    return RoundedRows(coarse(rows))
+
+
 def divergence_of(source: Path, layer: str) -> float:
     """Return KL(source || source with one rounded layer), in nats per token."""
     model = load_truth(source)
@@ -63,7 +68,7 @@ def divergence_of(source: Path, layer: str) -> float:
 def test_the_estimate_follows_the_divergence_of_each_layer(row: str, tmp_path: Path) -> None:
     """Rounding one layer at a time and measuring gives the same order, and the same size."""
     source = calm(tmp_path / "source", row)
-    measured = measure_sensitivity(source, SAMPLES, coarse, lambda items, _: iter(items))
+    measured = measure_sensitivity(source, SAMPLES, coarsely, lambda items, _: iter(items))
     layers = [name for name in measured if ".layers." in name]
     assert len(layers) == 8
     truth = np.array([divergence_of(source, name) for name in layers])
@@ -88,7 +93,7 @@ def test_moments_are_the_mean_squares_of_the_inputs(zoo: Zoo) -> None:
         model(torch.tensor(SAMPLES), use_cache=False)
     for hook in hooks:
         hook.remove()
-    measured = measure_sensitivity(source, SAMPLES, coarse, lambda items, _: iter(items))
+    measured = measure_sensitivity(source, SAMPLES, coarsely, lambda items, _: iter(items))
     assert len(seen) == 9
     for name, inputs in seen.items():
         truth = inputs.flatten(0, 1).square().mean(0).numpy()

@@ -22,8 +22,14 @@ from .checkpoint import Checkpoint
 from .compress import GraphWeights
 from .gptq import FittedWeight, fit_layers
 from .layer_choice import Candidate, choose_by_bytes, choose_by_share
-from .rounding import Rounding, round_by_extremes
-from .sensitivity import SAMPLE_TOKENS, SAMPLES, LayerSensitivity, measure_sensitivity
+from .rounding import Rounding, dequantize, fit_groups, round_by_extremes
+from .sensitivity import (
+    SAMPLE_TOKENS,
+    SAMPLES,
+    LayerSensitivity,
+    RoundedRows,
+    measure_sensitivity,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -477,10 +483,16 @@ class Int4Compression:
             )
         return Prepared(measured=measured, int4_layers=chosen, rounded=rounded)
 
-    def _round_rows(self, rows: Tensor) -> Tensor:
-        """Return rows of a weight, float32 of shape [rows, columns], as int4 holds them."""
+    def _round_rows(self, rows: Tensor, moments: Any) -> RoundedRows:
+        """Round rows of a weight as the export will, unless NNCF or GPTQ has better scales."""
         size = self._group_size_of(rows.shape[-1])
-        return round_by_extremes(rows, size, symmetric=self.symmetric) if size else rows
+        if not size:
+            return RoundedRows(rows)
+        if self.rounding == "nncf":
+            return RoundedRows(round_by_extremes(rows, size, symmetric=self.symmetric))
+        scales, zeros = fit_groups(rows, size, symmetric=self.symmetric, moments=moments)
+        values = dequantize(rows, size, scales, zeros, symmetric=self.symmetric)
+        return RoundedRows(values, scales, zeros)
 
     def _choose(
         self, checkpoint: Checkpoint, measured: Mapping[str, LayerSensitivity]
@@ -534,12 +546,8 @@ class Int4Compression:
         Raises:
             CompressionError: NNCF refuses the group size.
         """
-        moments = {
-            name: layer.moments
-            for name, layer in prepared.measured.items()
-            if layer.moments is not None and not self.awq  # AWQ rescales the inputs
-        }
-        rounding = Rounding(moments, prepared.rounded) if self.rounding == "weighted" else None
+        fitted = {} if self.awq else prepared.measured  # AWQ rescales weights and inputs
+        rounding = Rounding(fitted, prepared.rounded) if self.rounding == "weighted" else None
         by_nncf = {
             "awq": bool(self.awq),
             "scale_estimation": self.scale_estimation,

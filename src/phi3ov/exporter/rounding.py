@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .gptq import FittedWeight
+    from .sensitivity import LayerSensitivity
 
 SYMMETRIC_RANGES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
 """Ranges that `fit_groups` tries for symmetric groups, as shares of the group's largest value."""
@@ -47,12 +48,12 @@ class Rounding:
     """Fits the scales of int4 weights when NNCF compresses them.
 
     Attributes:
-        moments: Mean square of each column's input, by layer name; a layer that is not there is
-            fitted by the size of its weights.
+        fitted: What was measured of each layer, by layer name, with the scales that were fitted
+            then. A layer without scales is fitted by its inputs, or by the size of its weights.
         rounded: Weights that `gptq` has rounded already, by layer name.
     """
 
-    moments: Mapping[str, Any] = field(default_factory=dict)
+    fitted: Mapping[str, LayerSensitivity] = field(default_factory=dict)
     rounded: Mapping[str, FittedWeight] = field(default_factory=dict)
 
     def fit(self, layer: str, weight: Any, config: Any) -> Any:
@@ -67,21 +68,27 @@ class Rounding:
         """
         if layer in self.rounded:
             return self.rounded[layer].read()
+        import numpy as np
         import torch
         from nncf.quantization.algorithms.weight_compression.parameters import CompressedWeight
         from nncf.tensor import Tensor as NncfTensor
 
-        rows = _as_torch(weight)
-        columns = rows.shape[-1]
         whole_rows = config.group_size == -1
-        moments = self.moments.get(layer)
-        scales, zero_points = fit_groups(
-            rows.reshape(-1, columns),
-            columns if whole_rows else config.group_size,
-            symmetric=not config.is_asym_mode,
-            moments=None if moments is None else torch.from_numpy(moments),
-        )
-        shape = (*rows.shape[:-1], *(() if whole_rows else scales.shape[1:2]), 1)
+        columns = weight.shape[-1]
+        size = columns if whole_rows else config.group_size
+        shape = (*weight.shape[:-1], *(() if whole_rows else (columns // size,)), 1)
+        known = self.fitted.get(layer)
+        if known is not None and known.scales is not None:
+            scales, zero_points = known.scales.astype(np.float32), known.zero_points
+            zero_points = None if zero_points is None else zero_points.astype(np.int32)
+        else:
+            moments = None if known is None else known.moments
+            scales, zero_points = fit_groups(
+                _as_torch(weight).reshape(-1, columns),
+                size,
+                symmetric=not config.is_asym_mode,
+                moments=None if moments is None else torch.from_numpy(moments),
+            )
         return CompressedWeight(
             None,
             NncfTensor(scales.reshape(shape)),
@@ -133,6 +140,21 @@ def fit_groups(
         else:
             scales[part], zero_points[part] = _fit_asymmetric(values, importance)
     return scales.numpy(), None if zero_points is None else zero_points.int().numpy()
+
+
+def dequantize(
+    rows: Tensor, group_size: int, scales: Any, zero_points: Any, *, symmetric: bool
+) -> Tensor:
+    """Return float32 rows of shape [rows, columns], rounded with given scales and zero points."""
+    import torch
+
+    scale = torch.from_numpy(scales)
+    levels = rows.reshape(len(rows), -1, group_size) / scale
+    if symmetric:
+        return levels.round_().clamp_(-8, 7).mul_(scale).reshape(rows.shape)
+    zero_point = torch.from_numpy(zero_points)
+    levels = levels.add_(zero_point).round_().clamp_(0, 15)
+    return levels.sub_(zero_point).mul_(scale).reshape(rows.shape)
 
 
 def round_by_extremes(rows: Tensor, group_size: int, *, symmetric: bool) -> Tensor:

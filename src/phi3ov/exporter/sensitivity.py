@@ -42,16 +42,36 @@ class LayerSensitivity:
         effect: Divergence that int4 in this layer alone causes, in nats per token.
         moments: Mean square of each column's input, float32 of shape [columns]; None for an
             embedding whose input is a token id alone.
+        scales: The scales that the rounding took, float16 of shape [..., rows, groups, 1]; None
+            if it took none, or did not read every row.
+        zero_points: The zero points likewise, uint8; None if there are none.
     """
 
     effect: float
     moments: Any
+    scales: Any = None
+    zero_points: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class RoundedRows:
+    """Rows of a weight as int4 holds them.
+
+    Attributes:
+        values: float32 of shape [rows, columns].
+        scales: float32 of shape [rows, groups, 1]; None if they are not kept.
+        zero_points: int32 of the same shape; None if there are none.
+    """
+
+    values: Tensor
+    scales: Any = None
+    zero_points: Any = None
 
 
 def measure_sensitivity(
     checkpoint: Path,
     samples: Sequence[Sequence[int]],
-    rounded: Callable[[Tensor], Tensor],
+    rounded: Callable[[Tensor, Any], RoundedRows],
     follow: Callable[[Sequence[Any], str], Iterator[Any]],
 ) -> dict[str, LayerSensitivity]:
     """Measure every linear layer and the embedding of a checkpoint in Phi-3's layout.
@@ -59,7 +79,8 @@ def measure_sensitivity(
     Args:
         checkpoint: The folder of the checkpoint.
         samples: Token ids, all of one length of at least 2.
-        rounded: Returns rows of a weight, float32 of shape [rows, columns], as int4 holds them.
+        rounded: Rounds rows of a weight, float32 of shape [rows, columns], given the mean square
+            of each column's input (None if there is no such input).
         follow: Reports the progress over a sequence under a name.
 
     Returns:
@@ -105,9 +126,10 @@ def _likelihood_of_drawn_tokens(logits: Tensor) -> Tensor:
 class _Meter:
     """Sums the squared effects of one weight matrix, and the squares of its inputs."""
 
-    def __init__(self, weight: Tensor, rounded: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, weight: Tensor, rounded: Callable[[Tensor, Any], RoundedRows]) -> None:
         self.weight = weight
         self._rounded = rounded
+        self._kept: list[RoundedRows] = []
         self._squares = 0.0
         self._moments: Any = None
         self._inputs = 0
@@ -122,13 +144,37 @@ class _Meter:
         """Add an error in the output, with the gradient there."""
         self._squares += float((error * gradient).square().sum())
 
-    def error_of(self, rows: Tensor) -> Tensor:
-        """Return the error of int4 in rows of the weight."""
-        return self._rounded(rows) - rows
+    @property
+    def moments(self) -> Any:
+        """Mean square of each column's input; None if there was none."""
+        return None if self._moments is None else self._moments / self._inputs
+
+    def error_of(self, rows: Tensor, *, keep: bool) -> Tensor:
+        """Return the error of int4 in rows of the weight, and keep their scales if asked to."""
+        made = self._rounded(rows, self.moments)
+        if keep and made.scales is not None:
+            self._kept.append(made)
+        return made.values - rows
 
     def result(self, tokens: int) -> LayerSensitivity:
-        moments = None if self._moments is None else (self._moments / self._inputs).numpy()
-        return LayerSensitivity(effect=0.5 * self._squares / tokens, moments=moments)
+        """Return the measurement over so many tokens."""
+        import numpy as np
+
+        moments = self.moments
+        scales = zero_points = None
+        if self._kept:
+            shape = (*self.weight.shape[:-1], *self._kept[0].scales.shape[1:])
+            kept = np.concatenate([part.scales for part in self._kept])
+            scales = kept.reshape(shape).astype(np.float16)
+            if self._kept[0].zero_points is not None:
+                kept = np.concatenate([part.zero_points for part in self._kept])
+                zero_points = kept.reshape(shape).astype(np.uint8)
+        return LayerSensitivity(
+            effect=0.5 * self._squares / tokens,
+            moments=None if moments is None else moments.numpy(),
+            scales=scales,
+            zero_points=zero_points,
+        )
 
 
 def _measured_linear(module: Any, meter: _Meter) -> Callable[[Tensor], Tensor]:
@@ -165,7 +211,7 @@ def _measured_linear(module: Any, meter: _Meter) -> Callable[[Tensor], Tensor]:
                 for part in row_parts(matrix):
                     rows, slopes = part.float(), gradient[:, start : start + len(part)]
                     start += len(part)
-                    meter.add_error(values @ meter.error_of(rows).T, slopes)
+                    meter.add_error(values @ meter.error_of(rows, keep=True).T, slopes)
                     back[number] += slopes @ rows
             return back.reshape(inputs.shape)
 
@@ -174,13 +220,18 @@ def _measured_linear(module: Any, meter: _Meter) -> Callable[[Tensor], Tensor]:
 
 def _measured_lookup(meter: _Meter) -> Callable[[Tensor], Tensor]:
     """Return a forward pass of the embedding that measures itself in the backward pass."""
+    import torch
 
     def forward(ids: Tensor) -> Tensor:
         rows = meter.weight[ids].float()
-        flat = rows.flatten(0, -2)
-        error = meter.error_of(flat).reshape(rows.shape)
         rows.requires_grad_()
-        rows.register_hook(lambda gradient: meter.add_error(error, gradient))
+
+        def measure(gradient: Tensor) -> None:
+            with torch.no_grad():
+                error = meter.error_of(rows.flatten(0, -2), keep=False)
+                meter.add_error(error, gradient.flatten(0, -2))
+
+        rows.register_hook(measure)
         return rows
 
     return forward
