@@ -214,9 +214,14 @@ class Int4Compression:
     def __post_init__(self) -> None:
         size = self.group_size
         if not is_integer(size) or (size < 2 and size != -1):
-            raise OptionError(f"group_size={size!r} must be at least 2, or -1 for a whole row.")
+            raise OptionError(
+                f"group_size={size!r} must be at least 2, or -1 for a whole row.",
+                option="group_size",
+            )
         if not is_number(self.ratio) or not 0 < self.ratio <= 1:
-            raise OptionError(f"ratio={self.ratio!r} must be above 0 and at most 1.")
+            raise OptionError(
+                f"ratio={self.ratio!r} must be above 0 and at most 1.", option="ratio"
+            )
         require_choice("on_indivisible", self.on_indivisible, ("error", "adjust"))
         require_choice("backup", self.backup, ("int8", "int8_sym", "none"))
         require_choice("embeddings", self.embeddings, ("backup", "int4"))
@@ -226,12 +231,15 @@ class Int4Compression:
             if name == "awq" and self.awq == "data-free":
                 continue
             if not isinstance(getattr(self, name), bool):
-                raise OptionError(f"{name}={getattr(self, name)!r} is not True or False.")
+                raise OptionError(
+                    f"{name}={getattr(self, name)!r} is not True or False.", option=name
+                )
         self._keep_strings("ignored_layers")
         if size == -1 and self.on_indivisible == "adjust":
             raise OptionError(
                 "on_indivisible='adjust' contradicts group_size=-1: a whole row always divides. "
-                "Leave on_indivisible out."
+                "Leave on_indivisible out.",
+                option="on_indivisible",
             )
         self._check_target()
         self._check_calibration()
@@ -240,15 +248,22 @@ class Int4Compression:
         if self.target_bytes is not None and (
             not is_integer(self.target_bytes) or self.target_bytes < 1
         ):
-            raise OptionError(f"target_bytes={self.target_bytes!r} must be a positive integer.")
+            raise OptionError(
+                f"target_bytes={self.target_bytes!r} must be a positive integer.",
+                option="target_bytes",
+            )
         if self.target_bits is not None and (
             not is_number(self.target_bits) or not 4 < self.target_bits < 16
         ):
-            raise OptionError(f"target_bits={self.target_bits!r} must be above 4 and below 16.")
+            raise OptionError(
+                f"target_bits={self.target_bits!r} must be above 4 and below 16.",
+                option="target_bits",
+            )
         if self.target_bytes is not None and self.target_bits is not None:
             raise OptionError(
                 f"target_bytes={self.target_bytes} and target_bits={self.target_bits} both say "
-                "how large the model becomes. Leave one of them out."
+                "how large the model becomes. Leave one of them out.",
+                option="target_bytes",
             )
         if self._has_target and self.ratio != _DEFAULT_RATIO:
             target = (
@@ -258,18 +273,21 @@ class Int4Compression:
             )
             raise OptionError(
                 f"ratio={self.ratio} contradicts {target}, from which the share of int4 follows. "
-                "Leave one of them out."
+                "Leave one of them out.",
+                option="ratio",
             )
         if self.rounding == "weighted" and self.gptq and (self.awq or self.scale_estimation):
             other = "awq" if self.awq else "scale_estimation"
             raise OptionError(
                 f"gptq=True and {other}=True with rounding='weighted': phi3ov's GPTQ fits the "
-                f"scales itself. Leave {other} out, or take NNCF's GPTQ by rounding='nncf'."
+                f"scales itself. Leave {other} out, or take NNCF's GPTQ by rounding='nncf'.",
+                option="gptq",
             )
         if self.rounding == "weighted" and self.gptq and self.layer_choice == "nncf":
             raise OptionError(
                 "gptq=True with layer_choice='nncf' needs rounding='nncf', NNCF's own GPTQ: "
-                "phi3ov's rounds the layers that it has chosen itself."
+                "phi3ov's rounds the layers that it has chosen itself.",
+                option="gptq",
             )
         if self.layer_choice == "nncf":
             for name, default in (
@@ -278,7 +296,8 @@ class Int4Compression:
                 if getattr(self, name) != default:
                     raise OptionError(
                         f"{name}={getattr(self, name)!r} needs layer_choice='effect': NNCF chooses "
-                        "by a ratio, and among the layers of the blocks alone."
+                        "by a ratio, and among the layers of the blocks alone.",
+                        option=name,
                     )
 
     @property
@@ -294,7 +313,8 @@ class Int4Compression:
             or not all(isinstance(text, str) and text for text in values)
         ):
             raise OptionError(
-                f"{name}={values!r:.80} must be a list or tuple of strings, none of them empty."
+                f"{name}={values!r:.80} must be a list or tuple of strings, none of them empty.",
+                option=name,
             )
         object.__setattr__(self, name, tuple(values))
 
@@ -303,23 +323,27 @@ class Int4Compression:
         for name in ("num_samples", "sample_tokens"):
             value = getattr(self, name)
             if not is_integer(value) or value < 1:
-                raise OptionError(f"{name}={value!r} must be a positive integer.")
+                raise OptionError(f"{name}={value!r} must be a positive integer.", option=name)
         if self.texts is not None:
             self._keep_strings("texts")
             if not self.texts:
-                raise OptionError("texts=() is empty. Give calibration text, or None.")
+                raise OptionError(
+                    "texts=() is empty. Give calibration text, or None.", option="texts"
+                )
         for name, default in defaults.items():
             if self.data_aware or getattr(self, name) == default:
                 continue
             if name != "texts":
                 raise OptionError(
                     f"{name}={getattr(self, name)} goes with awq, scale_estimation or gptq, and "
-                    "none is on."
+                    "none is on.",
+                    option=name,
                 )
             if self.layer_choice == "nncf":
                 raise OptionError(
                     "texts=(...) goes with layer_choice='effect', awq, scale_estimation or gptq, "
-                    "and none is on."
+                    "and none is on.",
+                    option="texts",
                 )
 
     @property
@@ -677,7 +701,9 @@ class Int4Compression:
             OptionError: The size is not a positive integer.
         """
         if not is_integer(parameters) or parameters < 1:
-            raise OptionError(f"parameters={parameters!r} must be a positive integer.")
+            raise OptionError(
+                f"parameters={parameters!r} must be a positive integer.", option="parameters"
+            )
         grouped = parameters <= NPU_GROUPED_PARAMETERS
         return cls(group_size=128 if grouped else -1, ratio=1.0)
 
@@ -792,7 +818,8 @@ def read_recipe(compression: Compression) -> Recipe:
     if isinstance(compression, str) and compression in PRESETS:
         hint = f"Pass Int4Compression.{compression}()."
     raise OptionError(
-        f"compression={compression!r} is not 'int4', 'int8', 'fp16' or an Int4Compression. {hint}"
+        f"compression={compression!r} is not 'int4', 'int8', 'fp16' or an Int4Compression. {hint}",
+        option="compression",
     )
 
 
