@@ -3,8 +3,10 @@
     .venv/bin/python benchmarks/export_full_size.py [--work DIR] [--rounds 2] [--limit-gib 6]
 
 The checkpoint has Phi-3-mini-4k's architecture (3.82 billion parameters, bf16, 7.6 GB) and
-random weights: size, speed and memory are the real model's, answers are noise. Both exporters
-use the same recipe (int4, symmetric, group 128, ratio 0.6), one after the other, in turns.
+random weights: size, speed and memory are the real model's, answers are noise. ``phi3ov``,
+``by-nncf`` and ``optimum-cli`` make int4, symmetric, group 128, ratio 0.6, one after the other,
+in turns; ``by-nncf`` is phi3ov with NNCF's own choice of layers and rounding. ``small``,
+``accurate`` and ``npu`` are phi3ov's presets, measured with ``--only``.
 
 The physics: converting maps the checkpoint and writes it once more (disk); compressing reads
 each weight once and searches scales (arithmetic). So *resident* memory is mostly mapped files,
@@ -34,6 +36,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 HIDDEN, FFN, LAYERS, HEADS, VOCABULARY = 3072, 8192, 32, 32, 32064
+BY_NNCF = (
+    "import sys, phi3ov; "
+    "phi3ov.export_model(*sys.argv[1:], compression=phi3ov.Int4Compression("
+    "layer_choice='nncf', rounding='nncf'))"
+)
+PRESETS = ("small", "accurate", "npu")
 RECIPE = ("--weight-format", "int4", "--sym", "--group-size", "128", "--ratio", "0.6")
 
 
@@ -42,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("build/full-size"))
     parser.add_argument("--limit-gib", type=float)
-    parser.add_argument("--only", choices=("phi3ov", "optimum-cli"))
+    parser.add_argument("--only", nargs="+", default=["phi3ov", "by-nncf", "optimum-cli"])
     parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
     checkpoint = options.work / "checkpoint"
@@ -52,6 +60,11 @@ def main() -> None:
     binary = Path(sys.executable).parent
     commands = {
         "phi3ov": [binary / "phi3ov", "export", checkpoint, output],
+        "by-nncf": [sys.executable, "-c", BY_NNCF, checkpoint, output],
+        **{
+            preset: [binary / "phi3ov", "export", checkpoint, output, "--preset", preset]
+            for preset in PRESETS
+        },
         "optimum-cli": [
             binary / "optimum-cli", "export", "openvino", "--model", checkpoint,
             "--task", "text-generation-with-past", *RECIPE, output,
@@ -59,7 +72,7 @@ def main() -> None:
     }  # fmt: skip
     results = []
     for name, command in options.rounds * list(commands.items()):
-        if options.only in (None, name):
+        if name in options.only:
             shutil.rmtree(output, ignore_errors=True)
             results.append(measure(name, [str(part) for part in command], options))
             shutil.rmtree(output, ignore_errors=True)

@@ -77,13 +77,10 @@ def begins_with_option(message: ast.expr) -> bool:
 
 
 def test_every_error_that_begins_with_an_option_holds_it() -> None:
-    """Nothing reads the option from the text, so each place that raises says it.
-
-    Recipes of an export are left out: no request reaches them.
-    """
+    """Nothing reads the option from the text, so each place that raises says it."""
     package = Path(phi3ov.__file__).parent
     seen, missing = 0, []
-    for path in sorted(set(package.rglob("*.py")) - {package / "exporter" / "recipes.py"}):
+    for path in sorted(package.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not (isinstance(node, ast.Call) and ast.unparse(node.func) == "OptionError"):
                 continue
