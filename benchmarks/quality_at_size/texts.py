@@ -10,7 +10,7 @@ from pathlib import Path
 
 from phi3ov.exporter.calibration import Calibration, evaluation_text
 from phi3ov.exporter.companions import load_tokenizer, recognize_chat_format
-from phi3ov.exporter.recipes import Int4Compression
+from phi3ov.exporter.int4 import Int4Compression
 from phi3ov.prompt.chat_tokenizer import ChatTokenizer
 
 WINDOW_TOKENS = 512

@@ -43,8 +43,8 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from .exporter.export import ExportReport, export_model
+    from .exporter.int4 import Int4Compression
     from .exporter.progress import ExportProgress
-    from .exporter.recipes import Int4Compression
     from .loading import load_model
     from .machine.doctor import Diagnosis, diagnose
     from .machine.tuner import TuningReport, tune
@@ -132,7 +132,7 @@ _MODULES = {
     "chat": ("Phi3Chat",),
     "prompt.dictionaries": ("ChatMessage",),
     "prompt.messages": ("Message",),
-    "exporter.recipes": ("Int4Compression",),
+    "exporter.int4": ("Int4Compression",),
     "runtime.devices": (
         "DeviceChoice",
         "DeviceInfo",

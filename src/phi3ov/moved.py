@@ -16,7 +16,7 @@ MOVED: Mapping[str, Mapping[str, str]] = {
     "artifact": {"FileRecord": "artifact.folder", "Manifest": "artifact.folder"},
     "batch": {"Conversation": "batch.runner", "ReportProgress": "batch.runner"},
     "chat_format": {"Role": "prompt.messages"},
-    "compression": {"Compression": "exporter.recipes", "Int4Compression": "exporter.recipes"},
+    "compression": {"Compression": "exporter.recipes", "Int4Compression": "exporter.int4"},
     "engine": {"EngineName": "engine.protocol"},
     "generation": {
         "GenerationOptions": "answer.options",

@@ -11,7 +11,8 @@ import pytest
 from phi3ov.artifact.ir import WeightLayer
 from phi3ov.errors import CompressionError, OptionError
 from phi3ov.exporter.checkpoint import Checkpoint
-from phi3ov.exporter.recipes import Compression, Int4Compression, read_recipe
+from phi3ov.exporter.int4 import Int4Compression
+from phi3ov.exporter.recipes import Compression, read_recipe
 
 from .fakes import make_config
 

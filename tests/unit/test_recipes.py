@@ -14,7 +14,8 @@ from phi3ov.artifact.ir import WeightLayer
 from phi3ov.errors import CompressionError, OptionError
 from phi3ov.exporter.calibration import cut_samples, default_texts, evaluation_text, hash_texts
 from phi3ov.exporter.checkpoint import Checkpoint
-from phi3ov.exporter.recipes import Compression, Int4Compression, read_recipe
+from phi3ov.exporter.int4 import Int4Compression
+from phi3ov.exporter.recipes import Compression, read_recipe
 from phi3ov.prompt.chat_tokenizer import ChatTokenizer
 from phi3ov.prompt.formats import FORMATS
 

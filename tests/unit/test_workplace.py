@@ -16,7 +16,8 @@ from phi3ov.artifact.folder import MANIFEST_NAME
 from phi3ov.errors import ExportError
 from phi3ov.exporter import workplace
 from phi3ov.exporter.checkpoint import Checkpoint
-from phi3ov.exporter.recipes import Int4Compression, read_recipe
+from phi3ov.exporter.int4 import Int4Compression
+from phi3ov.exporter.recipes import read_recipe
 from phi3ov.exporter.workplace import (
     check_replaceable,
     check_target,

@@ -102,7 +102,7 @@ def run(
 def _choose_recipe(
     precision: Precision, preset: str | None, changes: dict[str, Any]
 ) -> Compression:
-    from ..exporter.recipes import Int4Compression
+    from ..exporter.int4 import Int4Compression
 
     if precision == "int4":
         return replace(PRESETS[preset]() if preset else Int4Compression(), **changes)

@@ -49,9 +49,11 @@ from .companions import (
 from .compress import GraphWeights
 from .convert import convert
 from .experts import traceable_experts
+from .int4 import Int4Compression
 from .mapped_weights import MappedConstants
+from .preparation import Bench, Prepared
 from .progress import Phases, ProgressCallback
-from .recipes import Bench, Compression, Int4Compression, Prepared, Recipe, read_recipe
+from .recipes import Compression, Recipe, read_recipe
 from .sensitivity import LayerSensitivity
 from .workplace import (
     check_replaceable,
