@@ -26,7 +26,16 @@ PAGES = [
     *(REPOSITORY / "examples").glob("*.md"),
     *(REPOSITORY / "benchmarks").glob("*.md"),
 ]
-INTERNAL = {"AnswerText", "Calibration", "Checkpoint", "Engine", "GraphWeights", "TokenStream"}
+INTERNAL = {
+    "AnswerText",
+    "Bench",
+    "Calibration",
+    "Checkpoint",
+    "Engine",
+    "GraphWeights",
+    "Prepared",
+    "TokenStream",
+}
 """Types that phi3ov's own modules pass to each other; users neither make nor receive them."""
 
 
