@@ -17,7 +17,7 @@ from phi3ov.artifact.folder import MODEL_XML
 from phi3ov.artifact.ir import is_weight, layer_name, read_weights
 from phi3ov.exporter.gptq import fit_layers, round_by_gptq
 from phi3ov.exporter.rounding import fit_groups
-from phi3ov.exporter.sensitivity import RoundedRows, measure_sensitivity
+from phi3ov.exporter.sensitivity import measure_sensitivity
 
 from .checkpoints import FAMILY, build_checkpoint
 from .conftest import Zoo
@@ -45,9 +45,9 @@ def coarse(rows: torch.Tensor) -> torch.Tensor:
     return (rows / step.clamp(min=1e-9)).round() * step
 
 
-def coarsely(rows: torch.Tensor, _: object) -> RoundedRows:
+def coarsely(rows: torch.Tensor, _: object) -> torch.Tensor:
     """Round for `measure_sensitivity`."""
-    return RoundedRows(coarse(rows))
+    return coarse(rows)
 
 
 def divergence_of(source: Path, layer: str) -> float:

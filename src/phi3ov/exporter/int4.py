@@ -26,7 +26,6 @@ from .sensitivity import (
     SAMPLE_TOKENS,
     SAMPLES,
     LayerSensitivity,
-    RoundedRows,
     measure_sensitivity,
 )
 
@@ -418,16 +417,15 @@ class Int4Compression:
             )
         return Prepared(measured=measured, int4_layers=chosen, rounded=rounded)
 
-    def _round_rows(self, rows: Tensor, moments: Any) -> RoundedRows:
+    def _round_rows(self, rows: Tensor, moments: Any) -> Tensor:
         """Round rows of a weight as the export will, unless NNCF or GPTQ has better scales."""
         size = self._group_size_of(rows.shape[-1])
         if not size:
-            return RoundedRows(rows)
+            return rows
         if self.rounding == "nncf":
-            return RoundedRows(round_by_extremes(rows, size, symmetric=self.symmetric))
+            return round_by_extremes(rows, size, symmetric=self.symmetric)
         scales, zeros = fit_groups(rows, size, symmetric=self.symmetric, moments=moments)
-        values = dequantize(rows, size, scales, zeros, symmetric=self.symmetric)
-        return RoundedRows(values, scales, zeros)
+        return dequantize(rows, size, scales, zeros, symmetric=self.symmetric)
 
     def _choose(
         self, checkpoint: Checkpoint, measured: Mapping[str, LayerSensitivity]
@@ -481,8 +479,8 @@ class Int4Compression:
         Raises:
             CompressionError: NNCF refuses the group size.
         """
-        fitted = {} if self.awq else prepared.measured  # AWQ rescales weights and inputs
-        rounding = Rounding(fitted, prepared.rounded) if self.rounding == "weighted" else None
+        measured = {} if self.awq else prepared.measured  # AWQ rescales weights and inputs
+        rounding = Rounding(measured, prepared.rounded) if self.rounding == "weighted" else None
         by_nncf = {
             "awq": bool(self.awq),
             "scale_estimation": self.scale_estimation,

@@ -48,12 +48,12 @@ class Rounding:
     """Fits the scales of int4 weights when NNCF compresses them.
 
     Attributes:
-        fitted: What was measured of each layer, by layer name, with the scales that were fitted
-            then. A layer without scales is fitted by its inputs, or by the size of its weights.
+        measured: What was measured of each layer, by layer name. A layer whose inputs were not
+            is fitted by the size of its weights.
         rounded: Weights that `gptq` has rounded already, by layer name.
     """
 
-    fitted: Mapping[str, LayerSensitivity] = field(default_factory=dict)
+    measured: Mapping[str, LayerSensitivity] = field(default_factory=dict)
     rounded: Mapping[str, FittedWeight] = field(default_factory=dict)
 
     def fit(self, layer: str, weight: Any, config: Any) -> Any:
@@ -68,7 +68,6 @@ class Rounding:
         """
         if layer in self.rounded:
             return self.rounded[layer].read()
-        import numpy as np
         import torch
         from nncf.quantization.algorithms.weight_compression.parameters import CompressedWeight
         from nncf.tensor import Tensor as NncfTensor
@@ -77,18 +76,14 @@ class Rounding:
         columns = weight.shape[-1]
         size = columns if whole_rows else config.group_size
         shape = (*weight.shape[:-1], *(() if whole_rows else (columns // size,)), 1)
-        known = self.fitted.get(layer)
-        if known is not None and known.scales is not None:
-            scales, zero_points = known.scales.astype(np.float32), known.zero_points
-            zero_points = None if zero_points is None else zero_points.astype(np.int32)
-        else:
-            moments = None if known is None else known.moments
-            scales, zero_points = fit_groups(
-                _as_torch(weight).reshape(-1, columns),
-                size,
-                symmetric=not config.is_asym_mode,
-                moments=None if moments is None else torch.from_numpy(moments),
-            )
+        known = self.measured.get(layer)
+        moments = None if known is None else known.moments
+        scales, zero_points = fit_groups(
+            _as_torch(weight).reshape(-1, columns),
+            size,
+            symmetric=not config.is_asym_mode,
+            moments=None if moments is None else torch.from_numpy(moments),
+        )
         return CompressedWeight(
             None,
             NncfTensor(scales.reshape(shape)),

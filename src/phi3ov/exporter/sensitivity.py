@@ -28,6 +28,9 @@ SAMPLES = 4
 SAMPLE_TOKENS = 32
 """Tokens of each piece. 128 tokens order the layers as 2 048 do (docs/recipes.md)."""
 
+_ROW_STEP, _MANY_ROWS = 4, 512
+"""Every fourth row of a matrix is rounded, if it has this many: rounding takes most of the time."""
+
 _SEED = 0
 """Seed of the drawn tokens, so that two exports choose alike."""
 
@@ -42,36 +45,16 @@ class LayerSensitivity:
         effect: Divergence that int4 in this layer alone causes, in nats per token.
         moments: Mean square of each column's input, float32 of shape [columns]; None for an
             embedding whose input is a token id alone.
-        scales: The scales that the rounding took, float16 of shape [..., rows, groups, 1]; None
-            if it took none, or did not read every row.
-        zero_points: The zero points likewise, uint8; None if there are none.
     """
 
     effect: float
     moments: Any
-    scales: Any = None
-    zero_points: Any = None
-
-
-@dataclass(frozen=True, slots=True)
-class RoundedRows:
-    """Rows of a weight as int4 holds them.
-
-    Attributes:
-        values: float32 of shape [rows, columns].
-        scales: float32 of shape [rows, groups, 1]; None if they are not kept.
-        zero_points: int32 of the same shape; None if there are none.
-    """
-
-    values: Tensor
-    scales: Any = None
-    zero_points: Any = None
 
 
 def measure_sensitivity(
     checkpoint: Path,
     samples: Sequence[Sequence[int]],
-    rounded: Callable[[Tensor, Any], RoundedRows],
+    rounded: Callable[[Tensor, Any], Tensor],
     follow: Callable[[Sequence[Any], str], Iterator[Any]],
 ) -> dict[str, LayerSensitivity]:
     """Measure every linear layer and the embedding of a checkpoint in Phi-3's layout.
@@ -126,10 +109,9 @@ def _likelihood_of_drawn_tokens(logits: Tensor) -> Tensor:
 class _Meter:
     """Sums the squared effects of one weight matrix, and the squares of its inputs."""
 
-    def __init__(self, weight: Tensor, rounded: Callable[[Tensor, Any], RoundedRows]) -> None:
+    def __init__(self, weight: Tensor, rounded: Callable[[Tensor, Any], Tensor]) -> None:
         self.weight = weight
         self._rounded = rounded
-        self._kept: list[RoundedRows] = []
         self._squares = 0.0
         self._moments: Any = None
         self._inputs = 0
@@ -140,41 +122,23 @@ class _Meter:
         self._moments = moments if self._moments is None else self._moments + moments
         self._inputs += len(inputs)
 
-    def add_error(self, error: Tensor, gradient: Tensor) -> None:
-        """Add an error in the output, with the gradient there."""
-        self._squares += float((error * gradient).square().sum())
+    def add_error(self, error: Tensor, gradient: Tensor, *, share: float = 1.0) -> None:
+        """Add an error in a share of the outputs, with the gradient there."""
+        self._squares += float((error * gradient).square().sum()) / share
+
+    def error_of(self, rows: Tensor) -> Tensor:
+        """Return the error of int4 in rows of the weight."""
+        return self._rounded(rows, self.moments) - rows
 
     @property
     def moments(self) -> Any:
         """Mean square of each column's input; None if there was none."""
         return None if self._moments is None else self._moments / self._inputs
 
-    def error_of(self, rows: Tensor, *, keep: bool) -> Tensor:
-        """Return the error of int4 in rows of the weight, and keep their scales if asked to."""
-        made = self._rounded(rows, self.moments)
-        if keep and made.scales is not None:
-            self._kept.append(made)
-        return made.values - rows
-
     def result(self, tokens: int) -> LayerSensitivity:
         """Return the measurement over so many tokens."""
-        import numpy as np
-
-        moments = self.moments
-        scales = zero_points = None
-        if self._kept:
-            shape = (*self.weight.shape[:-1], *self._kept[0].scales.shape[1:])
-            kept = np.concatenate([part.scales for part in self._kept])
-            scales = kept.reshape(shape).astype(np.float16)
-            if self._kept[0].zero_points is not None:
-                kept = np.concatenate([part.zero_points for part in self._kept])
-                zero_points = kept.reshape(shape).astype(np.uint8)
-        return LayerSensitivity(
-            effect=0.5 * self._squares / tokens,
-            moments=None if moments is None else moments.numpy(),
-            scales=scales,
-            zero_points=zero_points,
-        )
+        moments = None if self.moments is None else self.moments.numpy()
+        return LayerSensitivity(effect=0.5 * self._squares / tokens, moments=moments)
 
 
 def _measured_linear(module: Any, meter: _Meter) -> Callable[[Tensor], Tensor]:
@@ -186,6 +150,7 @@ def _measured_linear(module: Any, meter: _Meter) -> Callable[[Tensor], Tensor]:
 
     weight, bias = meter.weight, module.bias
     stacked = weight.dim() == 3
+    step = _ROW_STEP if len(weight.flatten(0, -2)) >= _MANY_ROWS else 1
 
     def per_matrix(values: Tensor) -> Tensor:
         return values if stacked else values.reshape(1, -1, values.shape[-1])
@@ -211,7 +176,9 @@ def _measured_linear(module: Any, meter: _Meter) -> Callable[[Tensor], Tensor]:
                 for part in row_parts(matrix):
                     rows, slopes = part.float(), gradient[:, start : start + len(part)]
                     start += len(part)
-                    meter.add_error(values @ meter.error_of(rows, keep=True).T, slopes)
+                    some = slice(None, None, step)
+                    error = values @ meter.error_of(rows[some]).T
+                    meter.add_error(error, slopes[:, some], share=1 / step)
                     back[number] += slopes @ rows
             return back.reshape(inputs.shape)
 
@@ -228,7 +195,7 @@ def _measured_lookup(meter: _Meter) -> Callable[[Tensor], Tensor]:
 
         def measure(gradient: Tensor) -> None:
             with torch.no_grad():
-                error = meter.error_of(rows.flatten(0, -2), keep=False)
+                error = meter.error_of(rows.flatten(0, -2))
                 meter.add_error(error, gradient.flatten(0, -2))
 
         rows.register_hook(measure)
