@@ -146,7 +146,7 @@ class AnswerPace:
         """Return the next request to genai; None when the answer is complete or cancelled."""
         if not self.switching:
             return None
-        self.switching = False
+        self.switching: bool = False
         self._candidates = self._pacer.number(self._together)
         self._is_first_pass = True
         return Part(self._most_tokens - len(self.ids), self._candidates)
