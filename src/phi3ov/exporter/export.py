@@ -50,7 +50,7 @@ from .compress import GraphWeights
 from .convert import convert
 from .experts import traceable_experts
 from .int4 import Int4Compression
-from .mapped_weights import MappedConstants
+from .mapped_weights import MappedConstants, free_unused
 from .preparation import Bench, Prepared
 from .progress import Phases, ProgressCallback
 from .recipes import Compression, Recipe, read_recipe
@@ -309,7 +309,9 @@ class _Export:
             work=rounded,
             follow=self.phases.follow,
         )
-        return self.recipe.prepare(self.checkpoint, bench)
+        prepared = self.recipe.prepare(self.checkpoint, bench)
+        free_unused()
+        return prepared
 
     def _rewrite(
         self, mapped: MappedConstants, prepared: Prepared, errors: dict[str, float], model: Any

@@ -7,7 +7,9 @@ tells it which pages will not be read again.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import gc
 import mmap
 import re
 import sys
@@ -93,6 +95,17 @@ def give_back(address: int, size_bytes: int) -> None:
         ctypes.CDLL(None).madvise(
             ctypes.c_void_p(first), ctypes.c_size_t(end - first), mmap.MADV_DONTNEED
         )
+
+
+def free_unused() -> None:
+    """Collect garbage, and have the allocator return what it keeps of freed memory to the system.
+
+    Modules whose forward pass was replaced refer to themselves, so they wait for the collector.
+    """
+    gc.collect()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another allocator than glibc's
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _is_in_a_file(first: int, end: int) -> bool:

@@ -131,7 +131,7 @@ class AnswerPace:
     def __init__(self, pacer: Pacer, request: TokenRequest, *, splits: bool, together: int) -> None:
         """Begin with the statistics of the engine's last answers."""
         self.ids: list[int] = list(request.prompt_ids)
-        self.switching = True  # to the first request
+        self.switching: bool = True  # to the first request
         self._prompt_tokens = len(self.ids)
         self._most_tokens = len(self.ids) + request.max_new_tokens
         self._stop_ids = request.stop_ids
@@ -146,7 +146,7 @@ class AnswerPace:
         """Return the next request to genai; None when the answer is complete or cancelled."""
         if not self.switching:
             return None
-        self.switching: bool = False
+        self.switching = False
         self._candidates = self._pacer.number(self._together)
         self._is_first_pass = True
         return Part(self._most_tokens - len(self.ids), self._candidates)
