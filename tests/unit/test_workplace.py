@@ -262,7 +262,7 @@ def test_a_mixture_of_experts_needs_room_for_a_second_copy(tmp_path: Path) -> No
     least, most = (
         memory_needed(replace(checkpoint, config=each), recipe) for each in (config, wider)
     )
-    assert most - least == 4.5 * 4 * 4 * 32 * 64  # four more experts of 32 rows in float32
+    assert most - least == 5.5 * 4 * 4 * 32 * 64  # four more experts of 32 rows in float32
 
 
 def test_an_output_under_a_file_is_refused_by_name(tmp_path: Path) -> None:
@@ -331,3 +331,28 @@ def test_a_containers_limit_counts_what_is_used(
 
 
 STAT = "anon 450\nfile 250\nshmem 50\ninactive_file 150\nactive_file 50\n"
+
+
+def test_gptq_needs_room_for_its_integers_and_the_activations_of_its_text(tmp_path: Path) -> None:
+    """More text takes more memory; NNCF's own takes that of the whole model in float32."""
+    (tmp_path / "model.safetensors").touch()
+    checkpoint = Checkpoint(path=tmp_path, config=make_config(**WIDTHS), source="x")
+    plain, gptq = Int4Compression(), Int4Compression(gptq=True, num_samples=32)
+    more = Int4Compression(gptq=True, num_samples=64)
+    by_nncf = Int4Compression(gptq=True, layer_choice="nncf", rounding="nncf")
+    assert disk_needed(checkpoint, gptq) - disk_needed(checkpoint, plain) == checkpoint.parameters
+    plain_needs, gptq_needs, more_needs = (
+        memory_needed(checkpoint, recipe) for recipe in (plain, gptq, more)
+    )
+    tokens = 32 * 256
+    assert more_needs - gptq_needs == 4 * tokens * 6 * (512 + 256)
+    assert plain_needs < gptq_needs
+    assert memory_needed(checkpoint, by_nncf) > 4 * checkpoint.parameters
+
+
+WIDTHS = {
+    "hidden_size": 512,
+    "intermediate_size": 256,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+}

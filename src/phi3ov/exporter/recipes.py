@@ -38,6 +38,11 @@ class Recipe(Protocol):
         """The text on which `sensitivity` measures the layers; None if the recipe does not ask."""
         ...
 
+    @property
+    def rounds_by_gptq(self) -> bool:
+        """Whether phi3ov's own GPTQ runs on the calibration text."""
+        ...
+
     def bits(self, checkpoint: Checkpoint) -> float:
         """Return an upper bound of the resulting bits per weight, scales included."""
         ...
@@ -85,6 +90,7 @@ class Int8Compression:
 
     calibration: None = None
     measured_text: None = None
+    rounds_by_gptq: bool = False
 
     def prepare(self, checkpoint: Checkpoint, bench: Bench) -> Prepared:  # noqa: ARG002
         """Return nothing: this recipe does not run the checkpoint."""
@@ -120,6 +126,7 @@ class Fp16Compression:
 
     calibration: None = None
     measured_text: None = None
+    rounds_by_gptq: bool = False
 
     def prepare(self, checkpoint: Checkpoint, bench: Bench) -> Prepared:  # noqa: ARG002
         """Return nothing: this recipe does not run the checkpoint."""

@@ -29,11 +29,17 @@ if TYPE_CHECKING:
 _TOOLS_BYTES = 800 * 10**6
 """Bytes of memory that torch, transformers, optimum, NNCF and openvino take once imported."""
 
-_COPIES_OF_LINEAR = 4.5
+_COPIES_OF_LINEAR = 5.5
 _COPIES_OF_EMBEDDING = 2.3
 """Peak memory of compressing one weight to int4 and to int8, as a multiple of its float32 size.
 
-Measured on Phi-3-mini (1.62 GB at the peak) and with Phi-4-mini's vocabulary (5.92 GB).
+Measured on Phi-3-mini (1.97 GB at the peak) and with Phi-4-mini's vocabulary (5.92 GB).
+"""
+
+_KEPT_VALUES = {"hidden": 12, "intermediate": 14}
+"""Values that a layer keeps of each token for the backward pass, as multiples of its two widths.
+
+Measured on Phi-3-mini with 128 tokens: 1.25 GB beside the tools.
 """
 
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -201,27 +207,42 @@ def disk_needed(checkpoint: Checkpoint, recipe: Recipe) -> int:
 
     The disk then holds the compressed model twice: the mapped file of single weights, and the
     model that OpenVINO writes. The checkpoint is copied only if matrices must be joined first: in
-    Llama's layout, and for a mixture of experts.
+    Llama's layout, and for a mixture of experts. phi3ov's GPTQ writes a byte per weight first.
     """
     restacked = checkpoint.weights_bytes if checkpoint.is_restacked else 0
+    rounded = checkpoint.parameters if recipe.rounds_by_gptq else 0
     written = checkpoint.parameters * recipe.bits(checkpoint) / 8
-    return int(2 * written) + restacked + 64 * 2**20
+    return int(2 * written) + restacked + rounded + 64 * 2**20
 
 
 def memory_needed(checkpoint: Checkpoint, recipe: Recipe) -> int:
     """Return the peak memory of an export in bytes, mapped files not counted.
 
-    This is the memory of the tools plus that of compressing the largest weight; see "What an
-    export costs" in ``docs/recipes.md``. Calibration runs the model, which repacks its weights
-    as float32.
+    This is the memory of the tools plus that of compressing the largest weight, or that of the
+    activations of the text on which the layers are measured or rounded; see "What an export costs"
+    in ``docs/recipes.md``. Calibration by NNCF runs the model in OpenVINO, which repacks its
+    weights as float32.
     """
     config = checkpoint.config
     linear = 4 * max(map(math.prod, config.linear_shapes().values()))  # bytes as float32
     embedding = 4 * config.hidden_size * config.vocab_size
-    needed = _TOOLS_BYTES + max(_COPIES_OF_LINEAR * linear, _COPIES_OF_EMBEDDING * embedding)
-    if recipe.calibration is not None:
+    needed = max(_COPIES_OF_LINEAR * linear, _COPIES_OF_EMBEDDING * embedding)
+    if (text := recipe.measured_text) is not None:
+        tokens = text.num_samples * text.sample_tokens
+        widths = (
+            _KEPT_VALUES["hidden"] * config.hidden_size
+            + _KEPT_VALUES["intermediate"] * config.intermediate_size
+        ) * max(1, config.num_local_experts)  # each token runs through all stacked experts
+        logits = 4 * 4 * tokens * config.vocab_size  # four copies in float32
+        needed = max(needed, 2 * tokens * config.num_hidden_layers * widths + logits)
+    if (text := recipe.calibration) is not None and recipe.rounds_by_gptq:
+        tokens = text.num_samples * text.sample_tokens
+        statistics = 6 * 4 * config.intermediate_size**2  # with inverse and factors
+        activations = 4 * tokens * (6 * config.hidden_size + 6 * config.intermediate_size)
+        needed = max(needed, statistics + activations + 2 * linear)
+    elif text is not None:
         needed += 4 * checkpoint.parameters
-    return int(needed)
+    return int(_TOOLS_BYTES + needed)
 
 
 def free_memory() -> int:
