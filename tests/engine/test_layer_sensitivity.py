@@ -15,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from phi3ov import Artifact, CompressionError, Int4Compression, export_model
 from phi3ov.artifact.folder import MODEL_XML
 from phi3ov.artifact.ir import is_weight, layer_name, read_weights
+from phi3ov.exporter.compress import GraphWeights
 from phi3ov.exporter.gptq import fit_layers, round_by_gptq
+from phi3ov.exporter.preparation import Prepared
 from phi3ov.exporter.rounding import fit_groups
 from phi3ov.exporter.sensitivity import measure_sensitivity
 
@@ -244,6 +246,22 @@ def test_a_target_out_of_reach_is_refused_before_any_work(
             compression=Int4Compression(**changes),  # type: ignore[arg-type]
             progress=False,
         )
+
+
+def test_a_tool_that_compresses_other_layers_is_noticed(
+    tmp_path: Path, zoo: Zoo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a newer NNCF might, which asks for the layers in another way."""
+    apply = Int4Compression.apply
+
+    def apply_to_others(recipe: Int4Compression, weights: GraphWeights, prepared: Prepared) -> None:
+        apply(recipe, weights, replace(prepared, int4_layers=None))
+
+    monkeypatch.setattr(Int4Compression, "apply", apply_to_others)
+    with pytest.raises(CompressionError, match="where another precision was chosen") as caught:
+        export_model(zoo.checkpoint("phi-3-mini-4k"), tmp_path / "made", progress=False)
+    assert caught.value.layers
+    assert not (tmp_path / "made").exists()
 
 
 def test_the_manifest_holds_error_and_effect_of_each_layer(tmp_path: Path, zoo: Zoo) -> None:

@@ -33,7 +33,7 @@ from typing import Any
 
 from ..artifact.folder import MANIFEST_NAME, MODEL_BIN, MODEL_XML, Artifact, Manifest, record_files
 from ..artifact.ir import WeightLayer, WeightSummary, layer_name, read_weights, summarize
-from ..errors import ExportError, MissingDependencyError, Phi3OVError
+from ..errors import CompressionError, ExportError, MissingDependencyError, Phi3OVError
 from ..prompt.chat_tokenizer import ChatTokenizer
 from ..prompt.formats import ChatFormat
 from ..thirdparty.home import home_assumed
@@ -209,6 +209,23 @@ class _Figures:
 
     errors: Mapping[str, float]
     measured: Mapping[str, LayerSensitivity]
+    int4_layers: frozenset[str] | None
+
+    def check_choice(self, layers: Sequence[WeightLayer]) -> None:
+        """Check that the chosen layers are int4 and no others.
+
+        Raises:
+            CompressionError: NNCF compressed other layers; names them.
+        """
+        found = {layer_name(layer.name) for layer in layers if layer.precision == "int4"}
+        if self.int4_layers is not None and found != self.int4_layers:
+            wrong = tuple(sorted(found ^ self.int4_layers))
+            raise CompressionError(
+                f"{len(wrong)} layers are int4 where another precision was chosen, or the other "
+                f"way round, such as {wrong[0]}. nncf {metadata.version('nncf')} may be newer than "
+                "this phi3ov: install nncf 3.4.",
+                layers=wrong,
+            )
 
     def add_to(self, layer: WeightLayer) -> WeightLayer:
         """Return the layer with its figures, to three digits."""
@@ -294,7 +311,7 @@ class _Export:
             rewrite = functools.partial(self._rewrite, mapped, prepared, errors)
             self.phases.begin("convert")
             convert(folder, self.converted, rewrite)
-        return _Figures(errors=errors, measured=prepared.measured)
+        return _Figures(errors=errors, measured=prepared.measured, int4_layers=prepared.int4_layers)
 
     def _prepare(self, folder: Path) -> Prepared:
         """Run the checkpoint on text, if the recipe needs that."""
@@ -337,6 +354,7 @@ class _Export:
         self.phases.begin("verify")
         layers = tuple(map(figures.add_to, read_weights(self.made / MODEL_XML)))
         self.recipe.verify(layers)
+        figures.check_choice(layers)
         _warn_of_errors(layers)
         weights = summarize(layers)
         manifest = Manifest(
