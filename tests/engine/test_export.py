@@ -215,7 +215,7 @@ def test_report_and_callback_tell_what_happened(
     assert 8 <= report.artifact.bits_per_weight < 9
     begun = [one for one in seen if one.done == 0]
     assert [one.phase for one in begun] == capsys.readouterr().out.splitlines() == PHASES
-    assert [(one.step, one.steps) for one in begun] == [(step, 7) for step in range(1, 8)]
+    assert [(one.step, one.steps) for one in begun] == [(step, 8) for step in range(1, 9)]
     times = [one.elapsed_seconds for one in seen]
     assert times == sorted(times)
 

@@ -242,7 +242,8 @@ def test_the_command_takes_presets_and_calibration_text(
 
 
 def _dtypes(source: SourceModel) -> set[torch.dtype]:
-    return {one.dtype for one in source._model.parameters()}
+    """Return the types of the matrices; norms are small and always float32."""
+    return {one.dtype for one in source._model.parameters() if one.dim() > 1}
 
 
 def test_a_large_source_is_computed_in_float32_as_a_small_one_is(

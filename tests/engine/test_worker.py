@@ -635,8 +635,8 @@ def test_errors_of_the_child_keep_their_type(
     name: str, kind: type[Exception], zoo: Zoo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If they are phi3ov's."""
-    line = json.dumps({"kind": "failed", "error": name, "message": "so it is"})
-    say_instead(monkeypatch, f"print({line!r})")
+    report = {"kind": "failed", "error": name, "message": "so it is", "option": None}
+    say_instead(monkeypatch, f"print({json.dumps(report)!r})")
     with pytest.raises(kind, match="so it is"):
         open_engine(zoo)
 
