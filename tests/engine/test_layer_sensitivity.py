@@ -284,19 +284,18 @@ def test_the_manifest_holds_error_and_effect_of_each_layer(tmp_path: Path, zoo: 
 def test_a_layer_that_loses_too_much_warns(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A few huge values in every group leave nothing of the others."""
+    """One large value in every row leaves nothing of the others."""
     source = build_checkpoint(tmp_path / "source", FAMILY["phi-4"])
     weights = load_file(source / "model.safetensors")
     name = "model.layers.1.mlp.down_proj.weight"
-    weights[name][:, ::64] *= 300
-    small = torch.ones(weights[name].shape[1], dtype=torch.bool)
-    small[::64] = False
+    weights[name][:, 0] = 20 * weights[name].float().std()
     save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
     recipe = Int4Compression(ratio=1.0, group_size=-1, layer_choice="nncf", rounding="nncf")
     with caplog.at_level(logging.WARNING, "phi3ov"):
         export_model(source, tmp_path / "made", compression=recipe, progress=False)
     error = {layer.name: layer.error for layer in Artifact.open(tmp_path / "made").manifest.layers}
-    assert (name in caplog.text) == ((error[name] or 0) > 0.25)
+    assert (error[name] or 0) > 0.25
+    assert name in caplog.text
 
 
 def test_choice_and_rounding_do_not_depend_on_the_number_of_threads(

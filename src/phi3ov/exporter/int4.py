@@ -45,7 +45,7 @@ _DEFAULT_RATIO = 0.6
 _LEAST_GROUP = 16
 """Smallest group size that an error message recommends; scales of smaller ones cost a bit each."""
 
-_FLOATS = ("fp16", "bf16", "fp32")
+FLOATS = ("fp16", "bf16", "fp32")
 
 
 NPU_GROUPED_PARAMETERS = 5_000_000_000
@@ -530,10 +530,10 @@ class Int4Compression:
 
     def _is_as_asked(self, layer: WeightLayer) -> bool:
         if self.ignores(layer.name):
-            return layer.precision in _FLOATS
+            return layer.precision in FLOATS
         if layer.precision != "int4":
             if self.backup == "none":
-                return layer.precision in _FLOATS
+                return layer.precision in FLOATS
             return layer.precision == "int8" and layer.symmetric == (self.backup == "int8_sym")
         wanted = max(self.group_size, 0)
         fits = layer.group_size == wanted or (

@@ -16,13 +16,11 @@ from ..errors import CompressionError, OptionError
 from .calibration import Calibration
 from .checkpoint import Checkpoint
 from .compress import GraphWeights
-from .int4 import Int4Compression
+from .int4 import FLOATS, Int4Compression
 from .preparation import Bench, Prepared
 
 if TYPE_CHECKING:
     pass
-
-_FLOATS = ("fp16", "bf16", "fp32")
 
 
 class Recipe(Protocol):
@@ -205,7 +203,7 @@ def _require_precision(layers: Sequence[WeightLayer], precision: str) -> None:
     wrong = tuple(
         layer.name
         for layer in layers
-        if layer.precision not in (_FLOATS if is_router(layer.name) else (precision,))
+        if layer.precision not in (FLOATS if is_router(layer.name) else (precision,))
     )
     if wrong or not layers:
         raise CompressionError(
