@@ -213,3 +213,15 @@ def test_ratio_far_off_is_refused(ratio: float) -> None:
 def test_ratio_within_one_layer_is_accepted(ratio: float) -> None:
     """Whole layers are compressed, so the share is right to one layer."""
     Int4Compression(ratio=ratio).verify(DEFAULT)
+
+
+def test_a_model_that_is_larger_than_its_target_is_refused() -> None:
+    """What is read back is counted, in bytes as in bits."""
+    layers = [replace(layer, size_bytes=layer.parameters * 3 // 4) for layer in DEFAULT]
+    size = sum(layer.size_bytes for layer in layers)
+    bits = 8 * size / sum(layer.parameters for layer in layers)
+    Int4Compression(target_bytes=size).verify(layers)
+    Int4Compression(target_bits=bits).verify(layers)
+    for recipe in (Int4Compression(target_bytes=size - 1), Int4Compression(target_bits=bits - 0.2)):
+        with pytest.raises(CompressionError, match=f"have {size} bytes"):
+            recipe.verify(layers)

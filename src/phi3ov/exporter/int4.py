@@ -42,6 +42,9 @@ _SMALLEST_ADJUSTED = 32
 
 _DEFAULT_RATIO = 0.6
 
+_BITS_TOLERANCE = 1.01
+"""The target in bits counts all parameters, what is read back the matrices alone."""
+
 _LEAST_GROUP = 16
 """Smallest group size that an error message recommends; scales of smaller ones cost a bit each."""
 
@@ -354,6 +357,8 @@ class Int4Compression:
         fixed, candidates = 0, []
         for tensor, shape in config.tensor_shapes().items():
             name = layer_name(tensor)
+            if is_router(tensor):
+                fixed += 4 * math.prod(shape)  # float32
             if name not in blocks and name not in _ENDS:
                 continue
             parameters, columns = math.prod(shape), shape[-1]
@@ -519,13 +524,28 @@ class Int4Compression:
                 layers=wrong,
             )
         if self._has_target:
-            return  # the size follows from the layers that are int4, which _choose() counted
+            self._verify_size(layers)
+            return
         total = sum(layer.parameters for layer in countable)
         share = sum(layer.parameters for layer in int4) / total
         one_layer = max(layer.parameters for layer in countable) / total
         if abs(share - self.ratio) > one_layer:
             raise CompressionError(
                 f"{share:.1%} of the parameters are int4 where ratio={self.ratio} was asked."
+            )
+
+    def _verify_size(self, layers: Sequence[WeightLayer]) -> None:
+        size = sum(layer.size_bytes for layer in layers)
+        bits = 8 * size / sum(layer.parameters for layer in layers)
+        too_large = (
+            size > self.target_bytes
+            if self.target_bytes is not None
+            else bits > _BITS_TOLERANCE * (self.target_bits or 0)
+        )
+        if too_large:
+            raise CompressionError(
+                f"The weights have {size} bytes, {bits:.2f} bits per weight, where "
+                f"target_bytes={self.target_bytes}, target_bits={self.target_bits} was asked."
             )
 
     def _is_as_asked(self, layer: WeightLayer) -> bool:
